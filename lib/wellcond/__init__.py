@@ -1,0 +1,76 @@
+"""wellcond: well-conditioned low-rank layers, W = U S Vᵀ with orthonormal U, V and κ(S) <= 1 + τ.
+
+model = wc.factorize(model, ratio=0.8)                      # any nn.Module, by truncated SVD
+optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=1.1), lr=0.1)
+...                                                         # an ordinary training loop
+small = wc.deploy(model)                                    # merged factors, for inference
+"""
+
+from wellcond import paths
+from wellcond.attacks import ATTACKS, frozen, perturb
+from wellcond.convert import count_flops, count_parameters, densify, deploy, factorize, rank_for_ratio
+from wellcond.data import DATASETS, Data, Images
+from wellcond.data import load as load_data
+from wellcond.evaluate import count_correct, layer_reports, robustness_curve
+from wellcond.experiments import Experiment
+from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, low_rank_layers, matricize, weight_layers
+from wellcond.methods import METHODS, Method, Settings, register
+from wellcond.models import MODELS, Normalize, build
+from wellcond.notebook import check_parameters
+from wellcond.optim import LowRankSGD, constrain, param_groups
+from wellcond.results import Results
+from wellcond.runner import load_or_run, run_experiment, status
+from wellcond.spectrum import clip_condition_number, condition_number, nearest_scaled_orthogonal, singular_values
+from wellcond.stiefel import orthogonality_error, random_stiefel, retract
+from wellcond.train import Diverged, fit
+
+__all__ = [
+    "ATTACKS",
+    "DATASETS",
+    "METHODS",
+    "MODELS",
+    "Data",
+    "Diverged",
+    "Experiment",
+    "Images",
+    "LowRankConv2d",
+    "LowRankLayer",
+    "LowRankLinear",
+    "LowRankSGD",
+    "Method",
+    "Normalize",
+    "Results",
+    "Settings",
+    "build",
+    "check_parameters",
+    "clip_condition_number",
+    "condition_number",
+    "constrain",
+    "count_correct",
+    "count_flops",
+    "count_parameters",
+    "densify",
+    "deploy",
+    "factorize",
+    "fit",
+    "frozen",
+    "layer_reports",
+    "load_data",
+    "load_or_run",
+    "low_rank_layers",
+    "matricize",
+    "nearest_scaled_orthogonal",
+    "orthogonality_error",
+    "param_groups",
+    "paths",
+    "perturb",
+    "random_stiefel",
+    "rank_for_ratio",
+    "register",
+    "retract",
+    "robustness_curve",
+    "run_experiment",
+    "singular_values",
+    "status",
+    "weight_layers",
+]

@@ -1,0 +1,130 @@
+"""Measurements of a model. Everything is counted; rates are computed where they are shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wellcond.attacks import ATTACKS, frozen, input_gradient, perturb
+from wellcond.data import Images
+from wellcond.errors import unknown
+from wellcond.layers import LowRankLayer, matricize, weight_layers
+from wellcond.spectrum import condition_number, singular_values
+from wellcond.stiefel import orthogonality_error
+
+CHUNK = 500  # images a forward pass; it changes the memory used, not the result
+
+
+@dataclass(frozen=True)
+class Score:
+    """n_correct of n images, and their summed cross-entropy."""
+
+    n: int
+    n_correct: int
+    loss_sum: float
+
+
+@torch.no_grad()
+def _predictions(model: nn.Module, images: Images) -> tuple[Tensor, float]:
+    """Which images are classified correctly (N,), and the summed cross-entropy."""
+    correct, loss = [], 0.0
+    with frozen(model):
+        for x, y in images.chunks(CHUNK):
+            logits = model(x)
+            correct.append(logits.argmax(1) == y)
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
+    return torch.cat(correct), loss
+
+
+def count_correct(model: nn.Module, images: Images) -> Score:
+    """Counts over all images, the last short batch included; the model is left as it was found."""
+    correct, loss = _predictions(model, images)
+    return Score(len(images), int(correct.sum()), loss)
+
+
+def zero_gradients(model: nn.Module, images: Images) -> int:
+    """The number of images whose input gradient is exactly zero: a gradient attack cannot move those."""
+    return sum(int((input_gradient(model, x, y).flatten(1).abs().amax(1) == 0).sum()) for x, y in images.chunks(CHUNK))
+
+
+def robustness_curve(
+    model: nn.Module, images: Images, attack: str, epsilons: Iterable[float], *, seed: int = 0, **options: Any
+) -> list[dict[str, Any]]:
+    """Robust counts of `attack` (a key of ATTACKS) at each eps, ascending, one row per eps.
+
+    n_correct counts the images that are classified correctly both as they are and after the attack, so only survivors
+    are attacked; where the attack's eps-balls are nested, an image that has fallen stays fallen. eps = 0 is the clean
+    count. Columns: attack, norm, eps, n_examples, n_correct, n_zero_gradient, and the attack's options.
+    Raises ValueError for an unknown attack or option.
+    """
+    if attack not in ATTACKS:
+        raise unknown("attack", attack, ATTACKS)
+    kind = ATTACKS[attack]
+    settings = dict(kind.options)
+    for name, value in options.items():
+        if name not in settings:
+            raise unknown(f"option of {attack}", name, settings)
+        settings[name] = value
+    clean, _ = _predictions(model, images)
+    n_zero = zero_gradients(model, images)
+    alive = clean
+    rows = []
+    for eps in sorted(epsilons):
+        candidates = (alive if kind.nested else clean).nonzero().flatten()
+        fallen = []
+        for index in candidates.split(CHUNK):
+            y = images.labels[index]
+            adversarial = perturb(kind, model, images.pixels(index), y, eps, seed=seed, **settings)
+            with torch.no_grad(), frozen(model):
+                fallen.append(index[model(adversarial).argmax(1) != y])
+        alive = (alive if kind.nested else clean).clone()
+        alive[torch.cat(fallen)] = False if fallen else alive[:0]
+        rows.append(
+            {
+                "attack": attack,
+                "norm": kind.norm,
+                "eps": eps,
+                "n_examples": len(images),
+                "n_correct": int(alive.sum()),
+                "n_zero_gradient": n_zero,
+                **{name: settings.get(name, math.nan) for name in ("steps", "relative_step")},
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One weight layer: all singular values of its matrix (of S where there is a core), κ, and for a U S Vᵀ layer the
+    larger orthogonality error of U and V (nan elsewhere). Computed in float64 from the stored numbers."""
+
+    spectrum: Tensor
+    kappa: float
+    orthogonality: float
+
+
+@torch.no_grad()
+def layer_reports(model: nn.Module) -> Mapping[str, LayerReport]:
+    """A report on every linear and convolution layer, by name."""
+    reports = {}
+    for name, layer in weight_layers(model).items():
+        orthogonality = math.nan
+        if isinstance(layer, LowRankLayer):
+            if layer.S is None:
+                spectrum = layer.singular_values()
+                kappa = (spectrum[0] / spectrum[-1]).item()
+            else:
+                core = layer.S.double()
+                spectrum, kappa = singular_values(core), condition_number(core).item()
+                orthogonality = max(orthogonality_error(layer.U).item(), orthogonality_error(layer.V).item())
+        else:
+            W = matricize(layer.weight).double()
+            spectrum, kappa = singular_values(W), condition_number(W).item()
+        reports[name] = LayerReport(spectrum.cpu(), kappa, orthogonality)
+    return reports

@@ -1,0 +1,262 @@
+"""Experiments as data: a TOML file, strictly read, is resolved to cells; one cell is one trained and evaluated network.
+
+A preset ("paper", "smoke", ...) is a set of overrides in the file. The specification of a cell is everything that
+determines its trained weights; its hash identifies the results, so that an edited default or protocol is noticed.
+Attacks are not part of it: they are identified by their own columns in robustness.csv.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from wellcond import paths
+from wellcond.attacks import ATTACKS
+from wellcond.data import AUGMENTATIONS, DATASETS
+from wellcond.errors import invalid, unknown
+from wellcond.methods import METHODS, Settings, find
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Train(Strict):
+    """The protocol: momentum SGD with a step schedule. milestones: epochs after which lr is multiplied by gamma."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.3
+    augment: str = "none"
+    validation: float = 0.25
+
+    @field_validator("epochs", "batch_size")
+    @classmethod
+    def _positive(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError("must be >= 1")
+        return value
+
+    @field_validator("augment")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in AUGMENTATIONS:
+            raise unknown("augment", value, AUGMENTATIONS)
+        return value
+
+
+class MethodGrid(Strict):
+    """A method and the settings it is swept over; `train` overrides entries of the protocol for this method."""
+
+    name: str
+    ratio: tuple[float, ...] = ()
+    max_cond: tuple[float, ...] = ()
+    train: dict[str, Any] = {}
+
+    def settings(self) -> Iterable[dict[str, float]]:
+        """The product of the swept settings, each checked against the method."""
+        method = find(self.name)
+        for ratio in self.ratio or (None,):
+            for max_cond in self.max_cond or (None,):
+                chosen = {"ratio": ratio, "max_cond": max_cond}
+                given = {key: value for key, value in chosen.items() if value is not None}
+                method.check(given)
+                yield given
+
+
+class AttackGrid(Strict):
+    """An attack at several radii, on the first n_examples test images (all if absent)."""
+
+    name: str
+    eps: tuple[float, ...]
+    n_examples: int | None = None
+    options: dict[str, float | int] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ATTACKS:
+            raise unknown("attack", value, ATTACKS)
+        return value
+
+
+class Cell(Strict):
+    """One network to train and evaluate. `base`: the cell whose trained weights it starts from."""
+
+    dataset: str
+    model: str
+    method: str
+    ratio: float | None = None
+    max_cond: float | None = None
+    seed: int
+    n_train: int | None = None
+    n_test: int | None = None
+    train: Train
+    base: Cell | None = None
+
+    @property
+    def run_id(self) -> str:
+        """condlr-r0.8-c1.1-s0: method, ratio, max_cond, seed."""
+        ratio = "" if self.ratio is None else f"-r{self.ratio:g}"
+        max_cond = "" if self.max_cond is None else f"-c{self.max_cond:g}"
+        return f"{self.method}{ratio}{max_cond}-s{self.seed}"
+
+    @property
+    def settings(self) -> Settings:
+        given = {"ratio": self.ratio, "max_cond": self.max_cond}
+        return Settings(**{key: value for key, value in given.items() if value is not None})
+
+    @property
+    def label(self) -> str:
+        return METHODS[self.method].title(self.max_cond)
+
+    def spec(self) -> dict[str, Any]:
+        """Everything that determines the trained weights, defaults included, as plain JSON data; absent options left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def spec_hash(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the canonical JSON of the specification."""
+        return canonical_hash(self.spec())
+
+
+def canonical_hash(value: object) -> str:
+    """The first 16 hex digits of the SHA-256 of the JSON with sorted keys: stable across processes and machines."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Experiment(Strict):
+    """A grid of methods on one data set and model, with its attacks."""
+
+    name: str
+    title: str
+    dataset: str
+    model: str
+    seeds: tuple[int, ...]
+    train: Train
+    method: tuple[MethodGrid, ...]
+    attack: tuple[AttackGrid, ...] = ()
+    n_train: int | None = None
+    n_test: int | None = None
+    preset: str = "paper"
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in DATASETS:
+            raise unknown("dataset", value, DATASETS)
+        return value
+
+    @classmethod
+    def load(cls, experiment: str | Path, preset: str = "paper", **overrides: Any) -> Self:
+        """Read book/experiments/<experiment>.toml, or a path to a TOML file, and apply a preset and overrides.
+
+        overrides: entries of the experiment (dataset, model, seeds, ...); empty strings and None are ignored.
+        Raises ValueError in one line, with the nearest name, for an unknown experiment, preset, key, method, attack
+        or data set, and for a value out of range.
+        """
+        known = {path.stem: path for path in sorted(paths.experiments().glob("*.toml"))}
+        path = Path(experiment)
+        if path.suffix != ".toml":
+            if str(experiment) not in known:
+                raise unknown("experiment", str(experiment), known)
+            path = known[str(experiment)]
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise invalid("experiment", str(experiment), f"a readable TOML file ({error})") from error
+        presets = {"paper": {}, **raw.pop("presets", {})}
+        if preset not in presets:
+            raise unknown("preset", preset, presets)
+        chosen = dict(presets[preset])
+        keep = chosen.pop("keep", {})
+        raw = _merged(raw, chosen)
+        raw = _merged(raw, {key: value for key, value in overrides.items() if value not in ("", None)})
+        raw["preset"] = preset
+        raw["method"] = [kept for entry in raw.get("method", []) if (kept := _kept(entry, keep))]
+        try:
+            spec = cls.model_validate(raw)
+            spec.cells()  # checks every method's settings and protocol
+        except ValidationError as error:
+            raise _one_line(error, path.name) from error
+        return spec
+
+    def cells(self) -> list[Cell]:
+        """All cells, seed by seed, in the order of the file."""
+        common = {"dataset": self.dataset, "model": self.model, "n_train": self.n_train, "n_test": self.n_test}
+        cells = []
+        for seed in self.seeds:
+            for grid in self.method:
+                method = find(grid.name)
+                train = Train.model_validate({**self.train.model_dump(), **grid.train})
+                base = None
+                if method.starts_from:
+                    base = Cell(**common, method=method.starts_from, seed=seed, train=self.train)
+                for settings in grid.settings():
+                    cells.append(Cell(**common, method=grid.name, seed=seed, train=train, base=base, **settings))
+        return cells
+
+    def modified(self) -> bool:
+        """Whether this is anything but the paper preset of the file book/experiments/<name>.toml as it stands."""
+        path = paths.experiments() / f"{self.name}.toml"
+        return not path.exists() or self != type(self).load(self.name)
+
+    def folder(self) -> Path:
+        """results/<name> for the paper preset as declared; results/local/<name>/<preset>-<hash> for anything else."""
+        if not self.modified():
+            return paths.results() / self.name
+        return self.local_folder()
+
+    def local_folder(self) -> Path:
+        return paths.local() / self.name / f"{self.preset}-{canonical_hash(self.model_dump(mode='json'))[:8]}"
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[key] = _merged(old, value) if both and old is not None else value
+    return merged
+
+
+def _kept(entry: dict[str, Any], keep: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """A method entry reduced to the names and values a preset keeps; empty if nothing is left of it."""
+    for key, allowed in keep.items():
+        if key not in MethodGrid.model_fields:
+            raise unknown("presets.keep", key, MethodGrid.model_fields)
+        value = entry.get(key)
+        if isinstance(value, list):
+            entry = {**entry, key: [v for v in value if v in allowed]}
+            if not entry[key]:
+                return {}
+        elif value is not None and value not in allowed:
+            return {}
+    return entry
+
+
+_TABLES: dict[str, type[BaseModel]] = {"train": Train, "method": MethodGrid, "attack": AttackGrid}
+
+
+def _one_line(error: ValidationError, file: str) -> ValueError:
+    first = error.errors(include_url=False)[0]
+    *parents, last = first["loc"] or ("",)
+    field = ".".join(str(part) for part in (*parents, last) if not isinstance(part, int))
+    if first["type"] == "extra_forbidden":
+        table = next((_TABLES[str(p)] for p in parents if p in _TABLES), Experiment)
+        return unknown(f"{file}: key", str(last), table.model_fields)
+    message = first["msg"].removeprefix("Value error, ")
+    return ValueError(f"{file}: {field} = {first.get('input')!r}: {message}")

@@ -1,0 +1,255 @@
+"""Factorized layers: nn.Linear and nn.Conv2d with the weight matrix stored as W = U S Vᵀ.
+
+    W (n, m) = U (n, r) · S (r, r) · Vᵀ (r, m),      n = outputs, m = inputs, r = rank,
+
+UᵀU = VᵀV = I while the manifold integrator trains them; S is full. Without a core (``core=False``) the layer is
+W = U Vᵀ. A convolution kernel (C_out, C_in, kh, kw) is matricized row-major to n = C_out, m = C_in·kh·kw and
+applied as an r-channel kh x kw convolution by Vᵀ followed by a 1 x 1 convolution by U S, so that stride, padding
+and dilation are torch's own and no patches are unfolded.
+
+U, S and V are ordinary nn.Parameters: deepcopy, ``.to()``, ``state_dict`` and ``torch.save`` work as for any module.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wellcond.errors import invalid
+from wellcond.precision import upcast
+from wellcond.spectrum import singular_values
+from wellcond.stiefel import random_stiefel
+
+L = TypeVar("L", bound="LowRankLayer")
+D = TypeVar("D", nn.Linear, nn.Conv2d)
+
+
+def matricize(weight: Tensor) -> Tensor:
+    """(n, ...) -> (n, m): a kernel (C_out, C_in, kh, kw) becomes (C_out, C_in·kh·kw), row-major."""
+    return weight.reshape(weight.shape[0], -1)
+
+
+def full_rank(layer: nn.Module) -> int:
+    """min(n, m) of a layer with a dense weight."""
+    assert isinstance(layer.weight, Tensor)
+    return min(matricize(layer.weight).shape)
+
+
+class LowRankLayer(nn.Module):
+    """U, S, V and a bias, for a weight matrix of shape (n, m); the subclasses say how it acts on an input."""
+
+    U: nn.Parameter
+    S: nn.Parameter | None
+    V: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        n: int,
+        m: int,
+        rank: int,
+        *,
+        bias: bool = True,
+        core: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= rank <= min(n, m):
+            raise invalid("rank", rank, f"in 1..{min(n, m)} for a {n} x {m} weight matrix")
+        kwargs: dict[str, Any] = {"device": device or "cpu", "dtype": dtype or torch.get_default_dtype()}
+        # Haar frames; every singular value 1/sqrt(m), so that a unit-variance input gives outputs of variance r/m
+        scale = m**-0.5
+        if core:
+            self.U = nn.Parameter(random_stiefel(n, rank, **kwargs))
+            self.S = nn.Parameter(scale * torch.eye(rank, **kwargs))
+            self.V = nn.Parameter(random_stiefel(m, rank, **kwargs))
+        else:
+            self.U = nn.Parameter(scale**0.5 * random_stiefel(n, rank, **kwargs))
+            self.register_parameter("S", None)
+            self.V = nn.Parameter(scale**0.5 * random_stiefel(m, rank, **kwargs))
+        self.bias = nn.Parameter(torch.zeros(n, **kwargs)) if bias else None
+
+    @property
+    def rank(self) -> int:
+        return self.U.shape[1]
+
+    def left(self) -> Tensor:
+        """U S (n, r), or U where there is no core."""
+        return self.U if self.S is None else self.U @ self.S
+
+    def matrix(self) -> Tensor:
+        """W = U S Vᵀ (n, m)."""
+        return self.left() @ self.V.mT
+
+    def singular_values(self) -> Tensor:
+        """The r singular values of W, descending, from the triangular factors of U and V; W is not formed."""
+        _, R = torch.linalg.qr(upcast(self.left().detach()))
+        _, T = torch.linalg.qr(upcast(self.V.detach()))
+        return singular_values(R @ T.mT)
+
+    @torch.no_grad()
+    def set_matrix(self, W: Tensor) -> None:
+        """Make this the best rank-r approximation of W (n, m): the truncated SVD (Eckart and Young, 1936)."""
+        P, sigma, Qt = torch.linalg.svd(upcast(W.detach()), full_matrices=False)
+        P, sigma, Q = P[:, : self.rank], sigma[: self.rank], Qt[: self.rank].mT
+        if self.S is None:  # balanced: both factors carry sqrt(σ)
+            self.U.copy_(P * sigma.sqrt())
+            self.V.copy_(Q * sigma.sqrt())
+        else:
+            self.U.copy_(P)
+            self.S.copy_(torch.diag(sigma))
+            self.V.copy_(Q)
+
+    def _describe(self) -> str:
+        sigma = self.singular_values()
+        form = "U Vᵀ" if self.S is None else "U S Vᵀ"
+        return f"rank={self.rank}, form={form}, kappa={(sigma[0] / sigma[-1]).item():.4g}, bias={self.bias is not None}"
+
+
+class LowRankLinear(LowRankLayer):
+    """y = W x + b with W = U S Vᵀ.
+
+    Shape: x (..., in_features) -> y (..., out_features). Raises ValueError if rank is not in 1..min(in, out).
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, **kwargs: Any) -> None:
+        super().__init__(out_features, in_features, rank, **kwargs)
+        self.in_features, self.out_features = in_features, out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight (out_features, in_features), for code that reads ``layer.weight``."""
+        return self.matrix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x @ self.V  # (..., r)
+        if self.S is not None:
+            z = z @ self.S.mT
+        return F.linear(z, self.U, self.bias)
+
+    @classmethod
+    def from_dense(cls, layer: nn.Linear, rank: int, *, core: bool = True) -> Self:
+        """The factorized layer with the best rank-r approximation of the weights of `layer`, and its bias."""
+        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        new = cls(layer.in_features, layer.out_features, rank, bias=layer.bias is not None, core=core, **like)
+        return _filled(new, layer)
+
+    def to_dense(self) -> nn.Linear:
+        """An nn.Linear with weight U S Vᵀ and the same bias."""
+        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
+        dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, **like)
+        return _restored(dense, self)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self._describe()}"
+
+
+class LowRankConv2d(LowRankLayer):
+    """2-d convolution whose matricized kernel (C_out, C_in·kh·kw) is U S Vᵀ.
+
+    Shape: x (B, C_in, H, W) -> y (B, C_out, H', W') as nn.Conv2d with the same kernel_size, stride, padding, dilation.
+    Raises ValueError if rank is out of range, groups > 1, or padding_mode is not "zeros".
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        rank: int,
+        *,
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        **kwargs: Any,
+    ) -> None:
+        if groups != 1:
+            raise invalid("groups", groups, "1: a grouped convolution has no single weight matrix to factorize")
+        if padding_mode != "zeros":
+            raise invalid("padding_mode", padding_mode, "'zeros'")
+        kh, kw = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        super().__init__(out_channels, in_channels * kh * kw, rank, **kwargs)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, (kh, kw)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense kernel (C_out, C_in, kh, kw)."""
+        return self.matrix().reshape(self.out_channels, self.in_channels, *self.kernel_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        basis = self.V.mT.reshape(self.rank, self.in_channels, *self.kernel_size)
+        z = F.conv2d(x, basis, stride=self.stride, padding=self.padding, dilation=self.dilation)  # (B, r, H', W')
+        return F.conv2d(z, self.left()[:, :, None, None], self.bias)
+
+    @classmethod
+    def from_dense(cls, layer: nn.Conv2d, rank: int, *, core: bool = True) -> Self:
+        """The factorized layer with the best rank-r approximation of the kernel of `layer`, and its bias."""
+        kh, kw = layer.kernel_size
+        new = cls(
+            layer.in_channels,
+            layer.out_channels,
+            (kh, kw),
+            rank,
+            **_convolution_arguments(layer),
+            groups=layer.groups,
+            padding_mode=layer.padding_mode,
+            bias=layer.bias is not None,
+            core=core,
+            device=layer.weight.device,
+            dtype=layer.weight.dtype,
+        )
+        return _filled(new, layer)
+
+    def to_dense(self) -> nn.Conv2d:
+        """An nn.Conv2d with the kernel U S Vᵀ and the same bias."""
+        dense = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            **_convolution_arguments(self),
+            bias=self.bias is not None,
+            device=self.U.device,
+            dtype=self.U.dtype,
+        )
+        return _restored(dense, self)
+
+    def extra_repr(self) -> str:
+        shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return f"{shape}, padding={self.padding}, dilation={self.dilation}, {self._describe()}"
+
+
+def _convolution_arguments(layer: nn.Conv2d | LowRankConv2d) -> dict[str, Any]:
+    return {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+
+
+def _filled(new: L, dense: nn.Linear | nn.Conv2d) -> L:
+    new.set_matrix(matricize(dense.weight))
+    if new.bias is not None and dense.bias is not None:
+        new.bias.data.copy_(dense.bias.data)
+    return new.train(dense.training)
+
+
+def _restored(dense: D, layer: LowRankLayer) -> D:
+    dense.weight.data.copy_(layer.matrix().data.reshape(dense.weight.shape))
+    if dense.bias is not None and layer.bias is not None:
+        dense.bias.data.copy_(layer.bias.data)
+    dense.train(layer.training)
+    return dense
+
+
+def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
+    """The factorized layers of a model by module name, in module order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLayer)}
+
+
+def weight_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d | LowRankLayer]:
+    """Every linear and convolution layer of a model, dense or factorized, by module name."""
+    kinds = (nn.Linear, nn.Conv2d, LowRankLayer)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}

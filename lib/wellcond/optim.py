@@ -1,0 +1,334 @@
+"""Momentum SGD on products of manifolds: the integrators of the study.
+
+Each update rule is a pure function of tensors; `LowRankSGD` only loops over parameter groups and calls the rule that
+the group names in ``"kind"``. Groups hold plain data, so ``state_dict``, resuming and learning-rate schedulers work as
+for any torch optimizer.
+
+    kind                        parameters     rule
+    euclidean                   any            heavy-ball SGD, as torch.optim.SGD
+    lowrank                     [U, S, V]      lowrank_step: projected gradient flow on rank-r matrices
+    lowrank_published_band      [U, S, V]      published_band_step: the step of the released CondLR code, tau > 0
+    lowrank_published_mean      [U, S, V]      published_mean_step: the same, tau = 0
+    stiefel                     weights        stiefel_step on the orthonormal rows (or columns) of each weight
+
+Gradients with respect to the factors are those of autograd: with G = ∂L/∂W, g_U = G V Sᵀ, g_S = Uᵀ G V,
+g_V = Gᵀ U S. Learning rates are in units of the gradient flow's time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wellcond.errors import invalid, unknown
+from wellcond.layers import low_rank_layers, matricize
+from wellcond.spectrum import check_max_cond, clip_condition_number
+from wellcond.stiefel import RETRACTIONS, polar, project_horizontal, project_tangent, qr, retract
+
+
+class Factors(NamedTuple):
+    """W = U S Vᵀ, or a triple of gradients or momenta of the same shapes: (n, r), (r, r), (m, r)."""
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+
+
+def _right_solve(D: Tensor, A: Tensor) -> Tensor:
+    """D (A + δI)^-1 for symmetric positive semidefinite A (r, r), δ relative to its mean eigenvalue.
+
+    δ only keeps the Cholesky factorization alive when κ(S) is beyond the working precision: it is 1e-8 in float64
+    and about 1e-6 in float32, and has no visible effect while κ(S) is bounded by a small constant.
+    """
+    delta = max(1e-8, 10 * torch.finfo(A.dtype).eps) * A.diagonal().mean()
+    L = torch.linalg.cholesky_ex(A + delta * torch.eye(A.shape[0], dtype=A.dtype, device=A.device))[0]
+    return D @ torch.cholesky_inverse(L)  # one product with a tall D is cheaper than two triangular solves
+
+
+def lowrank_step(
+    W: Factors,
+    grad: Factors,
+    momentum: Factors,
+    *,
+    lr: float,
+    beta: float = 0.0,
+    max_cond: float = math.inf,
+    rule: str = "nearest",
+    retraction: str = "qr",
+) -> tuple[Factors, Factors]:
+    """One step of the projected gradient flow Ẇ = -P_W G on {rank r, κ(S) <= max_cond} ("CondLR-exact").
+
+        m_U <- (I - UUᵀ)(β m_U + g_U),   m_V <- (I - VVᵀ)(β m_V + g_V),   m_S <- β m_S + g_S
+        U   <- R_U(-h m_U (SSᵀ)^-1),     V   <- R_V(-h m_V (SᵀS)^-1)
+        S   <- nearest{κ <= max_cond}(S - h m_S)
+
+    The momenta are stored before preconditioning, so that a change of S does not rescale them, and transported to the
+    new tangent space by the projection, which is needed there anyway. While the constraint
+    is inactive and β = 0, the new U S Vᵀ is W - h P_W(G) + O(h²); the constants do not depend on small singular
+    values once κ(S) is bounded.
+
+    W, grad, momentum: factors and autograd gradients; returns new W and momentum. lr: step h > 0; beta in [0, 1).
+    Source: Koch and Lubich, SIAM J. Matrix Anal. Appl. 29 (2007), for the flow; Savostianova et al., NeurIPS 2023,
+    for the constraint; the preconditioner here is that of the flow, not of their code.
+    """
+    U, S, V = W
+    m_U = project_horizontal(U, beta * momentum.U + grad.U)
+    m_S = beta * momentum.S + grad.S
+    m_V = project_horizontal(V, beta * momentum.V + grad.V)
+    d_U = _right_solve(m_U, S @ S.mT)
+    d_V = _right_solve(m_V, S.mT @ S)
+    new = Factors(
+        retract(U, -lr * d_U, retraction),
+        clip_condition_number(S - lr * m_S, max_cond, rule),
+        retract(V, -lr * d_V, retraction),
+    )
+    return new, Factors(m_U, m_S, m_V)
+
+
+def _published_bases(W: Factors, grad: Factors, momentum: Factors, scale: Tensor, lr: float, beta: float) -> Factors:
+    # the released code stores the scaled, projected direction as the momentum buffer: beta compounds with the scale
+    return Factors(
+        scale * project_horizontal(W.U, beta * momentum.U + grad.U),
+        beta * momentum.S + grad.S,
+        scale * project_horizontal(W.V, beta * momentum.V + grad.V),
+    )
+
+
+def published_band_step(
+    W: Factors, grad: Factors, momentum: Factors, scale: Tensor, *, lr: float, beta: float, max_cond: float
+) -> tuple[Factors, Factors, Tensor]:
+    """One step of the published CondLR code with tau = max_cond - 1 > 0, as written there.
+
+    The preconditioner (SSᵀ)^-1 is replaced by the scalar c = (σ_min/σ_max)² of the last clipped S (c = 1 at first),
+    and the spectrum is clipped by the mean-centred rule. Returns W, momentum and c. It is a descent step but not a
+    discretization of the projected gradient flow: the error against that flow does not vanish with lr.
+    """
+    momentum = _published_bases(W, grad, momentum, scale, lr, beta)
+    S = clip_condition_number(W.S - lr * momentum.S, max_cond, "mean")
+    sigma = torch.linalg.svdvals(S)
+    new = Factors(qr(W.U - lr * momentum.U), S, qr(W.V - lr * momentum.V))
+    return new, momentum, (sigma[-1] / sigma[0]).square()
+
+
+def published_mean_step(
+    W: Factors, grad: Factors, momentum: Factors, scale: Tensor, *, lr: float, beta: float
+) -> tuple[Factors, Factors, Tensor]:
+    """One step of the published CondLR code with tau = 0: S <- sqrt(tr(SSᵀ)/r) qf(S).
+
+    The bases are scaled by 1/a₀, a₀ the mean singular value at the start, which stays frozen. Returns W, momentum
+    and the unchanged scale.
+    """
+    momentum = _published_bases(W, grad, momentum, scale, lr, beta)
+    S = W.S - lr * momentum.S
+    S = torch.linalg.matrix_norm(S) / math.sqrt(S.shape[-1]) * qr(S)
+    return Factors(qr(W.U - lr * momentum.U), S, qr(W.V - lr * momentum.V)), momentum, scale
+
+
+def stiefel_step(
+    X: Tensor, grad: Tensor, momentum: Tensor, *, lr: float, beta: float, retraction: str
+) -> tuple[Tensor, Tensor]:
+    """Riemannian momentum SGD on St(n, r): m <- P_X(β m + g), X <- R_X(-h m), P_X the tangent projection at X.
+
+    X, grad, momentum (n, r); returns the new X and m. Projecting the stored momentum at each new point is the vector
+    transport of Li, Fuxin and Todorovic, ICLR 2020.
+    """
+    momentum = project_tangent(X, beta * momentum + grad)
+    return retract(X, -lr * momentum, retraction), momentum
+
+
+State = dict[Tensor, Any]
+Group = dict[str, Any]
+
+
+def _buffers(params: Iterable[Tensor], state: State) -> list[Tensor]:
+    for p in params:
+        if "momentum_buffer" not in state[p]:
+            state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return [state[p]["momentum_buffer"] for p in params]
+
+
+def _euclidean(group: Group, state: State) -> None:
+    params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+    if not params:
+        return
+    grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
+    if group["weight_decay"]:
+        grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+    if group["momentum"]:
+        buffers = _buffers(params, state)
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, grads)
+        grads = buffers
+    torch._foreach_add_(params, grads, alpha=-group["lr"])
+
+
+def _factors(group: Group, state: State) -> tuple[Factors, Factors, Factors]:
+    W = Factors(*group["params"])
+    g_U, g_S, g_V = (p.grad if p.grad is not None else torch.zeros_like(p) for p in W)
+    # the gradient of wd/2 ||W||² is W, whose components on the tangent space are (0, S, 0)
+    return W, Factors(g_U, g_S + group["weight_decay"] * W.S, g_V), Factors(*_buffers(W, state))
+
+
+def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+def _lowrank(group: Group, state: State) -> None:
+    W, grad, momentum = _factors(group, state)
+    options = {key: group[key] for key in ("lr", "max_cond", "rule", "retraction")}
+    new, new_momentum = lowrank_step(W, grad, momentum, beta=group["momentum"], **options)
+    _copy((*W, *momentum), (*new, *new_momentum))
+
+
+def _published_band(group: Group, state: State) -> None:
+    W, grad, momentum = _factors(group, state)
+    scale = state[W.S].setdefault("scale", torch.ones((), dtype=W.S.dtype, device=W.S.device))
+    new, new_momentum, new_scale = published_band_step(
+        W, grad, momentum, scale, lr=group["lr"], beta=group["momentum"], max_cond=group["max_cond"]
+    )
+    _copy((*W, *momentum, scale), (*new, *new_momentum, new_scale))
+
+
+def _published_mean(group: Group, state: State) -> None:
+    W, grad, momentum = _factors(group, state)
+    if "scale" not in state[W.S]:
+        state[W.S]["scale"] = 1 / torch.linalg.svdvals(W.S).mean()
+    new, new_momentum, _ = published_mean_step(
+        W, grad, momentum, state[W.S]["scale"], lr=group["lr"], beta=group["momentum"]
+    )
+    _copy((*W, *momentum), (*new, *new_momentum))
+
+
+def orthonormal_frame(weight: Tensor) -> Tensor:
+    """The tall orientation (max(n, m), min(n, m)) of a matricized weight: its rows, or columns if n > m."""
+    W = matricize(weight)
+    return W.mT if W.shape[0] <= W.shape[1] else W
+
+
+def _set_frame(weight: Tensor, frame: Tensor) -> None:
+    # by copy, not through a view: in channels-last memory the matricized weight is itself a copy
+    W = frame.mT if weight.shape[0] == frame.shape[1] else frame
+    weight.copy_(W.reshape(weight.shape))
+
+
+def _stiefel(group: Group, state: State) -> None:
+    params = [p for p in group["params"] if p.grad is not None]
+    for p, buffer in zip(params, _buffers(params, state), strict=True):
+        frame, momentum = stiefel_step(
+            orthonormal_frame(p),
+            orthonormal_frame(p.grad),
+            orthonormal_frame(buffer),
+            lr=group["lr"],
+            beta=group["momentum"],
+            retraction=group["retraction"],
+        )
+        _set_frame(p, frame)
+        _set_frame(buffer, momentum)
+
+
+UPDATES: dict[str, Callable[[Group, State], None]] = {
+    "euclidean": _euclidean,
+    "lowrank": _lowrank,
+    "lowrank_published_band": _published_band,
+    "lowrank_published_mean": _published_mean,
+    "stiefel": _stiefel,
+}
+
+
+class LowRankSGD(torch.optim.Optimizer):
+    """Momentum SGD whose groups say on which manifold their parameters live; see the table of this module.
+
+    params: tensors, or groups as `param_groups` makes them. Options of a group, with the defaults given here:
+        lr > 0; momentum in [0, 1); weight_decay >= 0 (on W); kind: a key of UPDATES; max_cond >= 1: bound on κ(S);
+        rule: a key of spectrum.CLIP_RULES; retraction: a key of stiefel.RETRACTIONS.
+    Raises ValueError, naming the option, for anything else.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.1,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        kind: str = "euclidean",
+        max_cond: float = math.inf,
+        rule: str = "nearest",
+        retraction: str = "qr",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "kind": kind,
+            "max_cond": max_cond,
+            "rule": rule,
+            "retraction": retraction,
+        }
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            _check_group(group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of every group. closure: optional, re-evaluates the loss and returns it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            UPDATES[group["kind"]](group, self.state)
+        return loss
+
+
+def _check_group(group: Group) -> None:
+    if group["kind"] not in UPDATES:
+        raise unknown("kind", group["kind"], UPDATES)
+    if group["retraction"] not in RETRACTIONS:
+        raise unknown("retraction", group["retraction"], RETRACTIONS)
+    if not 0 <= group["momentum"] < 1:
+        raise invalid("momentum", group["momentum"], "in [0, 1)")
+    if not group["lr"] > 0:
+        raise invalid("lr", group["lr"], "> 0")
+    if not group["weight_decay"] >= 0:
+        raise invalid("weight_decay", group["weight_decay"], ">= 0")
+    check_max_cond(group["max_cond"])
+    if group["kind"].startswith("lowrank") and len(group["params"]) != 3:
+        raise invalid("params", f"{len(group['params'])} tensors", "[U, S, V] in a low-rank group")
+
+
+def param_groups(model: nn.Module, **lowrank: Any) -> list[Group]:
+    """One {"params": [U, S, V], "kind": "lowrank", **lowrank} group a U S Vᵀ layer, and one euclidean group.
+
+    lowrank: options of the low-rank groups (max_cond, rule, retraction, kind, ...). Layers without a core, biases,
+    normalization and dense weights are euclidean.
+    """
+    groups: list[Group] = []
+    taken: set[int] = set()
+    for name, layer in low_rank_layers(model).items():
+        if layer.S is not None:
+            factors = [layer.U, layer.S, layer.V]
+            groups.append({"params": factors, "name": name, "kind": "lowrank", **lowrank})
+            taken.update(map(id, factors))
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    return [*groups, {"params": rest, "name": "", "kind": "euclidean"}]
+
+
+@torch.no_grad()
+def constrain(model: nn.Module, max_cond: float, rule: str = "nearest") -> nn.Module:
+    """Clip κ(S) of every U S Vᵀ layer of `model` in place, so that training starts inside the constraint."""
+    for layer in low_rank_layers(model).values():
+        if layer.S is not None:
+            layer.S.copy_(clip_condition_number(layer.S, max_cond, rule))
+    return model
+
+
+@torch.no_grad()
+def orthonormalize(weight: Tensor) -> None:
+    """Replace a weight, in place, by the nearest matrix with orthonormal rows (columns if it is tall)."""
+    _set_frame(weight, polar(orthonormal_frame(weight)))

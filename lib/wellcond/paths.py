@@ -1,0 +1,29 @@
+"""Where things are; nothing depends on the working directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The project: the folder that holds book/, lib/ and results/."""
+
+
+def experiments() -> Path:
+    """The TOML files that declare the experiments."""
+    return ROOT / "book" / "experiments"
+
+
+def results() -> Path:
+    """$WELLCOND_RESULTS, or results/ of the project."""
+    return Path(os.environ.get("WELLCOND_RESULTS") or ROOT / "results")
+
+
+def local() -> Path:
+    """results/local: what a reader reruns, checkpoints and locks; never committed."""
+    return results() / "local"
+
+
+def data() -> Path:
+    """$WELLCOND_DATA, or data/ of the project."""
+    return Path(os.environ.get("WELLCOND_DATA") or ROOT / "data")

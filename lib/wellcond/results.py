@@ -1,0 +1,180 @@
+"""The results folder: tidy tables of counts, and where each row comes from. The only module that writes there.
+
+    runs.csv         one row a trained network; see RUNS
+    robustness.csv   one row per (run, attack, eps): how many of n_examples are still classified correctly
+    curves.csv       long format: run_id, epoch, layer (or empty), quantity, value
+    spectra.csv      run_id, layer, index, singular_value of the trained network
+    provenance.json  per run: specification and its hash, commit, versions, device, data hash, times, command
+
+A cell is done when its row in runs.csv, which is written last, carries the hash of its specification. Writes replace
+whole files atomically under a lock, so several runners may fill one experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from wellcond import paths
+from wellcond.errors import invalid
+
+Row = Mapping[str, Any]
+
+RUNS = (
+    "run_id", "dataset", "model", "method", "label", "ratio", "max_cond", "seed", "epochs", "rank_fraction",
+    "n_params_dense", "n_params_trained", "n_params_deployed", "flops_dense", "flops_deployed", "n_test", "n_correct",
+    "kappa_max", "orth_error_max", "wall_s", "peak_bytes", "device", "status", "spec_hash",
+)  # fmt: skip
+ROBUSTNESS = (
+    "run_id", "attack", "norm", "eps", "steps", "relative_step", "n_examples", "n_correct", "n_zero_gradient",
+)  # fmt: skip
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "spectra": ("run_id", "layer", "index", "singular_value"),
+    "curves": ("run_id", "epoch", "layer", "quantity", "value"),
+    "robustness": ROBUSTNESS,
+    "runs": RUNS,  # last: its row says that the cell is complete
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of an experiment, restricted to the completed cells of its grid, and the run_ids still missing."""
+
+    runs: pd.DataFrame
+    robustness: pd.DataFrame
+    curves: pd.DataFrame
+    spectra: pd.DataFrame
+    provenance: dict[str, dict[str, Any]]
+    missing: tuple[str, ...] = ()
+
+    def select(self, table: str) -> pd.DataFrame:
+        """One of the other tables with the descriptive columns of its runs joined on."""
+        about = ["run_id", "method", "label", "ratio", "max_cond", "seed"]
+        frame: pd.DataFrame = getattr(self, table)
+        return frame.merge(self.runs[about], on="run_id", validate="many_to_one")
+
+
+def _read_table(folder: Path, table: str) -> pd.DataFrame:
+    path = folder / f"{table}.csv"
+    if not path.exists():
+        return pd.DataFrame(columns=list(COLUMNS[table]))
+    try:
+        frame = pd.read_csv(path, keep_default_na=True)
+    except (ValueError, OSError) as error:
+        raise invalid("file", str(path), f"a readable CSV ({error})") from error
+    absent = [column for column in COLUMNS[table] if column not in frame]
+    if absent:
+        raise invalid("columns", list(frame.columns), f"including {', '.join(absent)} in {path}")
+    return frame
+
+
+def read_runs(folder: Path) -> pd.DataFrame:
+    """runs.csv as it stands; empty if there is none."""
+    return _read_table(folder, "runs")
+
+
+def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
+    """provenance.json as a dict by run_id; empty if there is none."""
+    path = folder / "provenance.json"
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["runs"])
+    except (ValueError, KeyError) as error:
+        raise invalid("file", str(path), f"readable JSON with a key 'runs' ({error})") from error
+
+
+def done(folder: Path, specs: Mapping[str, str]) -> set[str]:
+    """The run_ids in `specs` ({run_id: spec_hash}) that are completed in `folder` with that specification."""
+    runs = read_runs(folder)
+    return {r for r, h in zip(runs["run_id"], runs["spec_hash"], strict=True) if specs.get(r) == h}
+
+
+def load(folder: Path, specs: Mapping[str, Mapping[str, Any]], hashes: Mapping[str, str]) -> Results:
+    """The completed cells among `specs` ({run_id: specification}, with their hashes).
+
+    Raises ValueError, naming the changed keys, if a run of that name is of another specification.
+    """
+    provenance = read_provenance(folder)
+    tables = {table: _read_table(folder, table) for table in COLUMNS}
+    runs = tables["runs"]
+    for run_id, spec_hash in zip(runs["run_id"], runs["spec_hash"], strict=True):
+        if run_id in hashes and hashes[run_id] != spec_hash:
+            changed = _changes(provenance.get(run_id, {}).get("spec", {}), specs[run_id])
+            raise ValueError(
+                f"results = {str(folder)!r}: {run_id} is of another specification (changed: {changed}); "
+                "rerun it, or restore the experiment file"
+            )
+    complete = [run_id for run_id in hashes if run_id in set(runs["run_id"])]
+    kept = {table: frame[frame["run_id"].isin(complete)].reset_index(drop=True) for table, frame in tables.items()}
+    missing = tuple(run_id for run_id in hashes if run_id not in set(complete))
+    return Results(**kept, provenance={r: provenance[r] for r in complete if r in provenance}, missing=missing)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if a != b:
+                found.append(_changes(a, b, f"{prefix}{key}."))
+        elif a != b:
+            found.append(f"{prefix}{key} {a!r} -> {b!r}")
+    return ", ".join(found) or "the definition of the hash"
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place if the block succeeds, and vanishes otherwise."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Create `folder`; raise ValueError if files cannot be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise invalid("results", str(folder), f"a writable folder ({error.strerror})") from error
+
+
+def lock(name: str, timeout: float = -1) -> FileLock:
+    """A lock between processes; the system frees it when its holder ends, however it ends. name: a path-like key."""
+    path = paths.local() / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=timeout)
+
+
+def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provenance: Mapping[str, Any]) -> None:
+    """Add a completed cell: its rows replace those of the same run_id; runs.csv is written last."""
+    with lock(f"results-{folder.name}"):
+        check_writable(folder)
+        known = read_provenance(folder)
+        known[run_id] = dict(provenance)
+        with _replacing(folder / "provenance.json") as part:
+            part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for table, columns in COLUMNS.items():
+            old = _read_table(folder, table)
+            new = pd.DataFrame([dict(row) for row in tables.get(table, ())], columns=list(columns))
+            old = old[old["run_id"] != run_id]
+            frame = pd.concat([f for f in (old, new) if len(f)]) if len(old) or len(new) else new
+            with _replacing(folder / f"{table}.csv") as part:
+                frame.to_csv(part, index=False, float_format="%.9g")

@@ -1,0 +1,436 @@
+"""Fill in the missing cells of an experiment: train, evaluate, attack, record.
+
+A cell is claimed by a lock, so several runners share the work; it is recorded only when complete, so an interrupted
+run is finished by running it again. Trained weights are kept in results/local/weights by the hash of their
+specification.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import math
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import Timeout
+from torch import nn
+from tqdm import tqdm
+
+from wellcond import data, evaluate, models, paths, results
+from wellcond.convert import count_flops, count_parameters, densify, deploy
+from wellcond.errors import invalid
+from wellcond.experiments import Cell, Experiment
+from wellcond.layers import low_rank_layers
+from wellcond.methods import find
+from wellcond.optim import LowRankSGD
+from wellcond.results import Results, Row
+from wellcond.train import Diverged, fit
+
+CURVE_IMAGES = 5000  # validation images behind the accuracy recorded after each epoch
+
+
+class OutOfTime(Exception):
+    """The deadline passed inside a cell; the cell is dropped."""
+
+
+@functools.lru_cache(maxsize=2)
+def _data(name: str, seed: int, validation: float, n_train: int | None, n_test: int | None, device: str) -> data.Data:
+    return data.load(name, seed=seed, validation=validation, n_train=n_train, n_test=n_test, device=device)
+
+
+def _cell_data(cell: Cell, device: str) -> data.Data:
+    return _data(cell.dataset, cell.seed, cell.train.validation, cell.n_train, cell.n_test, device)
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is cuda where there is one. Raises ValueError for a device that torch does not have."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise invalid("device", device, "auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise invalid("device", device, "auto or cpu: torch sees no CUDA device")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: restart the count of the peak resident size
+
+
+def _peak_bytes(device: str) -> int:
+    """Peak memory since _reset_peak: allocated on the GPU, or the resident size of the process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@dataclass
+class Trained:
+    """A trained network, its curves, and what the training cost."""
+
+    model: nn.Module
+    curves: list[dict[str, Any]]
+    wall_s: float
+    peak_bytes: int
+
+
+def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
+    dataset = _cell_data(cell, device)
+    if cell.base is not None:
+        model = trained(cell.base, device, deadline).model
+    else:
+        torch.manual_seed(cell.seed)  # the same draw for every method of a seed
+        model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0]).to(device)
+    model = find(cell.method).prepare(model, cell.settings)
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _epoch_rows(model: nn.Module, epoch: int, images: data.Images) -> list[dict[str, Any]]:
+    score = evaluate.count_correct(model, images)
+    values: list[tuple[str, str, float]] = []
+    if score.n:
+        values = [("", "validation_n", score.n), ("", "validation_n_correct", score.n_correct)]
+        values.append(("", "validation_loss", score.loss_sum / score.n))
+    for name, report in evaluate.layer_reports(model).items():
+        values.append((name, "kappa", report.kappa))
+        values.append((name, "sigma_max", report.spectrum[0].item()))
+        values.append((name, "sigma_min", report.spectrum[-1].item()))
+        if not math.isnan(report.orthogonality):
+            values.append((name, "orth_error", report.orthogonality))
+    return [{"epoch": epoch, "layer": layer, "quantity": q, "value": v} for layer, q, v in values]
+
+
+def _train(cell: Cell, device: str, deadline: float) -> Trained:
+    dataset = _cell_data(cell, device)
+    model = _initial(cell, device, deadline)
+    method, protocol = find(cell.method), cell.train
+    images = dataset.validation.first(CURVE_IMAGES)
+    _reset_peak(device)
+    torch.manual_seed(cell.seed)  # dropout
+    started = time.perf_counter()
+    curves = _epoch_rows(model, 0, images)
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        curves.append({"epoch": epoch, "layer": "", "quantity": "train_loss", "value": loss})
+        curves.extend(_epoch_rows(model, epoch, images))
+        if time.monotonic() > deadline:
+            raise OutOfTime
+
+    if method.trains:
+        optimizer = LowRankSGD(
+            method.groups(model, cell.settings),
+            lr=protocol.lr,
+            momentum=protocol.momentum,
+            weight_decay=protocol.weight_decay,
+        )
+        fit(
+            model,
+            optimizer,
+            dataset.train,
+            epochs=protocol.epochs,
+            batch_size=protocol.batch_size,
+            milestones=protocol.milestones,
+            gamma=protocol.gamma,
+            seed=cell.seed,
+            augment=protocol.augment,
+            on_epoch=on_epoch,
+        )
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return Trained(model.eval(), curves, time.perf_counter() - started, _peak_bytes(device))
+
+
+def trained(cell: Cell, device: str = "cpu", deadline: float = math.inf) -> Trained:
+    """The trained network of a cell: read from results/local/weights, else trained now and kept there.
+
+    Waits if another process is training the same cell. Raises Diverged, or OutOfTime when the deadline
+    (time.monotonic()) passes.
+    """
+    path = paths.local() / "weights" / f"{cell.spec_hash}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with results.lock(f"weights-{cell.spec_hash}"):
+        if not path.exists():
+            found = _train(cell, device, deadline)
+            record = {"model": found.model.state_dict(), "curves": found.curves}
+            with results._replacing(path) as part:
+                torch.save({**record, "wall_s": found.wall_s, "peak_bytes": found.peak_bytes}, part)
+            return found
+    saved = torch.load(path, map_location=device, weights_only=True)
+    model = _skeleton(cell, device)
+    model.load_state_dict(saved["model"], strict=True)
+    return Trained(model.eval(), saved["curves"], saved["wall_s"], saved["peak_bytes"])
+
+
+def _skeleton(cell: Cell, device: str) -> nn.Module:
+    """A network of the cell's architecture and ranks, with arbitrary weights."""
+    dataset = _cell_data(cell, device)
+    with torch.random.fork_rng([]):
+        model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0])
+    return find(cell.method).prepare(model, cell.settings).to(device)
+
+
+def _run_row(cell: Cell, network: Trained, dataset: data.Data) -> dict[str, Any]:
+    model = network.model
+    counts = count_parameters(model)
+    score = evaluate.count_correct(model, dataset.test)
+    constrained = {name for name, layer in low_rank_layers(model).items() if layer.S is not None}
+    extremes = {
+        quantity: max(
+            (row["value"] for row in network.curves if row["layer"] in constrained and row["quantity"] == quantity),
+            default=math.nan,
+        )
+        for quantity in ("kappa", "orth_error")
+    }
+    return {
+        "rank_fraction": counts.rank_fraction,
+        "n_params_dense": counts.dense,
+        "n_params_trained": counts.trained,
+        "n_params_deployed": counts.deployed,
+        "flops_dense": count_flops(densify(model), dataset.shape),
+        "flops_deployed": count_flops(deploy(model), dataset.shape),
+        "n_test": score.n,
+        "n_correct": score.n_correct,
+        "kappa_max": extremes["kappa"],
+        "orth_error_max": extremes["orth_error"],
+        "wall_s": network.wall_s,
+        "peak_bytes": network.peak_bytes,
+        "status": "done",
+    }
+
+
+def run_cell(cell: Cell, experiment: Experiment, device: str, deadline: float = math.inf) -> dict[str, list[Row]]:
+    """Train and evaluate one cell; returns the rows of every table. A diverged cell has a row without counts."""
+    dataset = _cell_data(cell, device)
+    about = {
+        "run_id": cell.run_id,
+        "dataset": cell.dataset,
+        "model": cell.model,
+        "method": cell.method,
+        "label": cell.label,
+        "ratio": cell.ratio,
+        "max_cond": cell.max_cond,
+        "seed": cell.seed,
+        "epochs": cell.train.epochs if find(cell.method).trains else 0,
+        "device": device,
+        "spec_hash": cell.spec_hash,
+    }
+    try:
+        network = trained(cell, device, deadline)
+    except Diverged as error:
+        tqdm.write(f"{cell.run_id}: diverged ({error})", file=sys.stderr)
+        return {"runs": [{**about, "status": "diverged"}]}
+    tables: dict[str, list[Row]] = {"robustness": []}
+    for attack in experiment.attack:
+        images = dataset.test.first(attack.n_examples)
+        curve = evaluate.robustness_curve(
+            network.model, images, attack.name, attack.eps, seed=cell.seed, **attack.options
+        )
+        tables["robustness"] += curve
+        if time.monotonic() > deadline:
+            raise OutOfTime
+    tables["curves"] = list(network.curves)
+    tables["spectra"] = [
+        {"layer": name, "index": index, "singular_value": value}
+        for name, report in evaluate.layer_reports(network.model).items()
+        for index, value in enumerate(report.spectrum.tolist())
+    ]
+    tables["runs"] = [{**about, **_run_row(cell, network, dataset)}]
+    return {table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()}
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(paths.ROOT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@functools.cache
+def environment(device: str) -> dict[str, Any]:
+    """What the numbers may depend on besides the specification; read once, when the process starts to compute."""
+    packages = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "advertorch", "wellcond")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "modified": bool(_git("status", "--porcelain", "--", "lib", "book/experiments")),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if device == "cuda" else None,
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _failure(folder: Path, cell: Cell) -> Path:
+    return paths.local() / "failed" / folder.name / f"{cell.run_id}.txt"
+
+
+def _work(experiment: Experiment, folder: Path, device: str, deadline: float) -> Iterable[str]:
+    """Run the missing cells that nobody else is running, yielding each run_id as it is recorded."""
+    hashes = {cell.run_id: cell.spec_hash for cell in experiment.cells()}
+    for cell in experiment.cells():
+        if time.monotonic() > deadline:
+            return
+        if cell.run_id in results.done(folder, hashes):
+            continue
+        try:
+            with results.lock(f"cell-{folder.name}-{cell.run_id}", timeout=0):
+                if cell.run_id in results.done(folder, hashes):
+                    continue
+                started = _now()
+                try:
+                    tables = run_cell(cell, experiment, device, deadline)
+                except OutOfTime:
+                    return
+                except Exception:
+                    failure = _failure(folder, cell)
+                    failure.parent.mkdir(parents=True, exist_ok=True)
+                    failure.write_text(traceback.format_exc(), encoding="utf-8")
+                    raise
+                provenance = {
+                    "spec": cell.spec(),
+                    "spec_hash": cell.spec_hash,
+                    "data_sha256": _cell_data(cell, device).sha256,
+                    "started": started,
+                    "finished": _now(),
+                    "command": f"python -m wellcond run {experiment.name} --preset {experiment.preset}",
+                    **environment(device),
+                }
+                results.save(folder, cell.run_id, tables, provenance)
+                _failure(folder, cell).unlink(missing_ok=True)
+                yield cell.run_id
+        except Timeout:
+            continue
+
+
+def _drain(experiment: Experiment, folder: Path, device: str, deadline: float) -> int:
+    torch.set_num_threads(1)
+    return sum(1 for _ in _work(experiment, folder, device, deadline))
+
+
+def run_experiment(
+    experiment: Experiment,
+    folder: Path | None = None,
+    *,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    jobs: int = 1,
+    progress: bool = True,
+) -> Results:
+    """Fill in the missing cells of `experiment` in `folder` (default: its own), and load what is there.
+
+    device: auto, cpu or cuda. max_minutes: start nothing after that time and drop what is unfinished. jobs: processes
+    of one thread each. An exception in a cell ends the run; the finished cells stay.
+    Raises ValueError for a device or folder that cannot be used, jobs < 1, or max_minutes <= 0.
+    """
+    device = pick_device(device)
+    if jobs < 1:
+        raise invalid("jobs", jobs, ">= 1")
+    if max_minutes is not None and max_minutes <= 0:
+        raise invalid("max_minutes", max_minutes, "> 0")
+    folder = folder or experiment.folder()
+    results.check_writable(folder)
+    environment(device)  # the commit now, not after somebody has edited the code under a long run
+    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+    hashes = {cell.run_id: cell.spec_hash for cell in experiment.cells()}
+    finished = len(results.done(folder, hashes))
+    with tqdm(total=len(hashes), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
+        if jobs == 1:
+            for run_id in _work(experiment, folder, device, deadline):
+                bar.update()
+                bar.set_postfix_str(run_id)
+        else:
+            context = get_context("spawn")
+            with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+                workers = [pool.submit(_drain, experiment, folder, device, deadline) for _ in range(jobs)]
+                while not all(worker.done() for worker in workers):
+                    time.sleep(1)
+                    bar.update(len(results.done(folder, hashes)) - bar.n)
+                for worker in workers:
+                    worker.result()
+                bar.update(len(results.done(folder, hashes)) - bar.n)
+    return load(experiment, folder)
+
+
+def load(experiment: Experiment, folder: Path | None = None) -> Results:
+    """The completed cells of an experiment. Raises ValueError if the folder holds another specification of one."""
+    cells = {cell.run_id: cell for cell in experiment.cells()}
+    return results.load(
+        folder or experiment.folder(),
+        {run_id: cell.spec() for run_id, cell in cells.items()},
+        {run_id: cell.spec_hash for run_id, cell in cells.items()},
+    )
+
+
+def load_or_run(experiment: str, *, preset: str = "paper", run: bool = False, **overrides: Any) -> Results:
+    """What a chapter shows: the committed results (run=False), or results computed now (run=True).
+
+    experiment: a file in book/experiments; preset: "paper" or "smoke"; overrides: model="package.module:factory",
+    dataset, seeds, ...; empty ones are ignored. Computed results go to results/local and never touch the committed
+    ones; rerunning resumes them.
+    Raises ValueError if nothing has been computed for these parameters and run is False.
+    """
+    spec = Experiment.load(experiment, preset, **overrides)
+    if run:
+        return run_experiment(spec, spec.local_folder(), progress=sys.stderr.isatty())
+    found = load(spec)
+    if spec.modified() and found.runs.empty:
+        raise invalid("run", run, f"True: there are no results for preset {preset!r} with these parameters yet")
+    return found
+
+
+def status() -> list[dict[str, Any]]:
+    """Per experiment of book/experiments: cells done, missing, diverged, failed."""
+    rows = []
+    for path in sorted(paths.experiments().glob("*.toml")):
+        spec = Experiment.load(path.stem)
+        folder = spec.folder()
+        cells = spec.cells()
+        complete = results.done(folder, {cell.run_id: cell.spec_hash for cell in cells})
+        runs = results.read_runs(folder)
+        diverged = set(runs.loc[runs["status"] == "diverged", "run_id"]) & complete
+        failed = [cell.run_id for cell in cells if _failure(folder, cell).exists()]
+        missing = [cell.run_id for cell in cells if cell.run_id not in complete]
+        rows.append(
+            {
+                "experiment": spec.name,
+                "cells": len(cells),
+                "done": len(complete) - len(diverged),
+                "missing": missing,
+                "diverged": sorted(diverged),
+                "failed": failed,
+            }
+        )
+    return rows

@@ -1,0 +1,108 @@
+"""Singular values of a matrix, and the constraint κ(S) = σ_max/σ_min <= max_cond.
+
+The papers write max_cond = 1 + τ. Nothing here is differentiated: clipping creates repeated singular values,
+where the derivative of the SVD does not exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wellcond.errors import invalid, unknown
+from wellcond.precision import upcast
+
+
+def singular_values(A: Tensor) -> Tensor:
+    """Singular values of A (..., n, m), descending, shape (..., min(n, m)); float32 at least."""
+    return torch.linalg.svdvals(upcast(A.detach()))
+
+
+def condition_number(A: Tensor) -> Tensor:
+    """κ(A) = σ_max/σ_min over the min(n, m) singular values, shape (...); inf if A is singular or zero."""
+    sigma = singular_values(A)
+    return torch.where(sigma[..., -1] > 0, sigma[..., 0] / sigma[..., -1], math.inf)
+
+
+def nearest_rule(sigma: Tensor, max_cond: float) -> Tensor:
+    """The nearest vector to σ >= 0 (..., r) in the 2-norm with max <= c min, c = max_cond: σ clipped to [μ, cμ].
+
+    μ is the root of the increasing, piecewise linear g(μ) = Σ max(μ - σ_i, 0) - c Σ max(σ_i - cμ, 0), found
+    exactly: g is evaluated at its breakpoints σ_i and σ_i/c and interpolated between the two that bracket the root.
+    A feasible σ is returned unchanged. By Mirsky's theorem the matrix with the clipped singular values is then the
+    Frobenius-nearest one (Vᵀ and U are kept).
+    """
+    c = max_cond
+    knots = torch.cat([sigma, sigma / c], dim=-1).sort(dim=-1).values
+    below = (knots.unsqueeze(-1) - sigma.unsqueeze(-2)).clamp_min(0).sum(-1)
+    above = (sigma.unsqueeze(-2) - c * knots.unsqueeze(-1)).clamp_min(0).sum(-1)
+    g = below - c * above  # (..., 2r), ascending; g <= 0 at the first knot and >= 0 at the last
+    right = (g < 0).sum(-1, keepdim=True).clamp(1, g.shape[-1] - 1)
+    left = right - 1
+    g0, g1 = g.gather(-1, left), g.gather(-1, right)
+    k0, k1 = knots.gather(-1, left), knots.gather(-1, right)
+    weight = torch.where(g1 > g0, -g0 / (g1 - g0), 0.0).clamp(0, 1)
+    mu = k0 + weight * (k1 - k0)
+    clipped = torch.minimum(torch.maximum(sigma, mu), c * mu)
+    feasible = sigma.amax(-1, keepdim=True) <= c * sigma.amin(-1, keepdim=True)
+    return torch.where(feasible, sigma, clipped)
+
+
+def _band(sigma: Tensor, centre: Tensor, max_cond: float) -> Tensor:
+    # centre (1 ± η) with η = (c-1)/(c+1): the end points have ratio c
+    eta = (max_cond - 1) / (max_cond + 1)
+    return torch.minimum(torch.maximum(sigma, centre * (1 - eta)), centre * (1 + eta))
+
+
+def mean_rule(sigma: Tensor, max_cond: float) -> Tensor:
+    """Clip to mean(σ) (1 ± (c-1)/(c+1)): the rule of the published CondLR code.
+
+    It guarantees max <= c min but is not a projection: it moves feasible spectra and is not idempotent.
+    """
+    return _band(sigma, sigma.mean(-1, keepdim=True), max_cond)
+
+
+def rms_rule(sigma: Tensor, max_cond: float) -> Tensor:
+    """Clip to rms(σ) (1 ± (c-1)/(c+1)): the rule found, unused, in the published RobustDLRT code."""
+    return _band(sigma, sigma.square().mean(-1, keepdim=True).sqrt(), max_cond)
+
+
+CLIP_RULES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "nearest": nearest_rule,
+    "mean": mean_rule,
+    "rms": rms_rule,
+}
+"""Maps (σ, max_cond) -> σ with max <= max_cond * min."""
+
+
+def check_max_cond(max_cond: float) -> None:
+    """Raise ValueError unless max_cond >= 1 (1 + τ with τ >= 0; inf means no constraint)."""
+    if not max_cond >= 1:
+        raise invalid("max_cond", max_cond, "a number >= 1 (the papers' 1 + tau, tau >= 0), or inf for no constraint")
+
+
+def clip_condition_number(S: Tensor, max_cond: float, rule: str = "nearest") -> Tensor:
+    """P diag(rule(σ)) Qᵀ for S = P diag(σ) Qᵀ (..., r, r), so that κ <= max_cond up to rounding.
+
+    rule: a key of CLIP_RULES. With "nearest" this is the Frobenius-nearest matrix in {σ_max <= max_cond σ_min}, and a
+    feasible S is returned bit for bit. max_cond = 1 gives the nearest scaled orthogonal matrix. The zero matrix is
+    feasible. Raises ValueError if max_cond < 1 or the rule is unknown.
+    """
+    check_max_cond(max_cond)
+    if rule not in CLIP_RULES:
+        raise unknown("rule", rule, CLIP_RULES)
+    if max_cond == math.inf:
+        return S
+    P, sigma, Qt = torch.linalg.svd(upcast(S))
+    clipped = CLIP_RULES[rule](sigma, max_cond)
+    unchanged = (clipped == sigma).all(-1)[..., None, None]
+    return torch.where(unchanged, S, (P * clipped.unsqueeze(-2) @ Qt).to(S.dtype))
+
+
+def nearest_scaled_orthogonal(S: Tensor) -> Tensor:
+    """mean(σ) P Qᵀ, the Frobenius-nearest matrix to S = P diag(σ) Qᵀ (..., r, r) of the form a·orthogonal."""
+    P, sigma, Qt = torch.linalg.svd(upcast(S))
+    return (sigma.mean(-1)[..., None, None] * (P @ Qt)).to(S.dtype)
