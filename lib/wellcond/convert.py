@@ -58,7 +58,7 @@ def _convertible(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
             f"left dense: {', '.join(grouped + other)} (a grouped convolution, or padding other than zeros)",
             stacklevel=3,
         )
-    return {name: m for name, m in layers.items() if name not in {*grouped, *other}}  # type: ignore[misc]
+    return {name: m for name, m in layers.items() if name not in {*grouped, *other}}
 
 
 def factorize(
@@ -192,4 +192,4 @@ def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

@@ -61,7 +61,7 @@ class Images:
             raise unknown("augment", augment, AUGMENTATIONS)
         generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
         order = torch.randperm(len(self), generator=generator).to(self.labels.device)
-        for index in order.split(size):
+        for index in torch.split(order, size):
             yield AUGMENTATIONS[augment](self.pixels(index), generator), self.labels[index]
 
 

@@ -78,13 +78,14 @@ def robustness_curve(
     for eps in sorted(epsilons):
         candidates = (alive if kind.nested else clean).nonzero().flatten()
         fallen = []
-        for index in candidates.split(CHUNK):
+        for index in torch.split(candidates, CHUNK):
             y = images.labels[index]
             adversarial = perturb(kind, model, images.pixels(index), y, eps, seed=seed, **settings)
             with torch.no_grad(), frozen(model):
                 fallen.append(index[model(adversarial).argmax(1) != y])
         alive = (alive if kind.nested else clean).clone()
-        alive[torch.cat(fallen)] = False if fallen else alive[:0]
+        for index in fallen:
+            alive[index] = False
         rows.append(
             {
                 "attack": attack,

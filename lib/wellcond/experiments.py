@@ -65,7 +65,7 @@ class MethodGrid(Strict):
     max_cond: tuple[float, ...] = ()
     train: dict[str, Any] = {}
 
-    def settings(self) -> Iterable[dict[str, float]]:
+    def settings(self) -> Iterable[dict[str, Any]]:
         """The product of the swept settings, each checked against the method."""
         method = find(self.name)
         for ratio in self.ratio or (None,):
@@ -123,7 +123,7 @@ class Cell(Strict):
         return METHODS[self.method].title(self.max_cond)
 
     def spec(self) -> dict[str, Any]:
-        """Everything that determines the trained weights, defaults included, as plain JSON data; absent options left out."""
+        """Everything that determines the trained weights, defaults included, as JSON data without absent options."""
         return self.model_dump(mode="json", exclude_none=True)
 
     @property
@@ -196,7 +196,12 @@ class Experiment(Strict):
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed, in the order of the file."""
-        common = {"dataset": self.dataset, "model": self.model, "n_train": self.n_train, "n_test": self.n_test}
+        common: dict[str, Any] = {
+            "dataset": self.dataset,
+            "model": self.model,
+            "n_train": self.n_train,
+            "n_test": self.n_test,
+        }
         cells = []
         for seed in self.seeds:
             for grid in self.method:
@@ -208,6 +213,14 @@ class Experiment(Strict):
                 for settings in grid.settings():
                     cells.append(Cell(**common, method=grid.name, seed=seed, train=train, base=base, **settings))
         return cells
+
+    def hashes(self) -> dict[str, str]:
+        """{run_id: spec_hash} of all cells."""
+        return {cell.run_id: cell.spec_hash for cell in self.cells()}
+
+    def attacks(self) -> list[tuple[str, float]]:
+        """All (attack, eps) that every run is measured under."""
+        return [(attack.name, eps) for attack in self.attack for eps in attack.eps]
 
     def modified(self) -> bool:
         """Whether this is anything but the paper preset of the file book/experiments/<name>.toml as it stands."""

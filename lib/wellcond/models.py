@@ -61,7 +61,8 @@ class LeNet5(nn.Module):
         # LeakyReLU increases, so it commutes with max-pooling: pooling first gives the same map from fewer activations
         x = F.leaky_relu(F.max_pool2d(self.conv1(x), 2))
         x = F.leaky_relu(F.max_pool2d(self.conv2(x), 2))
-        return self.fc2(F.leaky_relu(self.fc1(x.flatten(1))))
+        logits: Tensor = self.fc2(F.leaky_relu(self.fc1(x.flatten(1))))
+        return logits
 
 
 class VGG16(nn.Module):
@@ -96,7 +97,8 @@ class VGG16(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(self.normalize(x)).flatten(1)
         x = F.leaky_relu(self.fc2(F.leaky_relu(self.fc1(x))))
-        return self.fc3(self.dropout(x))
+        logits: Tensor = self.fc3(self.dropout(x))
+        return logits
 
 
 class PreactivationBlock(nn.Module):
@@ -143,7 +145,8 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.conv(self.normalize(x)))
         x = F.adaptive_avg_pool2d(F.leaky_relu(self.bn(x)), 1).flatten(1)
-        return self.fc(x)
+        logits: Tensor = self.fc(x)
+        return logits
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"lenet5": LeNet5, "vgg16": VGG16, "wrn16_4": WideResNet}

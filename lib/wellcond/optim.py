@@ -275,7 +275,7 @@ class LowRankSGD(torch.optim.Optimizer):
             _check_group(group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group. closure: optional, re-evaluates the loss and returns it."""
         loss = None
         if closure is not None:

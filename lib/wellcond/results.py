@@ -93,14 +93,29 @@ def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
         raise invalid("file", str(path), f"readable JSON with a key 'runs' ({error})") from error
 
 
-def done(folder: Path, specs: Mapping[str, str]) -> set[str]:
-    """The run_ids in `specs` ({run_id: spec_hash}) that are completed in `folder` with that specification."""
-    runs = read_runs(folder)
-    return {r for r, h in zip(runs["run_id"], runs["spec_hash"], strict=True) if specs.get(r) == h}
+def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[tuple[str, float]]) -> set[str]:
+    """The run_ids in `hashes` ({run_id: spec_hash}) completed in `folder` with that specification.
+
+    attacks: the (attack, eps) whose counts a run must have, unless it diverged.
+    """
+    runs, robustness = _read_table(folder, "runs"), _read_table(folder, "robustness")
+    measured = set(zip(robustness["run_id"], robustness["attack"], robustness["eps"], strict=True))
+    wanted = list(attacks)
+    return {
+        run_id
+        for run_id, spec_hash, status in zip(runs["run_id"], runs["spec_hash"], runs["status"], strict=True)
+        if hashes.get(run_id) == spec_hash
+        and (status == "diverged" or all((run_id, attack, eps) in measured for attack, eps in wanted))
+    }
 
 
-def load(folder: Path, specs: Mapping[str, Mapping[str, Any]], hashes: Mapping[str, str]) -> Results:
-    """The completed cells among `specs` ({run_id: specification}, with their hashes).
+def load(
+    folder: Path,
+    specs: Mapping[str, Mapping[str, Any]],
+    hashes: Mapping[str, str],
+    attacks: Iterable[tuple[str, float]],
+) -> Results:
+    """The completed cells among `specs` ({run_id: specification}, with their hashes); see `done` for attacks.
 
     Raises ValueError, naming the changed keys, if a run of that name is of another specification.
     """
@@ -114,9 +129,10 @@ def load(folder: Path, specs: Mapping[str, Mapping[str, Any]], hashes: Mapping[s
                 f"results = {str(folder)!r}: {run_id} is of another specification (changed: {changed}); "
                 "rerun it, or restore the experiment file"
             )
-    complete = [run_id for run_id in hashes if run_id in set(runs["run_id"])]
+    finished = done(folder, hashes, attacks)
+    complete = [run_id for run_id in hashes if run_id in finished]
     kept = {table: frame[frame["run_id"].isin(complete)].reset_index(drop=True) for table, frame in tables.items()}
-    missing = tuple(run_id for run_id in hashes if run_id not in set(complete))
+    missing = tuple(run_id for run_id in hashes if run_id not in finished)
     return Results(**kept, provenance={r: provenance[r] for r in complete if r in provenance}, missing=missing)
 
 

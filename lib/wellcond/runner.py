@@ -297,17 +297,20 @@ def _failure(folder: Path, cell: Cell) -> Path:
     return paths.local() / "failed" / folder.name / f"{cell.run_id}.txt"
 
 
+def _done(experiment: Experiment, folder: Path) -> set[str]:
+    return results.done(folder, experiment.hashes(), experiment.attacks())
+
+
 def _work(experiment: Experiment, folder: Path, device: str, deadline: float) -> Iterable[str]:
     """Run the missing cells that nobody else is running, yielding each run_id as it is recorded."""
-    hashes = {cell.run_id: cell.spec_hash for cell in experiment.cells()}
     for cell in experiment.cells():
         if time.monotonic() > deadline:
             return
-        if cell.run_id in results.done(folder, hashes):
+        if cell.run_id in _done(experiment, folder):
             continue
         try:
             with results.lock(f"cell-{folder.name}-{cell.run_id}", timeout=0):
-                if cell.run_id in results.done(folder, hashes):
+                if cell.run_id in _done(experiment, folder):
                     continue
                 started = _now()
                 try:
@@ -364,9 +367,10 @@ def run_experiment(
     results.check_writable(folder)
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-    hashes = {cell.run_id: cell.spec_hash for cell in experiment.cells()}
-    finished = len(results.done(folder, hashes))
-    with tqdm(total=len(hashes), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
+    finished = len(_done(experiment, folder))
+    with tqdm(
+        total=len(experiment.cells()), initial=finished, unit="cell", desc=experiment.name, disable=not progress
+    ) as bar:
         if jobs == 1:
             for run_id in _work(experiment, folder, device, deadline):
                 bar.update()
@@ -377,21 +381,17 @@ def run_experiment(
                 workers = [pool.submit(_drain, experiment, folder, device, deadline) for _ in range(jobs)]
                 while not all(worker.done() for worker in workers):
                     time.sleep(1)
-                    bar.update(len(results.done(folder, hashes)) - bar.n)
+                    bar.update(len(_done(experiment, folder)) - bar.n)
                 for worker in workers:
                     worker.result()
-                bar.update(len(results.done(folder, hashes)) - bar.n)
+                bar.update(len(_done(experiment, folder)) - bar.n)
     return load(experiment, folder)
 
 
 def load(experiment: Experiment, folder: Path | None = None) -> Results:
     """The completed cells of an experiment. Raises ValueError if the folder holds another specification of one."""
-    cells = {cell.run_id: cell for cell in experiment.cells()}
-    return results.load(
-        folder or experiment.folder(),
-        {run_id: cell.spec() for run_id, cell in cells.items()},
-        {run_id: cell.spec_hash for run_id, cell in cells.items()},
-    )
+    specs = {cell.run_id: cell.spec() for cell in experiment.cells()}
+    return results.load(folder or experiment.folder(), specs, experiment.hashes(), experiment.attacks())
 
 
 def load_or_run(experiment: str, *, preset: str = "paper", run: bool = False, **overrides: Any) -> Results:
@@ -418,7 +418,7 @@ def status() -> list[dict[str, Any]]:
         spec = Experiment.load(path.stem)
         folder = spec.folder()
         cells = spec.cells()
-        complete = results.done(folder, {cell.run_id: cell.spec_hash for cell in cells})
+        complete = _done(spec, folder)
         runs = results.read_runs(folder)
         diverged = set(runs.loc[runs["status"] == "diverged", "run_id"]) & complete
         failed = [cell.run_id for cell in cells if _failure(folder, cell).exists()]

@@ -18,7 +18,8 @@ from wellcond.precision import upcast
 
 def singular_values(A: Tensor) -> Tensor:
     """Singular values of A (..., n, m), descending, shape (..., min(n, m)); float32 at least."""
-    return torch.linalg.svdvals(upcast(A.detach()))
+    sigma: Tensor = torch.linalg.svdvals(upcast(A.detach()))
+    return sigma
 
 
 def condition_number(A: Tensor) -> Tensor:
@@ -105,4 +106,5 @@ def clip_condition_number(S: Tensor, max_cond: float, rule: str = "nearest") -> 
 def nearest_scaled_orthogonal(S: Tensor) -> Tensor:
     """mean(σ) P Qᵀ, the Frobenius-nearest matrix to S = P diag(σ) Qᵀ (..., r, r) of the form a·orthogonal."""
     P, sigma, Qt = torch.linalg.svd(upcast(S))
-    return (sigma.mean(-1)[..., None, None] * (P @ Qt)).to(S.dtype)
+    nearest: Tensor = (sigma.mean(-1)[..., None, None] * (P @ Qt)).to(S.dtype)
+    return nearest

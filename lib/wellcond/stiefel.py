@@ -31,14 +31,16 @@ def qr(A: Tensor) -> Tensor:
     _check_tall(A)
     Q, R = torch.linalg.qr(upcast(A))
     sign = torch.where(torch.diagonal(R, dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)
-    return (Q * sign.unsqueeze(-2)).to(A.dtype)
+    frame: Tensor = (Q * sign.unsqueeze(-2)).to(A.dtype)
+    return frame
 
 
 def polar(A: Tensor) -> Tensor:
     """A (AᵀA)^(-1/2), the frame nearest to A (..., n, r) in the Frobenius norm. Raises ValueError if n < r."""
     _check_tall(A)
     P, _, Qt = torch.linalg.svd(upcast(A), full_matrices=False)
-    return (P @ Qt).to(A.dtype)
+    frame: Tensor = (P @ Qt).to(A.dtype)
+    return frame
 
 
 def random_stiefel(
@@ -73,11 +75,12 @@ def _cayley(X: Tensor, xi: Tensor) -> Tensor:
     P_xi = xi - X @ Xt_xi / 2
     eye = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
     M = eye - Xt_xi / 4
-    a = torch.linalg.inv(M @ M + P_xi.mT @ P_xi / 4)
+    a: Tensor = torch.linalg.inv(M @ M + P_xi.mT @ P_xi / 4)
     R = X + P_xi @ a + 2 * (X @ (M @ a - eye))
     # Unlike QR and polar, Cayley inherits the rounding errors of X; one Newton-Schulz step to the polar factor stops
     # them from accumulating.
-    return R + R @ (eye - R.mT @ R) / 2
+    corrected: Tensor = R + R @ (eye - R.mT @ R) / 2
+    return corrected
 
 
 RETRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -103,4 +106,5 @@ def orthogonality_error(X: Tensor) -> Tensor:
     X = X.double()
     gram = X.mT @ X
     eye = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    return torch.linalg.eigvalsh(gram - eye).abs().amax(-1)
+    error: Tensor = torch.linalg.eigvalsh(gram - eye).abs().amax(-1)
+    return error

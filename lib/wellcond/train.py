@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from wellcond.errors import invalid
 class Images(Protocol):
     """Training data: batches of (pixels in [0, 1], labels), shuffled by (seed, epoch)."""
 
-    def batches(self, size: int, *, seed: int, epoch: int, augment: str) -> Sequence[tuple[Tensor, Tensor]]: ...
+    def batches(self, size: int, *, seed: int, epoch: int, augment: str) -> Iterable[tuple[Tensor, Tensor]]: ...
 
 
 class Diverged(RuntimeError):
@@ -58,7 +58,7 @@ def fit(
             objective.backward()  # type: ignore[no-untyped-call]
             try:
                 optimizer.step()
-            except torch.linalg.LinAlgError as error:  # LAPACK refuses NaN
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # LAPACK refuses NaN
                 raise Diverged(f"epoch {epoch}: {error}") from error
             total += loss.detach() * len(y)  # no host synchronization inside an epoch
             count += len(y)
