@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from wellcond.errors import invalid, unknown
 from wellcond.layers import low_rank_layers, matricize
-from wellcond.spectrum import check_max_cond, clip_condition_number
+from wellcond.spectrum import CLIP_RULES, check_max_cond, clip_condition_number, clip_spectrum
 from wellcond.stiefel import RETRACTIONS, polar, project_horizontal, project_tangent, qr, retract
 
 
@@ -108,8 +108,8 @@ def published_band_step(
     discretization of the projected gradient flow: the error against that flow does not vanish with lr.
     """
     momentum = _published_bases(W, grad, momentum, scale, lr, beta)
-    S = clip_condition_number(W.S - lr * momentum.S, max_cond, "mean")
-    sigma = torch.linalg.svdvals(S)
+    S, sigma = clip_spectrum(W.S - lr * momentum.S, max_cond, "mean")
+    assert sigma is not None
     new = Factors(qr(W.U - lr * momentum.U), S, qr(W.V - lr * momentum.V))
     return new, momentum, (sigma[-1] / sigma[0]).square()
 
@@ -271,8 +271,15 @@ class LowRankSGD(torch.optim.Optimizer):
             "retraction": retraction,
         }
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            _check_group(group)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """As torch.optim.Optimizer (whose constructor calls it too), with the options checked."""
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -289,6 +296,8 @@ class LowRankSGD(torch.optim.Optimizer):
 def _check_group(group: Group) -> None:
     if group["kind"] not in UPDATES:
         raise unknown("kind", group["kind"], UPDATES)
+    if group["rule"] not in CLIP_RULES:
+        raise unknown("rule", group["rule"], CLIP_RULES)
     if group["retraction"] not in RETRACTIONS:
         raise unknown("retraction", group["retraction"], RETRACTIONS)
     if not 0 <= group["momentum"] < 1:

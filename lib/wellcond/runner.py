@@ -10,17 +10,19 @@ from __future__ import annotations
 import datetime
 import functools
 import math
+import os
 import platform
 import resource
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +86,22 @@ def _peak_bytes(device: str) -> int:
 
 @dataclass
 class Trained:
-    """A trained network, its curves, and what the training cost."""
+    """A trained network, its curves, and what the training cost; `diverged` says why there is no network to measure."""
 
     model: nn.Module
     curves: list[dict[str, Any]]
     wall_s: float
     peak_bytes: int
+    diverged: str = ""
 
 
 def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
     dataset = _cell_data(cell, device)
     if cell.base is not None:
-        model = trained(cell.base, device, deadline).model
+        base = trained(cell.base, device, deadline)
+        if base.diverged:
+            raise Diverged(f"{cell.base.run_id}, where it starts from: {base.diverged}")
+        model = base.model
     else:
         torch.manual_seed(cell.seed)  # the same draw for every method of a seed
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0]).to(device)
@@ -126,7 +132,7 @@ def _train(cell: Cell, device: str, deadline: float) -> Trained:
     _reset_peak(device)
     torch.manual_seed(cell.seed)  # dropout
     started = time.perf_counter()
-    curves = _epoch_rows(model, 0, images)
+    curves, diverged = _epoch_rows(model, 0, images), ""
 
     def on_epoch(epoch: int, loss: float) -> None:
         curves.append({"epoch": epoch, "layer": "", "quantity": "train_loss", "value": loss})
@@ -141,34 +147,38 @@ def _train(cell: Cell, device: str, deadline: float) -> Trained:
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
         )
-        fit(
-            model,
-            optimizer,
-            dataset.train,
-            epochs=protocol.epochs,
-            batch_size=protocol.batch_size,
-            milestones=protocol.milestones,
-            gamma=protocol.gamma,
-            seed=cell.seed,
-            augment=protocol.augment,
-            on_epoch=on_epoch,
-        )
+        try:
+            fit(
+                model,
+                optimizer,
+                dataset.train,
+                epochs=protocol.epochs,
+                batch_size=protocol.batch_size,
+                milestones=protocol.milestones,
+                gamma=protocol.gamma,
+                seed=cell.seed,
+                augment=protocol.augment,
+                on_epoch=on_epoch,
+            )
+        except Diverged as error:
+            diverged = str(error)
     if device == "cuda":
         torch.cuda.synchronize()
-    return Trained(model.eval(), curves, time.perf_counter() - started, _peak_bytes(device))
+    return Trained(model.eval(), curves, time.perf_counter() - started, _peak_bytes(device), diverged)
 
 
 def trained(cell: Cell, device: str = "cpu", deadline: float = math.inf) -> Trained:
     """The trained network of a cell: read from results/local/weights, else trained now and kept there.
 
-    Waits if another process is training the same cell. Raises Diverged, or OutOfTime when the deadline
-    (time.monotonic()) passes.
+    Waits if another process is training the same cell. Raises OutOfTime when the deadline (time.monotonic()) passes.
     """
     path = paths.local() / "weights" / f"{cell.spec_hash}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with results.lock(f"weights-{cell.spec_hash}"):
         if not path.exists():
             found = _train(cell, device, deadline)
+            if found.diverged:
+                return found
             record = {"model": found.model.state_dict(), "curves": found.curves}
             with results._replacing(path) as part:
                 torch.save({**record, "wall_s": found.wall_s, "peak_bytes": found.peak_bytes}, part)
@@ -232,11 +242,11 @@ def run_cell(cell: Cell, experiment: Experiment, device: str, deadline: float = 
         "device": device,
         "spec_hash": cell.spec_hash,
     }
-    try:
-        network = trained(cell, device, deadline)
-    except Diverged as error:
-        tqdm.write(f"{cell.run_id}: diverged ({error})", file=sys.stderr)
-        return {"runs": [{**about, "status": "diverged"}]}
+    network = trained(cell, device, deadline)
+    curves: list[Row] = [{**row, "run_id": cell.run_id} for row in network.curves]
+    if network.diverged:
+        tqdm.write(f"{cell.run_id}: diverged ({network.diverged})", file=sys.stderr)
+        return {"runs": [{**about, "status": "diverged"}], "curves": curves}
     tables: dict[str, list[Row]] = {"robustness": []}
     for attack in experiment.attack:
         images = dataset.test.first(attack.n_examples)
@@ -246,7 +256,7 @@ def run_cell(cell: Cell, experiment: Experiment, device: str, deadline: float = 
         tables["robustness"] += curve
         if time.monotonic() > deadline:
             raise OutOfTime
-    tables["curves"] = list(network.curves)
+    tables["curves"] = curves
     tables["spectra"] = [
         {"layer": name, "index": index, "singular_value": value}
         for name, report in evaluate.layer_reports(network.model).items()
@@ -338,7 +348,15 @@ def _work(experiment: Experiment, folder: Path, device: str, deadline: float) ->
             continue
 
 
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # nothing is half-written: a cell is recorded by atomic replacement
+
+
 def _drain(experiment: Experiment, folder: Path, device: str, deadline: float) -> int:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     return sum(1 for _ in _work(experiment, folder, device, deadline))
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from wellcond.errors import invalid, unknown
-from wellcond.precision import upcast
+from wellcond.precision import svd, upcast
 
 
 def singular_values(A: Tensor) -> Tensor:
@@ -37,16 +38,21 @@ def nearest_rule(sigma: Tensor, max_cond: float) -> Tensor:
     Frobenius-nearest one (Vᵀ and U are kept).
     """
     c = max_cond
-    knots = torch.cat([sigma, sigma / c], dim=-1).sort(dim=-1).values
-    below = (knots.unsqueeze(-1) - sigma.unsqueeze(-2)).clamp_min(0).sum(-1)
-    above = (sigma.unsqueeze(-2) - c * knots.unsqueeze(-1)).clamp_min(0).sum(-1)
+    ascending = sigma.double().sort(dim=-1).values  # double: the sums below cancel
+    knots = torch.cat([ascending, ascending / c], dim=-1).sort(dim=-1).values
+    sums = F.pad(ascending.cumsum(-1), (1, 0))  # sums[k] = sum of the k smallest
+    r = sigma.shape[-1]
+    low = torch.searchsorted(ascending, knots)
+    high = torch.searchsorted(ascending, c * knots, right=True)
+    below = low * knots - sums.gather(-1, low)
+    above = (sums[..., -1:] - sums.gather(-1, high)) - (r - high) * c * knots
     g = below - c * above  # (..., 2r), ascending; g <= 0 at the first knot and >= 0 at the last
     right = (g < 0).sum(-1, keepdim=True).clamp(1, g.shape[-1] - 1)
     left = right - 1
     g0, g1 = g.gather(-1, left), g.gather(-1, right)
     k0, k1 = knots.gather(-1, left), knots.gather(-1, right)
     weight = torch.where(g1 > g0, -g0 / (g1 - g0), 0.0).clamp(0, 1)
-    mu = k0 + weight * (k1 - k0)
+    mu = (k0 + weight * (k1 - k0)).to(sigma.dtype)
     clipped = torch.minimum(torch.maximum(sigma, mu), c * mu)
     feasible = sigma.amax(-1, keepdim=True) <= c * sigma.amin(-1, keepdim=True)
     return torch.where(feasible, sigma, clipped)
@@ -92,19 +98,24 @@ def clip_condition_number(S: Tensor, max_cond: float, rule: str = "nearest") -> 
     feasible S is returned bit for bit. max_cond = 1 gives the nearest scaled orthogonal matrix. The zero matrix is
     feasible. Raises ValueError if max_cond < 1 or the rule is unknown.
     """
+    return clip_spectrum(S, max_cond, rule)[0]
+
+
+def clip_spectrum(S: Tensor, max_cond: float, rule: str = "nearest") -> tuple[Tensor, Tensor | None]:
+    """clip_condition_number(S, max_cond, rule) and its singular values (None if max_cond = inf: not computed)."""
     check_max_cond(max_cond)
     if rule not in CLIP_RULES:
         raise unknown("rule", rule, CLIP_RULES)
     if max_cond == math.inf:
-        return S
-    P, sigma, Qt = torch.linalg.svd(upcast(S))
+        return S, None
+    P, sigma, Qt = svd(S)
     clipped = CLIP_RULES[rule](sigma, max_cond)
     unchanged = (clipped == sigma).all(-1)[..., None, None]
-    return torch.where(unchanged, S, (P * clipped.unsqueeze(-2) @ Qt).to(S.dtype))
+    return torch.where(unchanged, S, (P * clipped.unsqueeze(-2) @ Qt).to(S.dtype)), clipped
 
 
 def nearest_scaled_orthogonal(S: Tensor) -> Tensor:
     """mean(σ) P Qᵀ, the Frobenius-nearest matrix to S = P diag(σ) Qᵀ (..., r, r) of the form a·orthogonal."""
-    P, sigma, Qt = torch.linalg.svd(upcast(S))
+    P, sigma, Qt = svd(S)
     nearest: Tensor = (sigma.mean(-1)[..., None, None] * (P @ Qt)).to(S.dtype)
     return nearest

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wellcond.errors import invalid, unknown
-from wellcond.precision import upcast
+from wellcond.precision import svd, upcast
 
 
 def _check_tall(A: Tensor) -> None:
@@ -38,9 +38,8 @@ def qr(A: Tensor) -> Tensor:
 def polar(A: Tensor) -> Tensor:
     """A (AᵀA)^(-1/2), the frame nearest to A (..., n, r) in the Frobenius norm. Raises ValueError if n < r."""
     _check_tall(A)
-    P, _, Qt = torch.linalg.svd(upcast(A), full_matrices=False)
-    frame: Tensor = (P @ Qt).to(A.dtype)
-    return frame
+    P, _, Qt = svd(A)
+    return (P @ Qt).to(A.dtype)
 
 
 def random_stiefel(

@@ -58,8 +58,10 @@ def fit(
             objective.backward()  # type: ignore[no-untyped-call]
             try:
                 optimizer.step()
-            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # LAPACK refuses NaN
-                raise Diverged(f"epoch {epoch}: {error}") from error
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                if loss.isfinite():
+                    raise
+                raise Diverged(f"epoch {epoch}: {error}") from error  # LAPACK refuses NaN
             total += loss.detach() * len(y)  # no host synchronization inside an epoch
             count += len(y)
         scheduler.step()
