@@ -61,7 +61,7 @@ def _pgd(cls: str) -> Attack:
     ) -> Tensor:
         adversary = getattr(_advertorch("attacks"), cls)(
             model,
-            loss_fn=_summed_loss,
+            loss_fn=_ascent_loss,
             eps=float(eps),
             nb_iter=steps,
             eps_iter=relative_step * eps / steps,
@@ -77,6 +77,12 @@ def _pgd(cls: str) -> Attack:
 def _summed_loss(logits: Tensor, y: Tensor) -> Tensor:
     # summed, so that the gradient of one image does not depend on the size of its batch
     return F.cross_entropy(logits, y, reduction="sum")
+
+
+def _ascent_loss(logits: Tensor, y: Tensor) -> Tensor:
+    # advertorch divides an l2 gradient by max(norm, 1e-6): unscaled, the steps would all but vanish on an image that
+    # is classified with confidence, and the model would look robust there
+    return 1e12 * _summed_loss(logits, y)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,10 @@ def factorize(
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     if name == "":  # the model is itself the layer
         return layer
-    model.set_submodule(name, layer)
+    old = model.get_submodule(name)
+    for alias, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:  # a layer shared under several names stays shared
+            model.set_submodule(alias, layer)
     return model
 
 

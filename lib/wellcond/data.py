@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,9 +170,11 @@ def _read(path: Path, expected: str) -> tuple[dict[str, Bytes], str]:
     try:
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in names}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise invalid("file", str(path), f"a readable .npz with {', '.join(names)} ({error})") from error
-    sha256 = _content_hash(arrays)
+        if any(values.dtype != np.uint8 for values in arrays.values()):
+            raise ValueError("not uint8")
+        sha256 = _content_hash(arrays)
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise invalid("file", str(path), f"a readable .npz with uint8 {', '.join(names)} ({error})") from error
     if expected and sha256 != expected:
         raise invalid("sha256", sha256, f"{expected} for {path.name}; delete the file to fetch it again")
     return arrays, sha256

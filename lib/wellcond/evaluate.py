@@ -15,7 +15,7 @@ from wellcond.attacks import ATTACKS, frozen, input_gradient, perturb
 from wellcond.data import Images
 from wellcond.errors import unknown
 from wellcond.layers import LowRankLayer, matricize, weight_layers
-from wellcond.spectrum import condition_number, singular_values
+from wellcond.spectrum import singular_values, spread
 from wellcond.stiefel import orthogonality_error
 
 CHUNK = 500  # images a forward pass; it changes the memory used, not the result
@@ -33,7 +33,7 @@ class Score:
 @torch.no_grad()
 def _predictions(model: nn.Module, images: Images) -> tuple[Tensor, float]:
     """Which images are classified correctly (N,), and the summed cross-entropy."""
-    correct, loss = [], 0.0
+    correct, loss = [torch.zeros(0, dtype=torch.bool, device=images.labels.device)], 0.0  # there may be no images
     with frozen(model):
         for x, y in images.chunks(CHUNK):
             logits = model(x)
@@ -76,16 +76,14 @@ def robustness_curve(
     alive = clean
     rows = []
     for eps in sorted(epsilons):
-        candidates = (alive if kind.nested else clean).nonzero().flatten()
-        fallen = []
-        for index in torch.split(candidates, CHUNK):
+        alive = (alive if kind.nested else clean).clone()
+        survivors = alive.nonzero().flatten()
+        for start in range(0, len(survivors), CHUNK):
+            index = survivors[start : start + CHUNK]
             y = images.labels[index]
             adversarial = perturb(kind, model, images.pixels(index), y, eps, seed=seed, **settings)
             with torch.no_grad(), frozen(model):
-                fallen.append(index[model(adversarial).argmax(1) != y])
-        alive = (alive if kind.nested else clean).clone()
-        for index in fallen:
-            alive[index] = False
+                alive[index] = model(adversarial).argmax(1) == y
         rows.append(
             {
                 "attack": attack,
@@ -119,13 +117,10 @@ def layer_reports(model: nn.Module) -> Mapping[str, LayerReport]:
         if isinstance(layer, LowRankLayer):
             if layer.S is None:
                 spectrum = layer.singular_values()
-                kappa = (spectrum[0] / spectrum[-1]).item()
             else:
-                core = layer.S.double()
-                spectrum, kappa = singular_values(core), condition_number(core).item()
+                spectrum = singular_values(layer.S.double())
                 orthogonality = max(orthogonality_error(layer.U).item(), orthogonality_error(layer.V).item())
         else:
-            W = matricize(layer.weight).double()
-            spectrum, kappa = singular_values(W), condition_number(W).item()
-        reports[name] = LayerReport(spectrum.cpu(), kappa, orthogonality)
+            spectrum = singular_values(matricize(layer.weight).double())
+        reports[name] = LayerReport(spectrum.cpu(), spread(spectrum).item(), orthogonality)
     return reports

@@ -12,6 +12,7 @@ U, S and V are ordinary nn.Parameters: deepcopy, ``.to()``, ``state_dict`` and `
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self, TypeVar
 
 import torch
@@ -86,9 +87,9 @@ class LowRankLayer(nn.Module):
         return self.left() @ self.V.mT
 
     def singular_values(self) -> Tensor:
-        """The r singular values of W, descending, from the triangular factors of U and V; W is not formed."""
-        _, R = torch.linalg.qr(upcast(self.left().detach()))
-        _, T = torch.linalg.qr(upcast(self.V.detach()))
+        """The r singular values of W, descending, from the triangular factors of U and V; W is not formed. float64."""
+        _, R = torch.linalg.qr(self.left().detach().double())
+        _, T = torch.linalg.qr(self.V.detach().double())
         return singular_values(R @ T.mT)
 
     @torch.no_grad()
@@ -105,9 +106,13 @@ class LowRankLayer(nn.Module):
             self.V.copy_(Q)
 
     def _describe(self) -> str:
-        sigma = self.singular_values()
         form = "U Vᵀ" if self.S is None else "U S Vᵀ"
-        return f"rank={self.rank}, form={form}, kappa={(sigma[0] / sigma[-1]).item():.4g}, bias={self.bias is not None}"
+        try:
+            sigma = self.singular_values()
+            kappa = (sigma[0] / sigma[-1]).item()
+        except RuntimeError:  # LAPACK refuses NaN, and a diverged network is one that somebody will print
+            kappa = math.nan
+        return f"rank={self.rank}, form={form}, kappa={kappa:.4g}, bias={self.bias is not None}"
 
 
 class LowRankLinear(LowRankLayer):

@@ -167,8 +167,10 @@ def build(name: str, *, num_classes: int = 10, in_channels: int = 1) -> nn.Modul
     module_name, _, attribute = name.partition(":")
     try:
         factory: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty module name
         raise invalid("model", name, f"an importable package.module:factory ({error})") from error
+    if not callable(factory):
+        raise invalid("model", name, f"a factory of nn.Module, not a {type(factory).__name__}")
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
     parameters = inspect.signature(factory).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):

@@ -8,6 +8,7 @@ specification.
 from __future__ import annotations
 
 import datetime
+import fnmatch
 import functools
 import math
 import os
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 from wellcond import data, evaluate, models, paths, results
 from wellcond.convert import count_flops, count_parameters, densify, deploy
-from wellcond.errors import invalid
+from wellcond.errors import invalid, unknown
 from wellcond.experiments import Cell, Experiment
 from wellcond.layers import low_rank_layers
 from wellcond.methods import find
@@ -311,9 +312,23 @@ def _done(experiment: Experiment, folder: Path) -> set[str]:
     return results.done(folder, experiment.hashes(), experiment.attacks())
 
 
-def _work(experiment: Experiment, folder: Path, device: str, deadline: float) -> Iterable[str]:
+def _selected(experiment: Experiment, only: Sequence[str]) -> list[Cell]:
+    """The cells whose run_id matches a pattern of `only`, in the order of the patterns; all if there is none."""
+    cells = {cell.run_id: cell for cell in experiment.cells()}
+    chosen: dict[str, Cell] = {} if only else cells
+    for pattern in only:
+        hits = fnmatch.filter(cells, pattern)
+        if not hits:
+            raise unknown("only", pattern, cells)
+        chosen.update({run_id: cells[run_id] for run_id in hits})
+    return list(chosen.values())
+
+
+def _work(
+    experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str] = ()
+) -> Iterable[str]:
     """Run the missing cells that nobody else is running, yielding each run_id as it is recorded."""
-    for cell in experiment.cells():
+    for cell in _selected(experiment, only):
         if time.monotonic() > deadline:
             return
         if cell.run_id in _done(experiment, folder):
@@ -355,10 +370,10 @@ def _end_with_parent() -> None:
         os._exit(1)  # nothing is half-written: a cell is recorded by atomic replacement
 
 
-def _drain(experiment: Experiment, folder: Path, device: str, deadline: float) -> int:
+def _drain(experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str]) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    return sum(1 for _ in _work(experiment, folder, device, deadline))
+    return sum(1 for _ in _work(experiment, folder, device, deadline, only))
 
 
 def run_experiment(
@@ -368,13 +383,16 @@ def run_experiment(
     device: str = "auto",
     max_minutes: float | None = None,
     jobs: int = 1,
+    only: Sequence[str] = (),
     progress: bool = True,
 ) -> Results:
     """Fill in the missing cells of `experiment` in `folder` (default: its own), and load what is there.
 
     device: auto, cpu or cuda. max_minutes: start nothing after that time and drop what is unfinished. jobs: processes
-    of one thread each. An exception in a cell ends the run; the finished cells stay.
-    Raises ValueError for a device or folder that cannot be used, jobs < 1, or max_minutes <= 0.
+    of one thread each. only: glob patterns of run_ids, the first pattern first; all cells if empty. An exception in a
+    cell ends the run; the finished cells stay.
+    Raises ValueError for a device or folder that cannot be used, jobs < 1, max_minutes <= 0, or a pattern that matches
+    no cell.
     """
     device = pick_device(device)
     if jobs < 1:
@@ -385,24 +403,23 @@ def run_experiment(
     results.check_writable(folder)
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-    finished = len(_done(experiment, folder))
-    with tqdm(
-        total=len(experiment.cells()), initial=finished, unit="cell", desc=experiment.name, disable=not progress
-    ) as bar:
+    chosen = {cell.run_id for cell in _selected(experiment, only)}
+    finished = len(_done(experiment, folder) & chosen)
+    with tqdm(total=len(chosen), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
         if jobs == 1:
-            for run_id in _work(experiment, folder, device, deadline):
+            for run_id in _work(experiment, folder, device, deadline, only):
                 bar.update()
                 bar.set_postfix_str(run_id)
         else:
             context = get_context("spawn")
             with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-                workers = [pool.submit(_drain, experiment, folder, device, deadline) for _ in range(jobs)]
+                workers = [pool.submit(_drain, experiment, folder, device, deadline, only) for _ in range(jobs)]
                 while not all(worker.done() for worker in workers):
                     time.sleep(1)
-                    bar.update(len(_done(experiment, folder)) - bar.n)
+                    bar.update(len(_done(experiment, folder) & chosen) - bar.n)
                 for worker in workers:
                     worker.result()
-                bar.update(len(_done(experiment, folder)) - bar.n)
+                bar.update(len(_done(experiment, folder) & chosen) - bar.n)
     return load(experiment, folder)
 
 

@@ -25,7 +25,11 @@ def singular_values(A: Tensor) -> Tensor:
 
 def condition_number(A: Tensor) -> Tensor:
     """κ(A) = σ_max/σ_min over the min(n, m) singular values, shape (...); inf if A is singular or zero."""
-    sigma = singular_values(A)
+    return spread(singular_values(A))
+
+
+def spread(sigma: Tensor) -> Tensor:
+    """σ_max/σ_min of descending singular values (..., r), shape (...); inf where σ_min = 0."""
     return torch.where(sigma[..., -1] > 0, sigma[..., 0] / sigma[..., -1], math.inf)
 
 

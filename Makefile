@@ -1,0 +1,60 @@
+# Everything a reader or contributor runs.  A machine needs Python 3.11 and make beforehand, nothing else.
+.DEFAULT_GOAL := help
+.PHONY: help setup book serve test lint lock clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SITE := build/site/_build/html
+PORT ?= 8000
+
+# Our matrices are small: OpenMP threads that spin while they wait cost far more than they compute, above all on
+# shared cores.  Parallelism comes from processes instead (pytest -n, two chapters at a time).
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-6s %s\n", $$1, $$2 }'
+
+setup: $(INSTALLED) ## install the locked environment into .venv
+
+book: $(INSTALLED) ## execute the chapters and render the book
+	$(BIN)/python book/build.py
+
+serve: ## show the built book on localhost (PORT=8000)
+	@test -e $(SITE)/index.html || { echo "error: there is no built book; run 'make book' first" >&2; exit 1; }
+	@echo "The book is at http://127.0.0.1:$(PORT)/ (Ctrl-C stops)"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
+
+test: $(INSTALLED) ## run the tests
+	MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check lib tests book/build.py
+	$(BIN)/ruff format --check lib tests book/build.py
+	$(BIN)/mypy
+
+lock: $(BIN)/uv ## rewrite requirements.lock, keeping its pins where they fit (UPGRADE=--upgrade takes the newest)
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--generate-hashes --no-annotate --custom-compile-command 'make lock' $(UPGRADE) \
+		--group install --group book --group test --group lint pyproject.toml --output-file requirements.lock
+
+clean: ## remove what was built and cached (not the environment)
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# A python3.11 command may exist and still not run (pyenv's shims), so each candidate is tried.  uv itself comes out
+# of the lock, with its hash.
+$(BIN)/uv:
+	@for python in python3.11 python3 python ''; do \
+		test -n "$$python" || { echo "error: Python 3.11 was not found" >&2; exit 1; }; \
+		$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && break; \
+	done; $$python -m venv $(VENV)
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
+
+# --python: without it uv would install into an environment that happens to be active.  The lock is also the build
+# constraint, so that advertorch is built by the locked setuptools.
+$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --build-constraints requirements.lock requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

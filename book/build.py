@@ -1,0 +1,126 @@
+"""Execute the chapters with papermill, then render them with Jupyter Book.
+
+The chapters in book/ hold no outputs.  Those listed in _toc.yml are executed afresh, two at a time, into
+build/executed/; build/book/ is the tree that Jupyter Book reads, and build/site/_build/html/ is the site.  No step
+uses the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+# The kernels inherit these.  One thread each, because two run at a time; and no MPLBACKEND, because any value would
+# keep ipykernel from choosing the backend that puts figures into the notebook.
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+os.environ.pop("MPLBACKEND", None)
+
+import nbformat
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXECUTED = ROOT / "build" / "executed"
+SOURCE = ROOT / "build" / "book"
+SITE = ROOT / "build" / "site"
+HTML = SITE / "_build" / "html"
+SECONDS_PER_CELL = 900
+
+
+def pages() -> list[str]:
+    """The pages of the book in reading order, as _toc.yml names them (book/index, ...)."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def execute(chapter: Path) -> str:
+    """Execute one chapter into build/executed/ and return what went wrong, or nothing."""
+    started = time.monotonic()
+    try:
+        notebook = papermill.execute_notebook(
+            chapter,
+            None,
+            kernel_name="python3",
+            progress_bar=False,
+            execution_timeout=SECONDS_PER_CELL,
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own notices; a chapter's errors come as outputs
+        )
+    except PapermillExecutionError as error:
+        print(f"FAILED  {chapter.stem}: {error.ename}: {error.evalue}", flush=True)
+        traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))  # without colour codes
+        return f"{chapter.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{traceback}"
+    except Exception as error:  # unreadable notebook, dead kernel, timeout: name the chapter, let the others finish
+        print(f"FAILED  {chapter.stem}: {type(error).__name__}", flush=True)
+        return f"{chapter.name}: {type(error).__name__}: {error}"
+    # Readers can download the executed notebook: leave out this machine's paths and the progress bars.
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    nbformat.write(notebook, EXECUTED / chapter.name)
+    print(f"{time.monotonic() - started:5.0f} s  {chapter.stem}", flush=True)
+    return ""
+
+
+def assemble(chapters: list[Path]) -> None:
+    """Lay out build/book/ like the repository, with the executed chapters in place of the empty ones."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    shutil.copytree(
+        ROOT / "book", SOURCE / "book", ignore=shutil.ignore_patterns("*.ipynb", "*.py", ".*", "__*", "experiments")
+    )
+    for chapter in chapters:
+        shutil.copy(EXECUTED / chapter.name, SOURCE / "book")
+    shutil.copy(ROOT / "_toc.yml", SOURCE)
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    config["execute"]["execute_notebooks"] = "off"
+    (SOURCE / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def render() -> None:
+    """Render build/book/; any warning is an error, and so is a front page without its table."""
+    shutil.rmtree(SITE, ignore_errors=True)
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")  # of this environment, activated or not
+    command = [jupyter_book, "build", SOURCE, "--path-output", SITE, "-W", "--keep-going", "-q"]
+    # stdout only repeats paths; warnings and errors come on stderr
+    if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit("error: Jupyter Book warned or failed; see above")
+    front = HTML / f"{pages()[0]}.html"
+    if not (HTML / "index.html").exists() or "<table" not in front.read_text(encoding="utf-8"):
+        raise SystemExit(f"error: {front.relative_to(ROOT)} lacks the headline table")
+
+
+def main() -> None:
+    chapters = [path for page in pages() if (path := ROOT / f"{page}.ipynb").exists()]
+    names = [chapter.stem for chapter in chapters]
+    parser = argparse.ArgumentParser(description="Execute the chapters and render the book.")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--only", metavar="NAME", choices=names, help="execute this chapter, reuse the others' outputs")
+    choice.add_argument("--no-execute", action="store_true", help="reuse every chapter that has been executed before")
+    options = parser.parse_args()
+
+    def wanted(chapter: Path) -> bool:
+        reuse = options.no_execute or options.only not in (None, chapter.stem)
+        return not (reuse and (EXECUTED / chapter.name).exists())
+
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    os.chdir(EXECUTED)  # a chapter that relies on the working directory fails here
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        failures = [failure for failure in pool.map(execute, filter(wanted, chapters)) if failure]
+    if failures:
+        raise SystemExit("\n\n".join(["", *failures, f"error: {len(failures)} chapter(s) failed"]))
+    assemble(chapters)
+    render()
+    print(f"The book is at {HTML.relative_to(ROOT)}/index.html; 'make serve' shows it on localhost.")
+
+
+if __name__ == "__main__":
+    main()
