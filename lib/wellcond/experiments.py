@@ -12,9 +12,9 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from wellcond import paths
 from wellcond.attacks import ATTACKS
@@ -32,22 +32,15 @@ class Strict(BaseModel):
 class Train(Strict):
     """The protocol: momentum SGD with a step schedule. milestones: epochs after which lr is multiplied by gamma."""
 
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
     milestones: tuple[int, ...] = ()
-    gamma: float = 0.3
+    gamma: float = Field(0.3, gt=0)
     augment: str = "none"
-    validation: float = 0.25
-
-    @field_validator("epochs", "batch_size")
-    @classmethod
-    def _positive(cls, value: int) -> int:
-        if value < 1:
-            raise ValueError("must be >= 1")
-        return value
+    validation: float = Field(0.25, ge=0, lt=1)
 
     @field_validator("augment")
     @classmethod
@@ -65,6 +58,13 @@ class MethodGrid(Strict):
     max_cond: tuple[float, ...] = ()
     train: dict[str, Any] = {}
 
+    @field_validator("train")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value.keys() - Train.model_fields.keys():
+            raise unknown("key", key, Train.model_fields)
+        return value
+
     def settings(self) -> Iterable[dict[str, Any]]:
         """The product of the swept settings, each checked against the method."""
         method = find(self.name)
@@ -80,8 +80,8 @@ class AttackGrid(Strict):
     """An attack at several radii, on the first n_examples test images (all if absent)."""
 
     name: str
-    eps: tuple[float, ...]
-    n_examples: int | None = None
+    eps: tuple[Annotated[float, Field(ge=0)], ...]
+    n_examples: int | None = Field(None, ge=1)
     options: dict[str, float | int] = {}
 
     @field_validator("name")
@@ -89,6 +89,15 @@ class AttackGrid(Strict):
     def _known(cls, value: str) -> str:
         if value not in ATTACKS:
             raise unknown("attack", value, ATTACKS)
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _accepted(cls, value: dict[str, float | int], info: ValidationInfo) -> dict[str, float | int]:
+        if "name" in info.data:  # else its own error is reported
+            accepted = dict(ATTACKS[info.data["name"]].options)
+            for key in value.keys() - accepted.keys():
+                raise unknown(f"option of {info.data['name']}", key, accepted)
         return value
 
 
@@ -149,8 +158,8 @@ class Experiment(Strict):
     train: Train
     method: tuple[MethodGrid, ...]
     attack: tuple[AttackGrid, ...] = ()
-    n_train: int | None = None
-    n_test: int | None = None
+    n_train: int | None = Field(None, ge=1)
+    n_test: int | None = Field(None, ge=1)
     preset: str = "paper"
 
     @field_validator("dataset")
@@ -189,9 +198,12 @@ class Experiment(Strict):
         raw["method"] = [kept for entry in raw.get("method", []) if (kept := _kept(entry, keep))]
         try:
             spec = cls.model_validate(raw)
-            spec.cells()  # checks every method's settings and protocol
+            run_ids = [cell.run_id for cell in spec.cells()]  # checks every method's settings and protocol
         except ValidationError as error:
             raise _one_line(error, path.name) from error
+        for run_id in run_ids:
+            if run_ids.count(run_id) > 1:
+                raise ValueError(f"{path.name}: cell {run_id} is declared twice")
         return spec
 
     def cells(self) -> list[Cell]:
@@ -206,13 +218,16 @@ class Experiment(Strict):
         for seed in self.seeds:
             for grid in self.method:
                 method = find(grid.name)
-                train = Train.model_validate({**self.train.model_dump(), **grid.train})
-                base = None
+                train, base = self._protocol(grid), None
                 if method.starts_from:
-                    base = Cell(**common, method=method.starts_from, seed=seed, train=self.train)
+                    source = next((other for other in self.method if other.name == method.starts_from), None)
+                    base = Cell(**common, method=method.starts_from, seed=seed, train=self._protocol(source))
                 for settings in grid.settings():
                     cells.append(Cell(**common, method=grid.name, seed=seed, train=train, base=base, **settings))
         return cells
+
+    def _protocol(self, grid: MethodGrid | None) -> Train:
+        return Train.model_validate({**self.train.model_dump(), **(grid.train if grid else {})})
 
     def hashes(self) -> dict[str, str]:
         """{run_id: spec_hash} of all cells."""
@@ -265,11 +280,15 @@ _TABLES: dict[str, type[BaseModel]] = {"train": Train, "method": MethodGrid, "at
 
 
 def _one_line(error: ValidationError, file: str) -> ValueError:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # a misspelt key says more than the key that is then missing
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     *parents, last = first["loc"] or ("",)
     field = ".".join(str(part) for part in (*parents, last) if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
         table = next((_TABLES[str(p)] for p in parents if p in _TABLES), Experiment)
         return unknown(f"{file}: key", str(last), table.model_fields)
+    if first["type"] == "missing":
+        return ValueError(f"{file}: {field}: missing")
     message = first["msg"].removeprefix("Value error, ")
     return ValueError(f"{file}: {field} = {first.get('input')!r}: {message}")

@@ -23,9 +23,11 @@ def svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     A = upcast(A)
     if A.dtype == torch.float32:
-        eigenvalues, Q = torch.linalg.eigh(A.mT @ A)
-        if bool((eigenvalues[..., 0] * GRAM_CONDITION**2 > eigenvalues[..., -1]).all()):
-            sigma, Q = eigenvalues.sqrt().flip(-1), Q.flip(-1)
-            return A @ Q / sigma.unsqueeze(-2), sigma, Q.mT
+        gram = A.mT @ A
+        if bool(gram.isfinite().all()):  # entries beyond 1e19 overflow here, not in float64
+            eigenvalues, Q = torch.linalg.eigh(gram)
+            if bool((eigenvalues[..., 0] * GRAM_CONDITION**2 > eigenvalues[..., -1]).all()):
+                sigma, Q = eigenvalues.sqrt().flip(-1), Q.flip(-1)
+                return A @ Q / sigma.unsqueeze(-2), sigma, Q.mT
     P, sigma, Qt = torch.linalg.svd(A.double(), full_matrices=False)
     return P.to(A.dtype), sigma.to(A.dtype), Qt.to(A.dtype)

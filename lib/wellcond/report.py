@@ -1,8 +1,8 @@
 """Tables and figures of the book, made from the tables of results, in one style. Never imports torch.
 
 A configuration is a method with its settings (ratio, max_cond). Rates are computed here, from counts: a single count
-has a Wilson interval, the seeds of a configuration a mean ± sample standard deviation, and two configurations are
-compared seed by seed. What is missing is "waiting"; what diverged is "diverged", never a number.
+has a Wilson interval, several seeds have a mean and a sample standard deviation, and two configurations are compared
+seed by seed. A cell that is missing is "waiting", one that diverged is "diverged", never a number.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,53 +24,54 @@ from pandas.io.formats.style import Styler
 
 from wellcond.results import Results
 
-ABOUT = ["method", "label", "ratio", "max_cond"]
-ATTACKS = {"clean": "clean", "fgsm": "FGSM", "pgd_linf": "PGD ℓ∞", "pgd_l2": "PGD ℓ2"}
+ATTACKS = {"clean": "clean", "fgsm": "FGSM", "pgd_linf": "PGD ℓ∞", "pgd_l2": "PGD ℓ₂"}
 WIDTH = 7.5  # inches, the width of a page of the book
-
-STYLE: dict[str, Any] = {
-    "figure.dpi": 160, "figure.facecolor": "white", "figure.figsize": (WIDTH, 3.6), "figure.constrained_layout.use": True,
-    "font.size": 10.5, "axes.titlesize": 10.5, "axes.labelsize": 10.5, "legend.fontsize": 10,
-    "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#444444", "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.8, "xtick.color": "#444444", "ytick.color": "#444444",
-    "lines.linewidth": 1.8, "lines.markersize": 5.5, "errorbar.capsize": 2.5,
-    "axes.prop_cycle": plt.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]),
+STYLE: Any = {
+    "figure.dpi": 160, "figure.facecolor": "white", "figure.figsize": (WIDTH, 3.6), "font.size": 10.5,
+    "figure.constrained_layout.use": True, "figure.constrained_layout.wspace": 0.04, "legend.fontsize": 10,
+    "axes.titlesize": 10.5, "axes.labelsize": 10.5,
+    "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "xtick.color": "#444444", "ytick.color": "#444444",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#444444", "axes.titlelocation": "left",
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E4E4E4", "legend.frameon": False,
+    "lines.linewidth": 1.8, "lines.markersize": 5.5,
+    "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]),
 }  # fmt: skip
 
 
 class Look(NamedTuple):
-    """How a configuration is drawn, everywhere."""
+    """How a method is named and drawn, everywhere."""
 
+    label: str
     color: str
     marker: str
-    line: str = "-"
+    dash: str = "-"
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; one colour a family, marker and dash within it
+# Okabe and Ito's colours, which colour-blind readers can tell apart; one colour a family, marker and dash within it.
+# The labels are those of wellcond.methods, for cells that have not been computed (a test keeps them equal).
 LOOKS = {
-    "dense": Look("#000000", "o"),
-    "uv": Look("#E69F00", "s"),
-    "svd": Look("#CC79A7", "v", ":"),
-    "svd_finetuned": Look("#CC79A7", "^", "--"),
-    "usv": Look("#009E73", "D"),
-    "condlr": Look("#0072B2", "o"),
-    "condlr_published": Look("#56B4E9", "P"),
-    "projected_sgd": Look("#D55E00", "p"),
-    "cayley_sgd": Look("#D55E00", "X", "--"),
+    "dense": Look("dense SGD", "#000000", "o"),
+    "uv": Look("U Vᵀ", "#E69F00", "s"),
+    "svd": Look("SVD of dense", "#CC79A7", "v", ":"),
+    "svd_finetuned": Look("SVD of dense, fine-tuned", "#CC79A7", "^", "--"),
+    "usv": Look("projected U S Vᵀ", "#009E73", "D"),
+    "condlr": Look("CondLR", "#0072B2", "o"),
+    "condlr_published": Look("CondLR as published", "#56B4E9", "P"),
+    "projected_sgd": Look("projected SGD", "#D55E00", "p"),
+    "cayley_sgd": Look("Cayley SGD", "#D55E00", "X", "--"),
 }
 
 
 def look(method: str, max_cond: float = math.nan) -> Look:
-    """The look of a method; τ = 0 is dotted and τ above a quarter dashed. An unknown method is grey."""
-    base = LOOKS.get(method, Look("#888888", "h"))
+    """The look of a method; τ = 0 is dotted, τ > 1/4 dashed; an unknown method is grey."""
+    base = LOOKS.get(method, Look(method, "#888888", "h"))
     if max_cond == 1:
-        return base._replace(marker="<", line=":")
-    return base._replace(marker=">", line="--") if max_cond > 1.25 else base
+        return base._replace(marker="<", dash=":")
+    return base._replace(marker=">", dash="--") if max_cond > 1.25 else base
 
 
 def style() -> None:
-    """Draw every figure from now on in the style of the book."""
+    """Draw every figure from now on in the style of the book; the functions plot_* call it themselves."""
     plt.rcParams.update(STYLE)
 
 
@@ -81,8 +83,7 @@ def wilson(n_correct: float, n: float) -> tuple[float, float]:
     if not n > 0:
         return math.nan, math.nan
     z, p = 1.959964, n_correct / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
@@ -91,20 +92,22 @@ def mean_std(values: Iterable[float], digits: int = 2) -> str:
     known = pd.Series(list(values), dtype=float).dropna()
     if known.empty:
         return "–"
-    mean = f"{known.mean():.{digits}f}"
-    return mean if len(known) == 1 else f"{mean} ± {known.std():.{digits}f}"
+    return f"{known.mean():.{digits}f}" + (f" ± {known.std():.{digits}f}" if len(known) > 1 else "")
 
 
 def number(value: float) -> str:
-    """Three significant digits, as they are read: 1.1, 43.6, 12,300, 3.4·10⁷, ∞, – for nan."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
+    """As one reads it: 1.10, 43.57, 12,300, 3.4e7, ∞; – for nan."""
+    if math.isnan(value) or math.isinf(value):
+        return "–" if math.isnan(value) else "∞"
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        mantissa, _, exponent = f"{value:.1e}".partition("e")
-        return f"{mantissa}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:,.{0 if abs(value) >= 1000 else 2}f}"
+
+
+def percent(fraction: float) -> str:
+    """ "32.8 %"; – for nan."""
+    return "–" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
 
 
 # 97.5 % quantiles of Student's distribution for 1, 2, ... degrees of freedom; the last one serves for more
@@ -113,7 +116,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True)
 class Gap:
-    """first - second over their common seeds: mean difference, half-width of its 95 % Student interval, seeds."""
+    """first - second over their common seeds: mean difference in points, half-width of its 95 % Student interval."""
 
     difference: float
     margin: float
@@ -124,106 +127,481 @@ class Gap:
         """Whether the interval excludes zero; never with fewer than two seeds."""
         return abs(self.difference) > self.margin
 
+    @property
+    def words(self) -> str:
+        """ "0.12 ± 0.20 points lower (no clear difference, 3 seeds)"."""
+        if not self.seeds:
+            return "not computed yet"
+        margin = f" ± {self.margin:.2f}" if self.seeds > 1 else ""
+        size = f"{abs(self.difference):.2f}{margin} points {'higher' if self.difference > 0 else 'lower'}"
+        if self.seeds == 1:
+            return f"{size} (one seed: spread unknown)"
+        return f"{size} ({'a clear' if self.clear else 'no clear'} difference, {self.seeds} seeds)"
+
     def __str__(self) -> str:
         if not self.seeds:
-            return "not yet comparable with"
-        side = f"{abs(self.difference):.2f} points {'above' if self.difference > 0 else 'below'}"
-        if self.seeds == 1:
-            return f"{side} (one seed, so the spread is unknown)"
-        size = f"95 % interval ± {self.margin:.2f} over {self.seeds} seeds"
-        return f"{side} ({size}: {'clear' if self.clear else 'no clear difference'})"
-
-
-def gap(first: pd.Series[float], second: pd.Series[float]) -> Gap:
-    """Compare two columns of `by_seed`. Seeds share split and initial draw, so the differences are paired."""
-    pairs = (first - second).dropna()
-    n = len(pairs)
-    margin = STUDENT[min(n - 1, len(STUDENT)) - 1] * float(pairs.std()) / math.sqrt(n) if n > 1 else math.nan
-    return Gap(float(pairs.mean()), margin, n)
+            return "–"
+        margin = f" ± {self.margin:.2f}{'*' * self.clear}" if self.seeds > 1 else ""
+        return f"{self.difference:+.2f}".replace("-", "−") + margin
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
 
-
-def _cells(run_ids: Sequence[str]) -> pd.DataFrame:
-    """The settings that a run_id spells out (condlr-r0.8-c1.1-s0)."""
-    found = [re.fullmatch(r"(.+?)(?:-r(\d.*?))?(?:-c(\d.*?|inf))?-s(\d+)", run_id) for run_id in run_ids]
-    rows = [match.groups() if match else (run_id, None, None, -1) for match, run_id in zip(found, run_ids, strict=True)]
-    frame = pd.DataFrame(rows, columns=["method", "ratio", "max_cond", "seed"])
-    frame[["ratio", "max_cond"]] = frame[["ratio", "max_cond"]].astype(float)
-    tau = frame["max_cond"].map(lambda c: "" if math.isnan(c) else f", τ = {c - 1:.3g}")
-    return frame.assign(label=frame["method"].str.replace("_", " ") + tau, seed=frame["seed"].astype(int))
+_TEXT = [
+    "run_id",
+    "dataset",
+    "model",
+    "method",
+    "label",
+    "device",
+    "status",
+    "spec_hash",
+    "layer",
+    "quantity",
+    "attack",
+    "norm",
+]
+_DENSE = {"n_params_trained": "n_params_dense", "n_params_deployed": "n_params_dense", "flops_deployed": "flops_dense"}
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """By method in the order of LOOKS, then ratio and bound; with a full name for each configuration."""
-    place = frame["method"].map({method: i for i, method in enumerate(LOOKS)}).astype(float).fillna(len(LOOKS))
-    ratio = frame["ratio"].astype(float).map(lambda r: "" if math.isnan(r) else f", ratio {r:g}")
-    frame = frame.assign(place=place, name=frame["label"].astype(str) + ratio)
-    return frame.sort_values(["place", "method", "ratio", "max_cond"], kind="stable", na_position="first").drop(
-        columns="place"
-    )
+    """With a full name for each configuration, by method, then ratio and bound; numbers as floats."""
+    frame = frame.astype({column: float for column in frame if column not in _TEXT})
+    ratio = frame["ratio"].map(lambda r: "" if math.isnan(r) else f", ratio {r:g}").astype(str)
+    place = frame["method"].map({method: i for i, method in enumerate(LOOKS)}).fillna(len(LOOKS))
+    frame = frame.assign(name=frame["label"].astype(str) + ratio, place=place)
+    by = ["place", "method", "ratio", "max_cond"]
+    return frame.sort_values(by, kind="stable", na_position="first", ignore_index=True).drop(columns="place")
+
+
+def _settings(run_ids: Sequence[str]) -> pd.DataFrame:
+    """What a run_id spells out (condlr-r0.8-c1.1-s0), for a cell that has no row yet."""
+    pattern = re.compile(r"(?P<method>.+?)(-r(?P<ratio>\d.*?))?(-c(?P<max_cond>\d.*?|inf))?-s(?P<seed>\d+)")
+    rows = [match.groupdict() if (match := pattern.fullmatch(run_id)) else {"method": run_id} for run_id in run_ids]
+    frame = pd.DataFrame(rows, columns=["method", "ratio", "max_cond", "seed"], dtype=object).assign(run_id=run_ids)
+    tau = frame["max_cond"].astype(float).map(lambda c: "" if math.isnan(c) else f", τ = {c - 1:.3g}")
+    label = frame["method"].astype(str).map(lambda method: look(method).label)
+    return frame.assign(label=label + tau.astype(str), status="waiting")
 
 
 def pick(
     results: Results, methods: Sequence[str] = (), ratios: Sequence[float] = (), bounds: Sequence[float] = ()
 ) -> Results:
-    """The part of the results with these methods, ratios and bounds on κ; methods without a setting stay."""
+    """The part of the results with these methods, ratios and bounds on κ; what has no such setting stays."""
 
-    def chosen(frame: pd.DataFrame) -> pd.Series[bool]:
-        keep = frame["method"].isin(methods) if methods else pd.Series(True, index=frame.index)
+    def chosen(frame: pd.DataFrame) -> list[str]:
+        keep = frame["method"].isin(methods or list(frame["method"]))
         for column, allowed in (("ratio", ratios), ("max_cond", bounds)):
-            if allowed:
-                keep &= frame[column].isna() | frame[column].isin(allowed)
-        return keep
+            values = frame[column].astype(float)
+            keep &= values.isna() | values.isin(allowed or list(values))
+        return list(frame.loc[keep, "run_id"])
 
-    runs = results.runs[chosen(results.runs)]
-    tables = {t: f[f["run_id"].isin(runs["run_id"])] for t in ("robustness", "curves", "spectra") for f in [getattr(results, t)]}
-    missing = pd.Series(results.missing, dtype=object)[chosen(_cells(results.missing))]
-    return replace(results, runs=runs, missing=tuple(missing), **tables)
+    runs = chosen(results.runs)
+    frames = {table: getattr(results, table) for table in ("runs", "robustness", "curves", "spectra")}
+    tables = {table: frame[frame["run_id"].isin(runs)] for table, frame in frames.items()}
+    return replace(results, missing=tuple(chosen(_settings(results.missing))), **tables)
 
 
 def rates(results: Results) -> pd.DataFrame:
     """One row per (run, attack, eps), attack "clean" included: counts, rate in %, and its Wilson interval."""
     runs = results.runs[results.runs["status"] == "done"]
-    clean = runs[["run_id", *ABOUT, "seed", "n_correct"]].assign(attack="clean", eps=0.0, n_examples=runs["n_test"])
-    attacked = results.select("robustness").astype({"eps": float})
-    frame = pd.concat([part for part in (clean, attacked) if len(part)]) if len(clean) else clean
+    clean = runs.assign(attack="clean", eps=0.0, n_examples=runs["n_test"])
+    attacked = results.select("robustness")
+    frame = _ordered(pd.concat([part[attacked.columns.intersection(part.columns)] for part in (clean, attacked)]))
     bounds = [wilson(k, n) for k, n in zip(frame["n_correct"], frame["n_examples"], strict=True)]
-    low, high = ([100 * bound[i] for bound in bounds] for i in (0, 1))
-    share = 100 * frame["n_correct"].astype(float) / frame["n_examples"].astype(float)
-    return _ordered(frame.assign(rate=share, low=low, high=high)).reset_index(drop=True)
+    low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
+    return frame.assign(rate=100 * frame["n_correct"] / frame["n_examples"], low=low, high=high)
 
 
 def by_seed(results: Results, attack: str = "clean", eps: float = 0.0) -> pd.DataFrame:
     """Rates in %: one row a seed, one column a configuration, by its full name; nan where there is none."""
     frame = rates(results)
-    frame = frame[(frame["attack"] == attack) & np.isclose(frame["eps"].astype(float), eps)]
-    return frame.pivot(index="seed", columns="name", values="rate").reindex(columns=list(frame["name"].unique()))
+    frame = frame[(frame["attack"] == attack) & np.isclose(frame["eps"], eps)]
+    names = list(dict.fromkeys(frame["name"]))
+    return frame.pivot_table(index="seed", columns="name", values="rate").reindex(columns=names)
+
+
+def compare(results: Results, first: str, second: str, attack: str = "clean", eps: float = 0.0) -> Gap:
+    """Two configurations, by full name. They share split and initial draw of a seed, so the differences are paired."""
+    found = by_seed(results, attack, eps)
+    pairs = (found.reindex(columns=[first])[first] - found.reindex(columns=[second])[second]).dropna()
+    n = len(pairs)
+    margin = STUDENT[min(n - 1, len(STUDENT)) - 1] * float(pairs.std()) / math.sqrt(n) if n > 1 else math.nan
+    return Gap(float(pairs.mean()), margin, n)
+
+
+def _kappas(results: Results) -> pd.DataFrame:
+    return _ordered(results.select("curves").query("quantity == 'kappa'"))
+
+
+def spectral(results: Results) -> pd.DataFrame:
+    """By run_id, after training: kappa, the largest κ of any layer, and gain, the product of all ‖W‖₂."""
+    values = results.spectra.astype({"singular_value": float}).groupby(["run_id", "layer"])["singular_value"]
+    kappa = (values.max() / values.min()).groupby("run_id").max()
+    return pd.DataFrame({"kappa": kappa, "gain": values.max().groupby("run_id").prod()})
+
+
+def sensitivity(results: Results, attack: str) -> pd.DataFrame:
+    """The rates under an attack at its largest radius, joined with `spectral`: one row a network."""
+    frame = rates(results)
+    frame = frame[frame["attack"] == attack]
+    largest = frame[frame["eps"] == frame["eps"].max()]
+    joined: pd.DataFrame = largest.merge(spectral(results), left_on="run_id", right_index=True)
+    return joined
 
 
 def summary(results: Results) -> pd.DataFrame:
-    """One row a configuration: seeds done, diverged and waiting; accuracy and its standard deviation in %; counts and
-    their ratios to the dense network; the largest κ(S) and orthogonality error of any constrained layer and epoch, and
-    `kappa`, the largest κ of any layer after training."""
-    runs = results.runs.assign(rate=100 * results.runs["n_correct"].astype(float) / results.runs["n_test"].astype(float))
-    spectra = results.spectra.astype({"singular_value": float}).groupby(["run_id", "layer"])["singular_value"]
-    kappas = (spectra.max() / spectra.min()).groupby("run_id").max()
-    runs = runs.assign(kappa=runs["run_id"].map(kappas).astype(float))
-    waiting = _cells(results.missing)
-    known = runs.drop_duplicates(ABOUT[:1] + ABOUT[2:])
-    waiting = waiting.drop(columns="label").merge(known[ABOUT], "left").fillna({"label": waiting["label"]})
-    every = pd.concat([part for part in (runs, waiting.assign(status="waiting")) if len(part)] or [runs])
-    rows = []
-    for key, group in every.groupby(ABOUT, dropna=False, sort=False):
-        first = group.bfill().iloc[0]
-        status = group["status"].value_counts()
-        row = dict(zip(ABOUT, key, strict=True))
-        row |= {name: int(status.get(name, 0)) for name in ("done", "diverged", "waiting")}
-        row |= {"accuracy": group["rate"].mean(), "accuracy_std": group["rate"].std(), "rates": group["rate"].dropna()}
-        row |= {"rank_fraction": first["rank_fraction"], "dense": first["n_params_dense"]}
-        for count, dense in (("n_params_trained", "n_params_dense"), ("n_params_deployed", "n_params_dense"), ("flops_deployed", "flops_dense")):
-            row[count], row[f"{count}_ratio"] = first[count], first[count] / first[dense]
-        row |= {column: group[column].max() for column in ("kappa_max", "orth_error_max", "kappa", "wall_s")}
-        rows.append(row)
-    return _ordered(pd.DataFrame(rows)).reset_index(drop=True)
+    """One row a configuration: cells done, diverged, waiting; accuracy (%); counts, and their ratios to dense.
+
+    kappa_max, orth_error_max: the largest κ(S) and orthogonality error of any constrained layer, epoch and seed;
+    kappa, kappa_start: the largest κ of any layer and seed after training and before it.
+    """
+    absent = _settings(results.missing).reindex(columns=results.runs.columns)
+    cells = _ordered(pd.concat([part for part in (results.runs, absent) if len(part)] or [absent]))
+    start = _kappas(results).query("epoch == 0").groupby("run_id")["value"].max()
+    cells = cells.assign(
+        accuracy=100 * cells["n_correct"] / cells["n_test"],
+        kappa=cells["run_id"].map(spectral(results)["kappa"]).astype(float),
+        kappa_start=cells["run_id"].map(start).astype(float),
+    )
+    groups = cells.groupby(cells["run_id"].astype(str).str.replace(r"-s\d+$", "", regex=True), sort=False)
+    frame = groups[["name", "method", "label", "ratio", "max_cond", "rank_fraction"]].first()
+    for state in ("done", "diverged", "waiting"):
+        seeds = cells["seed"].map("{:.0f}".format).where(cells["status"] == state, "")
+        frame[state] = [[seed for seed in seeds.iloc[rows] if seed] for rows in groups.indices.values()]
+    frame["accuracy"], frame["accuracy_std"] = groups["accuracy"].mean(), groups["accuracy"].std()
+    for count, dense in _DENSE.items():
+        frame[count], frame[f"{count}_ratio"] = groups[count].first(), groups[count].first() / groups[dense].first()
+    extremes = groups[["kappa_start", "kappa", "kappa_max", "orth_error_max"]].max()
+    return pd.concat([frame, extremes, groups["wall_s"].mean()], axis=1).reset_index(drop=True)
+
+
+def waiting(results: Results) -> pd.DataFrame:
+    """The configurations with missing cells, and the seeds that are missing."""
+    frame = summary(results)
+    frame = frame[frame["waiting"].map(len) > 0]
+    return pd.DataFrame({"configuration": frame["name"], "seeds waiting": frame["waiting"].map(", ".join)})
+
+
+def progress(results: Results) -> str:
+    """Sentences: how many cells are done, waiting and diverged."""
+    diverged = list(results.runs.loc[results.runs["status"] == "diverged", "run_id"])
+    total = len(results.runs) + len(results.missing)
+    parts = [f"{len(results.runs) - len(diverged)} of {total} cells are computed"]
+    parts += [f"{len(results.missing)} are waiting"] if results.missing else []
+    parts += [f"{len(diverged)} diverged ({', '.join(diverged)})"] if diverged else []
+    note = " The loss of a diverged run stopped being finite; it has no numbers and enters no mean." if diverged else ""
+    return "; ".join(parts) + "." + note
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def table(frame: pd.DataFrame) -> Styler:
+    """A frame of text as a table: first column left, the others right."""
+    cell = "text-align: right; padding: 0.2em 0.4em; vertical-align"
+    styles: Any = [
+        {"selector": "", "props": "font-size: 0.85em"},
+        {"selector": "th", "props": f"{cell}: bottom"},
+        {"selector": "td", "props": f"{cell}: top; white-space: nowrap"},
+        {"selector": "th.col0, td.col0", "props": "text-align: left; white-space: normal; min-width: 7em"},
+    ]
+    return frame.style.hide(axis="index").set_table_styles(styles)
+
+
+def _rate(rows: pd.DataFrame) -> str:
+    """Over seeds, mean ± standard deviation; of one seed, the rate with its Wilson interval."""
+    if len(rows) > 1:
+        return mean_std(rows["rate"], 1)
+    return "{rate:.1f} [{low:.1f}, {high:.1f}]".format(**rows.iloc[0])
+
+
+def _test(attack: str, radius: float) -> str:
+    return f"{ATTACKS[attack]} ε\u00a0=\u00a0{radius:g}"
+
+
+def _accuracy(row: Any) -> str:
+    if not row.done:
+        return "diverged" if row.diverged else "waiting"
+    spread = f" ± {row.accuracy_std:.2f}" if len(row.done) > 1 else ""
+    return f"{row.accuracy:.2f}{spread} ({len(row.done)}{f'; {len(row.diverged)} diverged' if row.diverged else ''})"
+
+
+def _table(results: Results, columns: Sequence[str], radii: int = 0) -> Styler:
+    """Some columns of the summary as text, and the rates under each attack at so many radii at most."""
+    frame = summary(results)
+    texts: dict[str, Any] = {
+        "method": frame["label"].str.replace(" = ", "\u00a0=\u00a0").str.replace("U S V", "U\u00a0S\u00a0V"),
+        "rank removed": frame["ratio"].map(lambda r: "–" if math.isnan(r) else f"{100 * r:g} %"),
+        "test accuracy, % (seeds)": pd.Series([_accuracy(row) for row in frame.itertuples()], dtype=object),
+        "rank kept": frame["rank_fraction"].map(percent),
+        "κ before training": frame["kappa_start"].map(number),
+        "κ after": frame["kappa"].map(number),
+        "largest κ(S)": frame["kappa_max"].map(number),
+        "bound": frame["max_cond"].map(number),
+        "relative excess": (frame["kappa_max"] / frame["max_cond"] - 1).map(number),
+        "orthogonality error": frame["orth_error_max"].map(number),
+        "deployed": frame["n_params_deployed_ratio"].map(percent),
+        "FLOPs": frame["flops_deployed_ratio"].map(percent),
+    }
+    for count in ("trained", "deployed"):
+        shares = zip(frame[f"n_params_{count}"], frame[f"n_params_{count}_ratio"], strict=True)
+        texts[f"{count} parameters"] = [f"{n:,.0f} ({percent(share)})" if n > 0 else "–" for n, share in shares]
+    text = pd.DataFrame({column: texts[column] for column in columns})
+    measured = rates(results).query("eps > 0")
+    for attack in ATTACKS if radii else ():
+        rows = measured[measured["attack"] == attack]
+        eps = sorted(rows["eps"].unique())
+        for radius in eps[:: -math.ceil(len(eps) / radii)][::-1] if eps else ():  # evenly, down from the largest
+            found = {name: _rate(group) for name, group in rows[rows["eps"] == radius].groupby("name")}
+            text[_test(attack, radius)] = frame["name"].map(found).fillna("–")
+    return table(text)
+
+
+def accuracy_table(results: Results) -> Styler:
+    """Accuracy against compression, with all three counts and FLOPs, in percent of the dense network."""
+    counts = ("rank kept", "trained parameters", "deployed parameters", "FLOPs")
+    return _table(results, ("method", "rank removed", "test accuracy, % (seeds)", *counts))
+
+
+def conditioning_table(results: Results) -> Styler:
+    """Condition numbers and orthogonality errors, the largest of all layers and seeds, beside their bounds."""
+    kappas = ("κ before training", "κ after", "largest κ(S)", "bound", "relative excess", "orthogonality error")
+    return _table(results, ("method", "rank removed", *kappas))
+
+
+def robustness_table(results: Results, radii: int = 3) -> Styler:
+    """Clean accuracy, and the percentage of images that are classified correctly before and after each attack."""
+    return _table(results, ("method", "rank removed", "test accuracy, % (seeds)"), radii)
+
+
+def headline_table(results: Results) -> Styler:
+    """Size, accuracy, condition number, and accuracy under each attack at its largest radius."""
+    return _table(results, ("method", "rank removed", "deployed", "test accuracy, % (seeds)", "κ after"), 1)
+
+
+def tally(gaps: Iterable[Gap]) -> tuple[int, int, int]:
+    """How many gaps are clearly positive, clearly negative, and neither; those of a single seed are left out."""
+    known = [gap for gap in gaps if gap.seeds > 1]
+    better, worse = (sum(gap.clear and sign * gap.difference > 0 for gap in known) for sign in (1, -1))
+    return better, worse, len(known) - better - worse
+
+
+def verdict(gaps: Iterable[Gap]) -> str:
+    """Whether first is better than second: "is supported" if more than half of the gaps are clearly positive and none
+    clearly negative, "is contradicted" in the reverse case, else "is not supported"; with the tally."""
+    better, worse, open_ = tally(gaps)
+    half = (better + worse + open_) / 2
+    if not half:
+        return "cannot be judged yet (it takes two seeds)"
+    outcome = "is supported" if better > half and not worse else "is not supported"
+    outcome = "is contradicted" if worse > half and not better else outcome
+    return f"{outcome} ({better} clearly better, {worse} clearly worse, {open_} without a clear difference)"
+
+
+def _minus(first: str, second: str) -> str:
+    (a, _, ratio), (b, _, other) = first.partition(", ratio "), second.partition(", ratio ")
+    return f"{a} − {b}, ratio {ratio}" if ratio and ratio == other else f"{first} − {second}"
+
+
+def comparison_table(results: Results, pairs: Sequence[tuple[str, str]], attacks: bool = True) -> Styler:
+    """first - second in points for pairs of full names: clean, and under each attack at its largest radius."""
+    measured = rates(results)
+    tests = {"test accuracy": ("clean", 0.0)}
+    for attack in ATTACKS if attacks else ():
+        radius = measured.loc[(measured["attack"] == attack) & (measured["eps"] > 0), "eps"].max()
+        tests |= {_test(attack, radius): (attack, radius)} if radius > 0 else {}
+    rows = [[_minus(*pair), *(str(compare(results, *pair, *test)) for test in tests.values())] for pair in pairs]
+    return table(pd.DataFrame(rows, columns=["difference in points", *tests]))
+
+
+def status_table(rows: Iterable[Mapping[str, Any]]) -> Styler:
+    """What `wc.status()` returns: cells done, missing, diverged and failed of each experiment."""
+    counts = [{key: len(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows]
+    return table(pd.DataFrame(counts))
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _panels(
+    titles: Sequence[str], columns: int, height: float, share: Literal["all", "row", "none"] = "all"
+) -> tuple[Figure, list[Axes]]:
+    style()
+    columns = max(1, min(len(titles), columns))
+    rows = max(1, math.ceil(len(titles) / columns))
+    size = (WIDTH, height * rows + 0.3)
+    fig, grid = plt.subplots(rows, columns, squeeze=False, sharey=share, figsize=size)
+    axes: list[Axes] = list(grid.flat)
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title)
+    for spare in axes[max(1, len(titles)) :]:
+        spare.set_visible(False)
+    return fig, axes[: len(titles)]
+
+
+def _finish(fig: Figure) -> Figure:
+    """One legend below the panels, or the remark that nothing has been computed; plain numbers on logarithmic axes."""
+    entries: dict[str, Any] = {}
+    for ax in fig.axes:
+        entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        for axis in (ax.xaxis, ax.yaxis):
+            if axis.get_scale() == "log":
+                low, high = axis.get_view_interval()
+                decades = math.log10(high / low)
+                fine = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if decades < 0.5 else (1, 1.5, 2, 3, 5, 7)
+                axis.set_major_locator(LogLocator(subs=fine if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
+    if entries:
+        columns = 3 if max(map(len, entries)) < 31 else 2
+        fig.set_figheight(fig.get_figheight() + 0.21 * math.ceil(len(entries) / columns))
+        fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+    else:
+        fig.clear()
+        fig.set_figheight(0.8)
+        fig.add_subplot(frame_on=False, xticks=[], yticks=[]).text(
+            0.5, 0.5, "waiting: nothing is computed", ha="center"
+        )
+    return fig
+
+
+def _spread(rows: pd.DataFrame, x: str, y: str, log: bool) -> pd.DataFrame:
+    """centre, low, high over the seeds at each x: mean ± standard deviation, the interval of a single count; for log,
+    geometric mean and range (what a logarithmic axis cannot show is left out)."""
+    if log:
+        finite = np.log(rows[y].where((rows[y] > 0) & (rows[y] < np.inf)))
+        logs: pd.DataFrame = finite.groupby(rows[x]).agg(centre="mean", low="min", high="max")
+        return logs.map(math.exp)
+    groups = rows.groupby(x)
+    centre, std = groups[y].mean(), groups[y].std()
+    low, high = (centre - std).fillna(groups["low"].first()), (centre + std).fillna(groups["high"].first())
+    return pd.DataFrame({"centre": centre, "low": low, "high": high})
+
+
+def _draw(ax: Axes, frame: pd.DataFrame, x: str, y: str, log: bool = False, mark: int | list[int] = 1) -> None:
+    """A line and a band per configuration. Of several ratios the highest has full markers; a single one is unnamed."""
+    ratios = sorted(frame["ratio"].dropna().unique())
+    for _, rows in frame.groupby("name", sort=False):
+        about, line = rows.iloc[0], _spread(rows, x, y, log)
+        _, color, marker, dash = look(about["method"], about["max_cond"])
+        label = about["name" if len(ratios) > 1 else "label"]
+        fill: Any = "none" if len(ratios) > 1 and about["ratio"] < ratios[-1] else "full"
+        ax.plot(line["centre"], color=color, marker=marker, fillstyle=fill, linestyle=dash, markevery=mark, label=label)
+        ax.fill_between(line.index, line["low"], line["high"], color=color, alpha=0.18, linewidth=0)
+    if log:
+        ax.set_yscale("log")
+
+
+def _layers(frame: pd.DataFrame, layers: Sequence[str], most: int = 6) -> Sequence[str]:
+    """The layers asked for, or all; of a deep network first and last and some evenly between."""
+    names = [name for name in frame["layer"].dropna().unique() if name]
+    return layers or [names[round(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
+
+
+def plot_condition_growth(results: Results, layers: Sequence[str] = ()) -> Figure:
+    """κ of each layer over the epochs: of S, or of the dense or U Vᵀ weight where there is no S."""
+    frame = _kappas(results)
+    titles = _layers(frame, layers)
+    fig, axes = _panels(titles, 2, 2.3)
+    for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
+        _draw(ax, frame[frame["layer"] == layer], "epoch", "value", log=True, mark=4)
+        ax.set(xlabel="epoch", ylabel="" if i % 2 else "κ")
+    return _finish(fig)
+
+
+def plot_spectra(results: Results, layers: Sequence[str] = ()) -> Figure:
+    """Singular values of each layer after training over the largest one: a curve ends at 1/κ."""
+    frame = _ordered(results.select("spectra"))
+    largest = frame.groupby(["run_id", "layer"])["singular_value"].transform("max")
+    frame = frame.assign(relative=frame["singular_value"] / largest, index=frame["index"] + 1)
+    titles = _layers(frame, layers)
+    fig, axes = _panels(titles, 2, 2.3)
+    for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
+        _draw(ax, frame[frame["layer"] == layer], "index", "relative", log=True, mark=[-1])
+        ax.set(xscale="log", xlabel="index i", ylabel="" if i % 2 else "σᵢ / σ₁")
+    return _finish(fig)
+
+
+def plot_robustness(results: Results) -> Figure:
+    """Accuracy under each attack against its radius; below it, the difference to the first method, seed by seed."""
+    frame = rates(results)
+    first = frame[frame["name"] == frame["name"].iloc[0]] if len(frame) else frame
+    at = ["attack", "eps", "seed"]
+    frame = frame.merge(first[[*at, "rate"]].rename(columns={"rate": "reference"}), "left", on=at)
+    frame["gap"] = frame["rate"] - frame["reference"]
+    attacks = [attack for attack in list(ATTACKS)[1:] if (frame["attack"] == attack).any()]
+    fig, axes = _panels([ATTACKS[attack] for attack in attacks] + [""] * len(attacks), max(1, len(attacks)), 2.5, "row")
+    for i, attack in enumerate(attacks):
+        rows, (above, below) = frame[frame["attack"] == attack], (axes[i], axes[i + len(attacks)])
+        _draw(above, rows, "eps", "rate")
+        _draw(below, rows.assign(low=math.nan, high=math.nan), "eps", "gap")
+        eps = sorted(rows["eps"].unique())
+        for ax in (above, below):
+            ax.set_xticks(eps[:: math.ceil(len(eps) / 4)])
+        above.set(ylabel="" if i else "accuracy, %")
+        below.set(xlabel="radius ε", ylabel="" if i else f"minus {first['label'].iloc[0]}, points")
+    return _finish(fig)
+
+
+def plot_sensitivity(results: Results, attack: str) -> Figure:
+    """Accuracy under an attack at its largest radius against κ of the worst layer and against the product of all
+    ‖W‖₂, one point a network."""
+    frame = sensitivity(results, attack)
+    fig, axes = _panels(["Condition number, worst layer", "Product of all ‖W‖₂"], 2, 2.8)
+    for ax, column in zip(axes, ("kappa", "gain"), strict=True):
+        for label, rows in frame.groupby("label", sort=False):
+            _, color, marker, _ = look(rows["method"].iloc[0], rows["max_cond"].iloc[0])
+            ax.plot(rows[column], rows["rate"], color=color, marker=marker, linestyle="", label=label)
+        ax.set(xscale="log", xlabel="κ" if column == "kappa" else "Π σ₁")
+    radius = f", ε = {frame['eps'].max():g}" if len(frame) else ""
+    axes[0].set_ylabel(f"accuracy, %, {ATTACKS.get(attack, attack)}{radius}")
+    return _finish(fig)
+
+
+def plot_headline(results: Results) -> Figure:
+    """The largest κ of any layer over training, and the accuracy under FGSM."""
+    fig, (left, right) = _panels(["Condition number, worst layer", "Accuracy under FGSM"], 2, 2.8, "none")
+    frame = _kappas(results)
+    worst = frame.sort_values("value", na_position="first").drop_duplicates(["run_id", "epoch"], keep="last")
+    _draw(left, worst.sort_index(), "epoch", "value", log=True, mark=4)
+    left.set(xlabel="epoch", ylabel="κ")
+    _draw(right, rates(results).query("attack == 'fgsm'"), "eps", "rate")
+    right.set(xlabel="radius ε", ylabel="accuracy, %")
+    return _finish(fig)
+
+
+def plot_accuracy_compression(results: Results) -> Figure:
+    """Test error against the fraction of the rank removed; below it, what that is in parameters and FLOPs.
+
+    At each level the configurations stand side by side, so that none hides another.
+    """
+    frame = rates(results).query("attack == 'clean'")
+    frame = frame.assign(level=frame["ratio"].fillna(0), rate=100 - frame["rate"], error=frame["low"])
+    frame = frame.assign(low=100 - frame["high"], high=100 - frame["error"])
+    sizes = summary(results).assign(level=lambda f: f["ratio"].fillna(0)).groupby("level")
+    fig, (ax,) = _panels([""], 1, 4)
+    levels = sorted(frame["level"].unique())
+    groups = {level: list(frame.loc[frame["level"] == level, "label"].unique()) for level in levels}
+    for label, rows in frame.groupby("label", sort=False):
+        error = _spread(rows, "level", "rate", log=False)
+        _, color, marker, dash = look(rows["method"].iloc[0], rows["max_cond"].iloc[0])
+        place = {x: levels.index(x) + 0.08 * (groups[x].index(label) - (len(groups[x]) - 1) / 2) for x in error.index}
+        x = list(place.values())
+        ax.plot(x, error["centre"], color=color, marker=marker, linestyle=dash, linewidth=0.9, label=label)
+        ax.vlines(x, error["low"], error["high"], color=color)
+    lines = [[f"rank removed: {100 * level:g} %" for level in levels]]
+    for title, count in (
+        ("trained", "n_params_trained"),
+        ("deployed", "n_params_deployed"),
+        ("FLOPs", "flops_deployed"),
+    ):
+        ends = [
+            {f"{100 * end:.0f}" for end in sizes[f"{count}_ratio"].get_group(level).agg(["min", "max"])}
+            for level in levels
+        ]
+        lines.append([f"{title}: {'–'.join(sorted(pair, key=float))} %" for pair in ends])
+    ax.set_xticks(range(len(levels)), ["\n".join(texts) for texts in zip(*lines, strict=True)])
+    ax.set(yscale="log", ylabel="test error, %")
+    ax.grid(visible=False, axis="x")
+    return _finish(fig)

@@ -45,6 +45,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
+FLOAT_FORMAT = "%.9g"
+
+
 @dataclass(frozen=True)
 class Results:
     """The tables of an experiment, restricted to the completed cells of its grid, and the run_ids still missing."""
@@ -89,7 +92,7 @@ def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["runs"])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise invalid("file", str(path), f"readable JSON with a key 'runs' ({error})") from error
 
 
@@ -100,7 +103,7 @@ def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[tuple[str, f
     """
     runs, robustness = _read_table(folder, "runs"), _read_table(folder, "robustness")
     measured = set(zip(robustness["run_id"], robustness["attack"], robustness["eps"], strict=True))
-    wanted = list(attacks)
+    wanted = [(attack, float(FLOAT_FORMAT % eps)) for attack, eps in attacks]  # as they are in the file
     return {
         run_id
         for run_id, spec_hash, status in zip(runs["run_id"], runs["spec_hash"], runs["status"], strict=True)
@@ -179,6 +182,14 @@ def lock(name: str, timeout: float = -1) -> FileLock:
     return FileLock(path, timeout=timeout)
 
 
+def _whole(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Counts as integers also beside a blank, where pandas makes them floats: they are written in full."""
+    if column.dtype != float:
+        return column
+    known = column.dropna()
+    return column.astype("Int64") if ((known % 1 == 0) & (known.abs() < 2**53)).all() else column
+
+
 def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provenance: Mapping[str, Any]) -> None:
     """Add a completed cell: its rows replace those of the same run_id; runs.csv is written last."""
     with lock(f"results-{folder.name}"):
@@ -191,6 +202,7 @@ def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provena
             old = _read_table(folder, table)
             new = pd.DataFrame([dict(row) for row in tables.get(table, ())], columns=list(columns))
             old = old[old["run_id"] != run_id]
-            frame = pd.concat([f for f in (old, new) if len(f)]) if len(old) or len(new) else new
+            frame = pd.concat([f for f in (old, new) if len(f)], ignore_index=True) if len(old) or len(new) else new
+            frame = frame.apply(_whole)
             with _replacing(folder / f"{table}.csv") as part:
-                frame.to_csv(part, index=False, float_format="%.9g")
+                frame.to_csv(part, index=False, float_format=FLOAT_FORMAT)

@@ -243,7 +243,10 @@ def run_cell(cell: Cell, experiment: Experiment, device: str, deadline: float = 
         "device": device,
         "spec_hash": cell.spec_hash,
     }
-    network = trained(cell, device, deadline)
+    try:
+        network = trained(cell, device, deadline)
+    except Diverged as error:  # of the cell that it starts from
+        network = Trained(nn.Module(), [], math.nan, 0, str(error))
     curves: list[Row] = [{**row, "run_id": cell.run_id} for row in network.curves]
     if network.diverged:
         tqdm.write(f"{cell.run_id}: diverged ({network.diverged})", file=sys.stderr)
@@ -373,6 +376,7 @@ def _end_with_parent() -> None:
 def _drain(experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str]) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    environment(device)  # as in run_experiment: the code that this process has loaded
     return sum(1 for _ in _work(experiment, folder, device, deadline, only))
 
 
@@ -397,7 +401,7 @@ def run_experiment(
     device = pick_device(device)
     if jobs < 1:
         raise invalid("jobs", jobs, ">= 1")
-    if max_minutes is not None and max_minutes <= 0:
+    if max_minutes is not None and not max_minutes > 0:
         raise invalid("max_minutes", max_minutes, "> 0")
     folder = folder or experiment.folder()
     results.check_writable(folder)

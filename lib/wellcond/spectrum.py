@@ -49,7 +49,7 @@ def nearest_rule(sigma: Tensor, max_cond: float) -> Tensor:
     low = torch.searchsorted(ascending, knots)
     high = torch.searchsorted(ascending, c * knots, right=True)
     below = low * knots - sums.gather(-1, low)
-    above = (sums[..., -1:] - sums.gather(-1, high)) - (r - high) * c * knots
+    above = (sums[..., -1:] - sums.gather(-1, high)) - (r - high) * (c * knots)  # integer * float is float32
     g = below - c * above  # (..., 2r), ascending; g <= 0 at the first knot and >= 0 at the last
     right = (g < 0).sum(-1, keepdim=True).clamp(1, g.shape[-1] - 1)
     left = right - 1

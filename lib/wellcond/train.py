@@ -59,7 +59,8 @@ def fit(
             try:
                 optimizer.step()
             except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-                if loss.isfinite():
+                gradients = [p.grad for p in model.parameters() if p.grad is not None]
+                if all(value.isfinite().all() for value in (loss, *gradients)):
                     raise
                 raise Diverged(f"epoch {epoch}: {error}") from error  # LAPACK refuses NaN
             total += loss.detach() * len(y)  # no host synchronization inside an epoch

@@ -1,0 +1,60 @@
+"""What several test files share: random instances, orders of accuracy, a network small enough to train in a test."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DOUBLE = torch.float64
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+
+
+def matrix_with(sigma: Sequence[float], *, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
+    """A square matrix with these singular values and random singular vectors."""
+    r = len(sigma)
+    P, _ = torch.linalg.qr(randn(r, r, seed=seed))
+    Q, _ = torch.linalg.qr(randn(r, r, seed=seed + 1))
+    return (P * torch.tensor(sigma, dtype=DOUBLE) @ Q.mT).to(dtype)
+
+
+STEPS = 2.0 ** -np.arange(3, 9)
+
+
+def order(error: Callable[[float], float], steps: np.ndarray = STEPS) -> float:
+    """The fitted slope of log error(h) against log h."""
+    return float(np.polyfit(np.log(steps), np.log([error(float(h)) for h in steps]), 1)[0])
+
+
+class Tiny(nn.Module):
+    """A convolution and two linear layers with a residual connection, for 28 x 28 inputs; 1,500 parameters."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 6, 7, stride=7)
+        self.hidden = nn.Linear(24, 24)
+        self.classifier = nn.Linear(24, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.leaky_relu(self.conv(x)), 2).flatten(1)
+        return self.classifier(x + F.leaky_relu(self.hidden(x)))
+
+
+def noise(**_: int) -> nn.Module:
+    """A factory that ignores its arguments."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+def no_module() -> str:
+    return "not a network"
+
+
+NUMBER = 3

@@ -1,0 +1,195 @@
+"""The registry: every method trains, keeps what it promises, and names what is wrong with its settings."""
+
+import functools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from helpers import DOUBLE
+from wellcond import convert, data, layers, methods, models, spectrum, stiefel
+from wellcond.methods import METHODS, Method, Settings
+from wellcond.optim import LowRankSGD
+
+EVERY = {"ratio": 0.8, "max_cond": 1.1}
+
+
+def settings(method, **changes):
+    return Settings(**{key: value for key, value in {**EVERY, **changes}.items() if key in method.uses})
+
+
+@functools.cache
+def batches():
+    images = data.load("digits").train
+    return [(images.pixels(part), images.labels[part]) for part in (slice(0, 32), slice(32, 64))]
+
+
+def lenet5(seed=0):
+    torch.manual_seed(seed)
+    return models.build("lenet5")
+
+
+@functools.cache
+def trained(name, **changes):
+    """LeNet5 after two steps of a method."""
+    method = METHODS[name]
+    chosen = settings(method, **changes)
+    model = method.prepare(lenet5(), chosen)
+    optimizer = LowRankSGD(method.groups(model, chosen), lr=0.1, momentum=0.3)
+    for x, y in batches() if method.trains else ():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_steps_keep_what_the_parameter_groups_promise(name):
+    """Orthonormal bases and κ(S) <= max_cond of low-rank groups, orthonormal rows or columns of Stiefel groups."""
+    model, optimizer = trained(name)
+    assert model(batches()[0][0]).isfinite().all()
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, model.parameters()))
+    for group in optimizer.param_groups:
+        if group["kind"].startswith("lowrank"):
+            U, S, V = (p.detach() for p in group["params"])
+            assert max(stiefel.orthogonality_error(X).item() for X in (U, V)) <= 1e-5
+            assert spectrum.condition_number(S.double()) <= group["max_cond"] * (1 + 1e-4)
+            expected = EVERY["max_cond"] if "max_cond" in METHODS[name].uses else math.inf
+            assert group["max_cond"] == expected
+        elif group["kind"] == "stiefel":
+            for weight in group["params"]:
+                W = layers.matricize(weight).double()
+                gram = W @ W.mT if W.shape[0] <= W.shape[1] else W.mT @ W
+                assert (gram - torch.eye(len(gram))).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains])
+def test_two_steps_move_every_weight(name):
+    method, (model, _) = METHODS[name], trained(name)
+    start = method.prepare(lenet5(), settings(method)).state_dict()
+    for key, value in model.state_dict().items():
+        if not key.startswith("normalize"):
+            assert not torch.equal(value, start[key]), key
+
+
+FORMS = {  # which form each layer takes at ratio 0.8: U S Vᵀ, U Vᵀ or dense, and its rank
+    "dense": "dense dense dense dense",
+    "uv": "UV:4 UV:10 UV:100 dense",
+    "svd": "UV:4 UV:10 UV:100 dense",
+    "svd_finetuned": "UV:4 UV:10 UV:100 dense",
+    "usv": "USV:4 USV:10 USV:100 USV:10",
+    "condlr": "USV:4 USV:10 USV:100 USV:10",
+    "condlr_published": "USV:4 USV:10 USV:100 USV:10",
+    "cayley_sgd": "dense dense dense dense",
+    "projected_sgd": "dense dense dense dense",
+}
+
+
+def form(layer):
+    if not isinstance(layer, layers.LowRankLayer):
+        return "dense"
+    return f"{'UV' if layer.S is None else 'USV'}:{layer.rank}"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_form_of_each_layer(name):
+    """The classifier is never truncated; where there is a core it is constrained at full rank."""
+    model, _ = trained(name)
+    assert " ".join(form(layer) for layer in layers.weight_layers(model).values()) == FORMS[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_starts_from_the_same_draw(name):
+    """At ratio 0 and without a bound the low-rank methods start as the dense function; Stiefel methods from the
+    orthonormal factor of its weights; biases are the same in all."""
+    method, x = METHODS[name], batches()[0][0].double()
+    dense = lenet5().double()
+    model = method.prepare(lenet5().double(), settings(method, ratio=0.0, max_cond=math.inf))
+    if name in ("cayley_sgd", "projected_sgd"):
+        for key, layer in layers.weight_layers(model).items():
+            W = layers.matricize(dense.get_submodule(key).weight)
+            P, _, Qt = torch.linalg.svd(W, full_matrices=False)
+            torch.testing.assert_close(layers.matricize(layer.weight), P @ Qt, rtol=0, atol=1e-10)
+    else:
+        torch.testing.assert_close(model(x), dense(x), rtol=0, atol=1e-10)
+    for key in ("conv1.bias", "fc2.bias"):
+        assert torch.equal(model.get_parameter(key), dense.get_parameter(key))
+
+
+def test_training_starts_inside_the_constraint():
+    for tau in (0, 0.1, 0.5):
+        for name in ("condlr", "condlr_published"):
+            model = METHODS[name].prepare(lenet5(), Settings(ratio=0.8, max_cond=1 + tau))
+            for layer in layers.low_rank_layers(model).values():
+                assert spectrum.condition_number(layer.S.double()) <= (1 + tau) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("max_cond", "kind"), [(1.0, "lowrank_published_mean"), (1.1, "lowrank_published_band")])
+def test_published_kind_follows_tau(max_cond, kind):
+    _, optimizer = trained("condlr_published", max_cond=max_cond)
+    assert {group["kind"] for group in optimizer.param_groups} == {kind, "euclidean"}
+
+
+def test_last_layer_is_the_classifier():
+    assert methods.last_layer(lenet5()) == ["fc2"]
+    assert methods.last_layer(torch.nn.ReLU()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("dense", {"ratio": 0.5}, "ratio = 0.5: must be absent: dense has no such setting"),
+        ("usv", {"ratio": 0.5, "max_cond": 1.1}, "max_cond = 1.1: must be absent: usv has no such setting"),
+        ("condlr", {"ratio": 0.5}, "max_cond = None: must be given for condlr"),
+        ("uv", {}, "ratio = None: must be given for uv"),
+        ("uv", {"ratio": 1.0}, r"ratio = 1.0: must be in \[0, 1\)"),
+        ("uv", {"ratio": -0.1}, r"ratio = -0.1: must be in \[0, 1\)"),
+        ("condlr", {"ratio": 0.5, "max_cond": 0.9}, "max_cond = 0.9: must be a number >= 1"),
+    ],
+)
+def test_settings_are_checked(name, given, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name].check(given)
+
+
+def test_every_method_accepts_its_own_settings():
+    for method in METHODS.values():
+        method.check({key: value for key, value in EVERY.items() if key in method.uses})
+        assert method.label
+        assert method.summary.endswith(".")
+        assert not method.starts_from or METHODS[method.starts_from].trains
+
+
+def test_titles_name_tau():
+    assert METHODS["condlr"].title(1.1) == "CondLR, τ = 0.1"
+    assert METHODS["condlr"].title(1.0) == "CondLR, τ = 0"
+    assert METHODS["condlr"].title(math.inf) == "CondLR, τ = inf"
+    assert METHODS["dense"].title(None) == "dense SGD"
+
+
+def test_registration(monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    mine = Method("mine", "Mine", "One of my own.", lambda model, _: model, lambda model, _: [], starts_from="dense")
+    assert methods.register(mine) is methods.find("mine") is mine
+    with pytest.raises(ValueError, match="method = 'mine': must be a name that is not yet registered"):
+        methods.register(mine)
+    with pytest.raises(ValueError, match="method = 'dens': unknown; did you mean 'dense'"):
+        methods.register(Method("other", "", "", mine.prepare, mine.groups, starts_from="dens"))
+    assert "other" not in methods.METHODS
+
+
+def test_unknown_method_suggests_the_nearest():
+    with pytest.raises(ValueError, match="method = 'conldr': unknown; did you mean 'condlr'"):
+        methods.find("conldr")
+
+
+def test_deployment_after_training_keeps_the_function():
+    """Of every form of the registry, after real steps."""
+    x = batches()[0][0]
+    for name in ("uv", "condlr", "dense"):
+        model, _ = trained(name)
+        expected = model.eval()(x).to(DOUBLE)
+        # single precision: three factors merged into two
+        torch.testing.assert_close(convert.deploy(model)(x).to(DOUBLE), expected, rtol=0, atol=1e-4)
