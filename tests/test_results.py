@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from wellcond import results
+from wellcond.results import Measurement
 
 # the columns that the study promises to its readers
 PROMISED = {
@@ -23,7 +24,7 @@ PROMISED = {
     "curves": "run_id, epoch, layer, quantity, value",
     "spectra": "run_id, layer, index, singular_value",
 }
-ATTACKS = [("fgsm", 0.1), ("fgsm", 2 / 255)]
+ATTACKS = [Measurement("fgsm", 0.1, 100), Measurement("fgsm", 2 / 255, 100)]
 
 
 def spec_of(run_id, **changes):
@@ -47,8 +48,8 @@ def tables(run_id, **changes):
     return {
         "runs": [run],
         "robustness": [
-            {"run_id": run_id, "attack": attack, "norm": "linf", "eps": eps, "n_examples": 100, "n_correct": 50}
-            for attack, eps in ATTACKS
+            {"run_id": run_id, "attack": attack, "norm": "linf", "eps": eps, "n_examples": n, "n_correct": 50}
+            for attack, eps, n, *_ in ATTACKS
         ],
         "curves": [{"run_id": run_id, "epoch": 1, "layer": "", "quantity": "train_loss", "value": 1 / 3}],
         "spectra": [{"run_id": run_id, "layer": "fc1", "index": k, "singular_value": 1.5 - k} for k in range(2)],
@@ -137,10 +138,17 @@ def test_a_run_is_done_only_with_its_specification_and_all_its_attacks(folder):
     assert results.done(folder, hashes, ATTACKS) == {"a-s0"}
     assert results.done(folder, hashes, []) == {"a-s0"}
     assert results.done(folder, {"a-s0": "another"}, ATTACKS) == set()
-    assert results.done(folder, hashes, [*ATTACKS, ("fgsm", 0.2)]) == set()
-    assert results.done(folder, hashes, [*ATTACKS, ("pgd_l2", 0.1)]) == set()
+    assert results.done(folder, hashes, [*ATTACKS, Measurement("fgsm", 0.2, 100)]) == set()
+    assert results.done(folder, hashes, [*ATTACKS, Measurement("pgd_l2", 0.1, 100)]) == set()
+    # with other steps, or on other images, it is another measurement; more images than there are means all
+    assert results.done(folder, hashes, [ATTACKS[0]._replace(steps=40)]) == set()
+    assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=99)]) == set()
+    assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=None)]) == set()
+    save(folder, "a-s0", n_test=100)
+    assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=None)]) == {"a-s0"}
+    assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=5000)]) == {"a-s0"}
     save(folder, "b-s0", status="diverged")
-    assert "b-s0" in results.done(folder, hashes, [("pgd_l2", 9.0)])
+    assert "b-s0" in results.done(folder, hashes, [Measurement("pgd_l2", 9.0)])
 
 
 def test_results_of_another_specification_are_refused(folder):

@@ -373,7 +373,7 @@ def test_a_cell_that_somebody_else_is_running_is_left_to_him(project):
     spec = project(DENSE, UV)
     context = multiprocessing.get_context("fork")
     locked, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=("cell-tiny-dense-s0", locked, done))
+    other = context.Process(target=hold, args=(f"cell-{results.folder_key(spec.folder())}-dense-s0", locked, done))
     other.start()
     locked.wait(60)
     found = quiet(spec)

@@ -136,9 +136,13 @@ def _digits(size: int, channels: int) -> dict[str, Bytes]:
 DATASETS: dict[str, Source] = {
     "digits": Source(10, arrays=lambda: _digits(28, 1)),
     "digits32": Source(10, arrays=lambda: _digits(32, 3)),
-    "mnist": Source(10, torchvision="MNIST"),
-    "cifar10": Source(10, torchvision="CIFAR10"),
-    "cifar100": Source(100, torchvision="CIFAR100"),
+    "mnist": Source(10, torchvision="MNIST", sha256="9be47e5e19dad11e167732e7644f08cedf8a85d9efcb37e0ef9a75c0bf133b27"),
+    "cifar10": Source(
+        10, torchvision="CIFAR10", sha256="3fdc7a2bdbfd3628e23e5c9dcbe57ef43331b8d19eeb3b14c37f9d0c198e7e0f"
+    ),
+    "cifar100": Source(
+        100, torchvision="CIFAR100", sha256="63eea7eba5c80050b0052b0e794c1b197ba7da7eb518ecc8d29301149adb38fa"
+    ),
 }
 
 

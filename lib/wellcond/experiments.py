@@ -21,6 +21,7 @@ from wellcond.attacks import ATTACKS
 from wellcond.data import AUGMENTATIONS, DATASETS
 from wellcond.errors import invalid, unknown
 from wellcond.methods import METHODS, Settings, find
+from wellcond.results import Measurement
 
 
 class Strict(BaseModel):
@@ -99,6 +100,11 @@ class AttackGrid(Strict):
             for key in value.keys() - accepted.keys():
                 raise unknown(f"option of {info.data['name']}", key, accepted)
         return value
+
+    def measurements(self) -> list[Measurement]:
+        """One for each eps, with the attack's own defaults for the options that are not given."""
+        options = {**dict(ATTACKS[self.name].options), **self.options}
+        return [Measurement(self.name, eps, self.n_examples, **options) for eps in self.eps]
 
 
 class Cell(Strict):
@@ -233,9 +239,9 @@ class Experiment(Strict):
         """{run_id: spec_hash} of all cells."""
         return {cell.run_id: cell.spec_hash for cell in self.cells()}
 
-    def attacks(self) -> list[tuple[str, float]]:
-        """All (attack, eps) that every run is measured under."""
-        return [(attack.name, eps) for attack in self.attack for eps in attack.eps]
+    def attacks(self) -> list[Measurement]:
+        """What every run is measured under."""
+        return [measurement for attack in self.attack for measurement in attack.measurements()]
 
     def modified(self) -> bool:
         """Whether this is anything but the paper preset of the file book/experiments/<name>.toml as it stands."""

@@ -12,6 +12,7 @@ whole files atomically under a lock, so several runners may fill one experiment.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock
@@ -96,27 +97,57 @@ def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
         raise invalid("file", str(path), f"readable JSON with a key 'runs' ({error})") from error
 
 
-def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[tuple[str, float]]) -> set[str]:
+class Measurement(NamedTuple):
+    """An attack at one radius, as a run must have it. n_examples None: all test images; an option None: not one of
+    this attack's."""
+
+    attack: str
+    eps: float
+    n_examples: int | None = None
+    steps: int | None = None
+    relative_step: float | None = None
+
+
+def measurement(row: Mapping[Any, Any]) -> Measurement:
+    """What a row of robustness.csv measured; blanks are None."""
+    values: dict[str, Any] = {field: None if pd.isna(row[field]) else row[field] for field in Measurement._fields}
+    return Measurement(**values)
+
+
+def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]) -> set[str]:
     """The run_ids in `hashes` ({run_id: spec_hash}) completed in `folder` with that specification.
 
-    attacks: the (attack, eps) whose counts a run must have, unless it diverged.
+    attacks: what a run must have been measured under, unless it diverged.
     """
+    runs = _read_table(folder, "runs")
+    measured = {(row["run_id"], *measurement(row)) for row in _read_table(folder, "robustness").to_dict("records")}
+    wanted = [attack._replace(eps=float(FLOAT_FORMAT % attack.eps)) for attack in attacks]  # as it is in the file
+    complete = set()
+    for run_id, spec_hash, status, n_test in zip(
+        runs["run_id"], runs["spec_hash"], runs["status"], runs["n_test"], strict=True
+    ):
+        images = [attack._replace(n_examples=min(attack.n_examples or n_test, n_test)) for attack in wanted]
+        if hashes.get(run_id) == spec_hash and (
+            status == "diverged" or all((run_id, *attack) in measured for attack in images)
+        ):
+            complete.add(run_id)
+    return complete
+
+
+def measured_rows(folder: Path, run_id: str, spec_hash: str) -> list[dict[str, Any]]:
+    """The rows of robustness.csv that a run of this specification already has."""
     runs, robustness = _read_table(folder, "runs"), _read_table(folder, "robustness")
-    measured = set(zip(robustness["run_id"], robustness["attack"], robustness["eps"], strict=True))
-    wanted = [(attack, float(FLOAT_FORMAT % eps)) for attack, eps in attacks]  # as they are in the file
-    return {
-        run_id
-        for run_id, spec_hash, status in zip(runs["run_id"], runs["spec_hash"], runs["status"], strict=True)
-        if hashes.get(run_id) == spec_hash
-        and (status == "diverged" or all((run_id, attack, eps) in measured for attack, eps in wanted))
-    }
+    if not ((runs["run_id"] == run_id) & (runs["spec_hash"] == spec_hash)).any():
+        return []
+    rows = robustness[robustness["run_id"] == run_id].to_dict("records")
+    return [{str(column): value for column, value in row.items()} for row in rows]
 
 
 def load(
     folder: Path,
     specs: Mapping[str, Mapping[str, Any]],
     hashes: Mapping[str, str],
-    attacks: Iterable[tuple[str, float]],
+    attacks: Iterable[Measurement],
 ) -> Results:
     """The completed cells among `specs` ({run_id: specification}, with their hashes); see `done` for attacks.
 
@@ -152,7 +183,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place if the block succeeds, and vanishes otherwise."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -182,6 +213,11 @@ def lock(name: str, timeout: float = -1) -> FileLock:
     return FileLock(path, timeout=timeout)
 
 
+def folder_key(folder: Path) -> str:
+    """A short name for a folder that no other folder has, for locks."""
+    return f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+
+
 def _whole(column: pd.Series[Any]) -> pd.Series[Any]:
     """Counts as integers also beside a blank, where pandas makes them floats: they are written in full."""
     if column.dtype != float:
@@ -192,11 +228,11 @@ def _whole(column: pd.Series[Any]) -> pd.Series[Any]:
 
 def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provenance: Mapping[str, Any]) -> None:
     """Add a completed cell: its rows replace those of the same run_id; runs.csv is written last."""
-    with lock(f"results-{folder.name}"):
+    with lock(f"results-{folder_key(folder)}"):
         check_writable(folder)
         known = read_provenance(folder)
         known[run_id] = dict(provenance)
-        with _replacing(folder / "provenance.json") as part:
+        with replacing(folder / "provenance.json") as part:
             part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for table, columns in COLUMNS.items():
             old = _read_table(folder, table)
@@ -204,5 +240,5 @@ def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provena
             old = old[old["run_id"] != run_id]
             frame = pd.concat([f for f in (old, new) if len(f)], ignore_index=True) if len(old) or len(new) else new
             frame = frame.apply(_whole)
-            with _replacing(folder / f"{table}.csv") as part:
+            with replacing(folder / f"{table}.csv") as part:
                 frame.to_csv(part, index=False, float_format=FLOAT_FORMAT)

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -87,12 +87,13 @@ def _peak_bytes(device: str) -> int:
 
 @dataclass
 class Trained:
-    """A trained network, its curves, and what the training cost; `diverged` says why there is no network to measure."""
+    """A trained network, its curves, what the training cost and where it ran; `diverged`: why there is no network."""
 
     model: nn.Module
     curves: list[dict[str, Any]]
     wall_s: float
     peak_bytes: int
+    environment: dict[str, Any]
     diverged: str = ""
 
 
@@ -165,7 +166,8 @@ def _train(cell: Cell, device: str, deadline: float) -> Trained:
             diverged = str(error)
     if device == "cuda":
         torch.cuda.synchronize()
-    return Trained(model.eval(), curves, time.perf_counter() - started, _peak_bytes(device), diverged)
+    wall_s = time.perf_counter() - started
+    return Trained(model.eval(), curves, wall_s, _peak_bytes(device), environment(device), diverged)
 
 
 def trained(cell: Cell, device: str = "cpu", deadline: float = math.inf) -> Trained:
@@ -180,14 +182,14 @@ def trained(cell: Cell, device: str = "cpu", deadline: float = math.inf) -> Trai
             found = _train(cell, device, deadline)
             if found.diverged:
                 return found
-            record = {"model": found.model.state_dict(), "curves": found.curves}
-            with results._replacing(path) as part:
-                torch.save({**record, "wall_s": found.wall_s, "peak_bytes": found.peak_bytes}, part)
+            record = {field.name: getattr(found, field.name) for field in fields(Trained) if field.name != "diverged"}
+            with results.replacing(path) as part:
+                torch.save({**record, "model": found.model.state_dict()}, part)
             return found
     saved = torch.load(path, map_location=device, weights_only=True)
     model = _skeleton(cell, device)
     model.load_state_dict(saved["model"], strict=True)
-    return Trained(model.eval(), saved["curves"], saved["wall_s"], saved["peak_bytes"])
+    return Trained(**{**saved, "model": model.eval()})
 
 
 def _skeleton(cell: Cell, device: str) -> nn.Module:
@@ -227,8 +229,14 @@ def _run_row(cell: Cell, network: Trained, dataset: data.Data) -> dict[str, Any]
     }
 
 
-def run_cell(cell: Cell, experiment: Experiment, device: str, deadline: float = math.inf) -> dict[str, list[Row]]:
-    """Train and evaluate one cell; returns the rows of every table. A diverged cell has a row without counts."""
+def run_cell(
+    cell: Cell, experiment: Experiment, device: str, deadline: float = math.inf, measured: Sequence[Row] = ()
+) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+    """Train and evaluate one cell; returns the rows of every table, and the environment of the training.
+
+    A diverged cell has a row without counts. measured: rows of robustness.csv that the cell already has; an attack
+    with all its radii among them is not repeated.
+    """
     dataset = _cell_data(cell, device)
     about = {
         "run_id": cell.run_id,
@@ -246,14 +254,19 @@ def run_cell(cell: Cell, experiment: Experiment, device: str, deadline: float = 
     try:
         network = trained(cell, device, deadline)
     except Diverged as error:  # of the cell that it starts from
-        network = Trained(nn.Module(), [], math.nan, 0, str(error))
+        network = Trained(nn.Module(), [], math.nan, 0, environment(device), str(error))
     curves: list[Row] = [{**row, "run_id": cell.run_id} for row in network.curves]
     if network.diverged:
         tqdm.write(f"{cell.run_id}: diverged ({network.diverged})", file=sys.stderr)
-        return {"runs": [{**about, "status": "diverged"}], "curves": curves}
+        return {"runs": [{**about, "status": "diverged"}], "curves": curves}, network.environment
     tables: dict[str, list[Row]] = {"robustness": []}
     for attack in experiment.attack:
         images = dataset.test.first(attack.n_examples)
+        wanted = {m._replace(n_examples=len(images)) for m in attack.measurements()}
+        known = {results.measurement(row): row for row in measured}
+        if wanted <= known.keys():
+            tables["robustness"] += [known[m] for m in sorted(wanted)]
+            continue
         curve = evaluate.robustness_curve(
             network.model, images, attack.name, attack.eps, seed=cell.seed, **attack.options
         )
@@ -267,7 +280,10 @@ def run_cell(cell: Cell, experiment: Experiment, device: str, deadline: float = 
         for index, value in enumerate(report.spectrum.tolist())
     ]
     tables["runs"] = [{**about, **_run_row(cell, network, dataset)}]
-    return {table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()}
+    named: dict[str, list[Row]] = {
+        table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()
+    }
+    return named, network.environment
 
 
 def _git(*arguments: str) -> str:
@@ -337,12 +353,13 @@ def _work(
         if cell.run_id in _done(experiment, folder):
             continue
         try:
-            with results.lock(f"cell-{folder.name}-{cell.run_id}", timeout=0):
+            with results.lock(f"cell-{results.folder_key(folder)}-{cell.run_id}", timeout=0):
                 if cell.run_id in _done(experiment, folder):
                     continue
                 started = _now()
                 try:
-                    tables = run_cell(cell, experiment, device, deadline)
+                    measured = results.measured_rows(folder, cell.run_id, cell.spec_hash)
+                    tables, training = run_cell(cell, experiment, device, deadline, measured)
                 except OutOfTime:
                     return
                 except Exception:
@@ -357,6 +374,7 @@ def _work(
                     "started": started,
                     "finished": _now(),
                     "command": f"python -m wellcond run {experiment.name} --preset {experiment.preset}",
+                    "training": training,  # of the weights, which may be older than their measurement
                     **environment(device),
                 }
                 results.save(folder, cell.run_id, tables, provenance)
