@@ -33,7 +33,7 @@ ALLOWED = {
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
     "results": {"errors", "paths"},
     "report": {"errors", "results"},
-    "experiments": {"attacks", "data", "errors", "methods", "paths"},
+    "experiments": {"attacks", "data", "errors", "methods", "paths", "results"},
     "runner": {
         *("convert", "data", "errors", "evaluate", "experiments", "layers", "methods", "models", "optim", "paths"),
         *("results", "train"),
