@@ -135,9 +135,9 @@ def test_numbers_are_short(value, text):
 
 def test_gap_is_paired_and_has_the_student_interval(three_seeds):
     gap = report.compare(three_seeds, CONDLR, "dense SGD")
-    # differences -1.0, -0.8, -0.3 points: mean -0.7, standard deviation sqrt(0.13), t(2; 0.975) = 4.303
+    # differences -1.0, -0.8, -0.3 points: mean -0.7, standard deviation sqrt(0.13), t(2; 0.975) = 4.302653
     assert gap.difference == pytest.approx(-0.7)
-    assert gap.margin == pytest.approx(4.303 * math.sqrt(0.13) / math.sqrt(3))
+    assert gap.margin == pytest.approx(4.302653 * math.sqrt(0.13) / math.sqrt(3))
     assert not gap.clear
     assert str(gap) == "−0.70 ± 0.90"
     assert gap.words == "0.70 ± 0.90 points lower (no clear difference, 3 seeds)"

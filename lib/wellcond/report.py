@@ -15,12 +15,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
+from scipy.special import ndtri, stdtrit
 
 from wellcond.results import Results
 
@@ -33,7 +35,7 @@ STYLE: Any = {
     "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "xtick.color": "#444444", "ytick.color": "#444444",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#444444", "axes.titlelocation": "left",
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E4E4E4", "legend.frameon": False,
-    "lines.linewidth": 1.8, "lines.markersize": 5.5,
+    "axes.linewidth": 0.8, "grid.linewidth": 0.8, "lines.linewidth": 1.8, "lines.markersize": 5.5,
     "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]),
 }  # fmt: skip
 
@@ -72,7 +74,7 @@ def look(method: str, max_cond: float = math.nan) -> Look:
 
 def style() -> None:
     """Draw every figure from now on in the style of the book; the functions plot_* call it themselves."""
-    plt.rcParams.update(STYLE)
+    sns.set_theme(style="whitegrid", font="DejaVu Sans", rc=STYLE)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ def wilson(n_correct: float, n: float) -> tuple[float, float]:
     """The 95 % Wilson score interval of the rate n_correct/n, as fractions; (nan, nan) for n = 0."""
     if not n > 0:
         return math.nan, math.nan
-    z, p = 1.959964, n_correct / n
+    z, p = float(ndtri(0.975)), n_correct / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
@@ -108,10 +110,6 @@ def number(value: float) -> str:
 def percent(fraction: float) -> str:
     """ "32.8 %"; – for nan."""
     return "–" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
-
-
-# 97.5 % quantiles of Student's distribution for 1, 2, ... degrees of freedom; the last one serves for more
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,7 @@ def compare(results: Results, first: str, second: str, attack: str = "clean", ep
     found = by_seed(results, attack, eps)
     pairs = (found.reindex(columns=[first])[first] - found.reindex(columns=[second])[second]).dropna()
     n = len(pairs)
-    margin = STUDENT[min(n - 1, len(STUDENT)) - 1] * float(pairs.std()) / math.sqrt(n) if n > 1 else math.nan
+    margin = float(stdtrit(n - 1, 0.975)) * float(pairs.std()) / math.sqrt(n) if n > 1 else math.nan
     return Gap(float(pairs.mean()), margin, n)
 
 
