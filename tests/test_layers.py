@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torch.nn import functional as F
 
 from helpers import DOUBLE, matrix_with, randn
@@ -220,6 +221,30 @@ def test_convolutions_without_a_single_matrix_are_refused(arguments, message):
         LowRankConv2d(4, 4, 3, 2, **arguments)
     with pytest.raises(ValueError, match=message):
         LowRankConv2d.from_dense(nn.Conv2d(4, 4, 3, **arguments), 2)
+
+
+@pytest.mark.parametrize("core", [True, False])
+@pytest.mark.parametrize("rank", [2, 5, 8])
+def test_a_layer_never_costs_more_than_the_dense_one_and_its_merging(rank, core):
+    """Forward and backward, in the counted FLOPs; and merged or not, it is the same function."""
+    cases = (
+        (nn.Conv2d(2, 8, 3, stride=2, padding=1), (4, 2, 16, 16), 4 * 8 * 8),
+        (nn.Linear(10, 8), (300, 10), 300),
+        (nn.Linear(10, 8), (1, 10), 1),
+    )
+    for dense, shape, positions in cases:
+        dense = dense.to(DOUBLE)
+        low = layers.LowRankLinear if isinstance(dense, nn.Linear) else layers.LowRankConv2d
+        layer = low.from_dense(dense, rank, core=core)
+        x = randn(*shape)
+        n, m = dense.weight.shape[0], dense.weight[0].numel()
+        merging = 2 * (n * rank * m + n * rank * rank)
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        core_in_line = 2 * rank * rank * positions if core and isinstance(dense, nn.Linear) else 0
+        assert counter.get_total_flops() <= 2 * n * m * positions + merging + core_in_line
+        merged = layer.to_dense()(x)
+        torch.testing.assert_close(layer(x), merged)
 
 
 def test_layers_are_listed_by_name_in_order():

@@ -5,7 +5,8 @@
 UᵀU = VᵀV = I while the manifold integrator trains them; S is full. Without a core (``core=False``) the layer is
 W = U Vᵀ. A convolution kernel (C_out, C_in, kh, kw) is matricized row-major to n = C_out, m = C_in·kh·kw and
 applied as an r-channel kh x kw convolution by Vᵀ followed by a 1 x 1 convolution by U S, so that stride, padding
-and dilation are torch's own and no patches are unfolded.
+and dilation are torch's own and no patches are unfolded. At a rank so high that the factors cost more than W, W is
+formed and applied instead: a factorized layer never does more work than the dense one and its own merging.
 
 U, S and V are ordinary nn.Parameters: deepcopy, ``.to()``, ``state_dict`` and ``torch.save`` work as for any module.
 """
@@ -86,6 +87,11 @@ class LowRankLayer(nn.Module):
         """W = U S Vᵀ (n, m)."""
         return self.left() @ self.V.mT
 
+    def _merges(self, positions: int) -> bool:
+        """Whether forming W once costs fewer multiply-adds than applying its factors at every position (B·H'·W')."""
+        n, r, m = self.U.shape[0], self.rank, self.V.shape[0]
+        return n * m * positions + n * r * m < r * (n + m) * positions
+
     def singular_values(self) -> Tensor:
         """The r singular values of W, descending, from the triangular factors of U and V; W is not formed. float64."""
         _, R = torch.linalg.qr(self.left().detach().double())
@@ -131,6 +137,8 @@ class LowRankLinear(LowRankLayer):
         return self.matrix()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._merges(x.numel() // self.in_features):
+            return F.linear(x, self.matrix(), self.bias)
         z = x @ self.V  # (..., r)
         if self.S is not None:
             z = z @ self.S.mT
@@ -189,8 +197,12 @@ class LowRankConv2d(LowRankLayer):
         return self.matrix().reshape(self.out_channels, self.in_channels, *self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        geometry: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        strides = self.stride if isinstance(self.stride, tuple) else (self.stride, self.stride)
+        if self._merges(x.numel() // (self.in_channels * math.prod(strides))):
+            return F.conv2d(x, self.weight, self.bias, **geometry)
         basis = self.V.mT.reshape(self.rank, self.in_channels, *self.kernel_size)
-        z = F.conv2d(x, basis, stride=self.stride, padding=self.padding, dilation=self.dilation)  # (B, r, H', W')
+        z = F.conv2d(x, basis, **geometry)  # (B, r, H', W')
         return F.conv2d(z, self.left()[:, :, None, None], self.bias)
 
     @classmethod

@@ -6,7 +6,8 @@ for any torch optimizer.
 
     kind                        parameters     rule
     euclidean                   any            heavy-ball SGD, as torch.optim.SGD
-    lowrank                     [U, S, V]      lowrank_step: projected gradient flow on rank-r matrices
+    lowrank                     [U, S, V]      lowrank_step_: projected gradient flow on rank-r matrices
+    lowrank_plain               [U, S, V]      lowrank_step, its plain form: slower, and the only one for half precision
     lowrank_published_band      [U, S, V]      published_band_step: the step of the released CondLR code, tau > 0
     lowrank_published_mean      [U, S, V]      published_mean_step: the same, tau = 0
     stiefel                     weights        stiefel_step on the orthonormal rows (or columns) of each weight
@@ -19,74 +20,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wellcond.errors import invalid, unknown
+from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import low_rank_layers, matricize
 from wellcond.spectrum import CLIP_RULES, check_max_cond, clip_condition_number, clip_spectrum
 from wellcond.stiefel import RETRACTIONS, polar, project_horizontal, project_tangent, qr, retract
-
-
-class Factors(NamedTuple):
-    """W = U S Vᵀ, or a triple of gradients or momenta of the same shapes: (n, r), (r, r), (m, r)."""
-
-    U: Tensor
-    S: Tensor
-    V: Tensor
-
-
-def _right_solve(D: Tensor, A: Tensor) -> Tensor:
-    """D (A + δI)^-1 for symmetric positive semidefinite A (r, r), δ relative to its mean eigenvalue.
-
-    δ only keeps the Cholesky factorization alive when κ(S) is beyond the working precision: it is 1e-8 in float64
-    and about 1e-6 in float32, and has no visible effect while κ(S) is bounded by a small constant.
-    """
-    delta = max(1e-8, 10 * torch.finfo(A.dtype).eps) * A.diagonal().mean()
-    L = torch.linalg.cholesky_ex(A + delta * torch.eye(A.shape[0], dtype=A.dtype, device=A.device))[0]
-    return D @ torch.cholesky_inverse(L)  # one product with a tall D is cheaper than two triangular solves
-
-
-def lowrank_step(
-    W: Factors,
-    grad: Factors,
-    momentum: Factors,
-    *,
-    lr: float,
-    beta: float = 0.0,
-    max_cond: float = math.inf,
-    rule: str = "nearest",
-    retraction: str = "qr",
-) -> tuple[Factors, Factors]:
-    """One step of the projected gradient flow Ẇ = -P_W G on {rank r, κ(S) <= max_cond} ("CondLR-exact").
-
-        m_U <- (I - UUᵀ)(β m_U + g_U),   m_V <- (I - VVᵀ)(β m_V + g_V),   m_S <- β m_S + g_S
-        U   <- R_U(-h m_U (SSᵀ)^-1),     V   <- R_V(-h m_V (SᵀS)^-1)
-        S   <- nearest{κ <= max_cond}(S - h m_S)
-
-    The momenta are stored before preconditioning, so that a change of S does not rescale them, and transported to the
-    new tangent space by the projection, which is needed there anyway. While the constraint
-    is inactive and β = 0, the new U S Vᵀ is W - h P_W(G) + O(h²); the constants do not depend on small singular
-    values once κ(S) is bounded.
-
-    W, grad, momentum: factors and autograd gradients; returns new W and momentum. lr: step h > 0; beta in [0, 1).
-    Source: Koch and Lubich, SIAM J. Matrix Anal. Appl. 29 (2007), for the flow; Savostianova et al., NeurIPS 2023,
-    for the constraint; the preconditioner here is that of the flow, not of their code.
-    """
-    U, S, V = W
-    m_U = project_horizontal(U, beta * momentum.U + grad.U)
-    m_S = beta * momentum.S + grad.S
-    m_V = project_horizontal(V, beta * momentum.V + grad.V)
-    d_U = _right_solve(m_U, S @ S.mT)
-    d_V = _right_solve(m_V, S.mT @ S)
-    new = Factors(
-        retract(U, -lr * d_U, retraction),
-        clip_condition_number(S - lr * m_S, max_cond, rule),
-        retract(V, -lr * d_V, retraction),
-    )
-    return new, Factors(m_U, m_S, m_V)
 
 
 def _published_bases(W: Factors, grad: Factors, momentum: Factors, scale: Tensor, lr: float, beta: float) -> Factors:
@@ -178,10 +121,17 @@ def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
         target.copy_(source)
 
 
+def _lowrank_options(group: Group) -> dict[str, Any]:
+    return {"beta": group["momentum"], **{key: group[key] for key in ("lr", "max_cond", "rule", "retraction")}}
+
+
 def _lowrank(group: Group, state: State) -> None:
+    lowrank_step_(*_factors(group, state), **_lowrank_options(group))
+
+
+def _lowrank_plain(group: Group, state: State) -> None:
     W, grad, momentum = _factors(group, state)
-    options = {key: group[key] for key in ("lr", "max_cond", "rule", "retraction")}
-    new, new_momentum = lowrank_step(W, grad, momentum, beta=group["momentum"], **options)
+    new, new_momentum = lowrank_step(W, grad, momentum, **_lowrank_options(group))
     _copy((*W, *momentum), (*new, *new_momentum))
 
 
@@ -234,6 +184,7 @@ def _stiefel(group: Group, state: State) -> None:
 UPDATES: dict[str, Callable[[Group, State], None]] = {
     "euclidean": _euclidean,
     "lowrank": _lowrank,
+    "lowrank_plain": _lowrank_plain,
     "lowrank_published_band": _published_band,
     "lowrank_published_mean": _published_mean,
     "stiefel": _stiefel,

@@ -1,0 +1,112 @@
+"""The fast integrator against the plain one, and the promises it keeps over long runs."""
+
+import contextlib
+import math
+
+import pytest
+import torch
+
+from helpers import DOUBLE, matrix_with, randn
+from wellcond import integrator, spectrum, stiefel
+from wellcond.integrator import Factors, lowrank_step, lowrank_step_
+
+N, M, R = 40, 30, 12
+
+
+def start(dtype=DOUBLE, kappa=1.05, seed=0, batch=()):
+    """U S Vᵀ with singular values in [1, kappa]; a stack of different ones if batch is given."""
+    if batch:
+        layers = [start(dtype, kappa, seed + i) for i in range(batch[0])]
+        return Factors(*(torch.stack(p) for p in zip(*layers, strict=True)))
+    sigma = [kappa + i * (1 - kappa) / (R - 1) for i in range(R)]
+    U, V = (torch.linalg.qr(randn(n, R, seed=seed + k))[0] for n, k in ((N, 1), (M, 2)))
+    return Factors(*(p.to(dtype).contiguous() for p in (U, matrix_with(sigma, seed=seed + 3), V)))
+
+
+def clone(W):
+    return Factors(*(p.clone() for p in W))
+
+
+def zeros(W):
+    return Factors(*(torch.zeros_like(p) for p in W))
+
+
+def gradient(W, target):
+    """Of ||U S Vᵀ - target||²/2 with respect to the factors."""
+    G = W.U @ W.S @ W.V.mT - target
+    return Factors(G @ W.V @ W.S.mT, W.U.mT @ G @ W.V, G.mT @ W.U @ W.S)
+
+
+def matrix(W):
+    return W.U @ W.S @ W.V.mT
+
+
+@pytest.mark.parametrize("max_cond", [1.0, 1.1, math.inf])
+@pytest.mark.parametrize("retraction", ["qr", "polar", "cayley"])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_fast_agrees_with_plain_over_a_thousand_steps(max_cond, retraction, batch):
+    # A moving target keeps the step at work; the flow is contracting, so rounding (eps = 2e-16) does not grow, and
+    # 1e-10 leaves room for κ of the preconditioner.
+    options = {"lr": 0.05, "beta": 0.8, "max_cond": max_cond, "retraction": retraction}
+    plain, fast = start(batch=batch), start(batch=batch)
+    plain_m, fast_m = zeros(plain), zeros(fast)
+    first, second = (matrix(start(kappa=k, seed=s, batch=batch)) for k, s in ((3.0, 20), (2.0, 40)))
+    for step in range(1000):
+        target = first + math.sin(step / 50) * second
+        plain, plain_m = lowrank_step(plain, gradient(plain, target), plain_m, **options)
+        lowrank_step_(fast, gradient(fast, target), fast_m, **options)
+        if step in (0, 9, 99, 999):
+            for a, b in zip((*plain, *plain_m), (*fast, *fast_m), strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    assert (matrix(fast) - matrix(start(batch=batch))).norm() > 1  # it went somewhere
+
+
+@pytest.mark.parametrize("retraction", ["qr", "polar"])
+@pytest.mark.parametrize("max_cond", [1.0, 1.1])
+def test_promises_after_ten_thousand_float32_steps(retraction, max_cond):
+    torch.manual_seed(0)
+    W = start(torch.float32)
+    momentum = zeros(W)
+    worst = 0.0
+    for step in range(10_000):
+        grad = Factors(*(torch.randn_like(p) for p in W))  # noise without end: the worst case for drift
+        lowrank_step_(W, grad, momentum, lr=0.01, beta=0.9, max_cond=max_cond, retraction=retraction)
+        if step % 100 == 99:
+            worst = max(worst, *(float(stiefel.orthogonality_error(X)) for X in (W.U, W.V)))
+            assert spectrum.condition_number(W.S.double()) <= max_cond * (1 + 1e-4)
+    assert worst <= 1e-5
+
+
+def test_a_step_as_long_as_the_frame_is_retracted_exactly():
+    """Far steps take the second pass, very far ones Householder's QR; in float32 both stay orthonormal."""
+    X = start(torch.float32).U
+    horizontal = stiefel.project_horizontal(X, torch.randn(N, R))
+    for size in (1e-3, 1.0, 30.0, 1e3, 1e6):
+        Y = X + size * horizontal
+        for fast, oracle in ((stiefel.cholesky_qr, stiefel.qr), (stiefel.gram_polar, stiefel.polar)):
+            Q = fast(Y)
+            assert stiefel.orthogonality_error(Q) < 3e-6
+            condition = float(spectrum.condition_number(Y.double()))
+            torch.testing.assert_close(Q.double(), oracle(Y.double()), rtol=0, atol=2e-6 * condition)
+
+
+@pytest.mark.parametrize("fast", [stiefel.cholesky_qr, stiefel.gram_polar])
+def test_not_finite_is_not_silent(fast):
+    A = start(torch.float32).U.clone()
+    A[0, 0] = math.nan
+    with contextlib.suppress(torch.linalg.LinAlgError):  # LAPACK's eigensolver says so itself
+        assert not fast(A).isfinite().all()
+
+
+def test_in_place_and_nothing_else():
+    W, momentum = start(), zeros(start())
+    grad = gradient(W, matrix(start(seed=9)))
+    kept, pointers = clone(grad), [p.data_ptr() for p in (*W, *momentum)]
+    assert lowrank_step_(W, grad, momentum, lr=0.1, beta=0.5, max_cond=1.1) is None
+    assert pointers == [p.data_ptr() for p in (*W, *momentum)]
+    for a, b in zip(grad, kept, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_fast_retractions_are_retractions_of_the_library():
+    assert integrator.ORTHONORMALIZE.keys() <= stiefel.RETRACTIONS.keys()
