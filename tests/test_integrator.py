@@ -79,13 +79,14 @@ def test_promises_after_ten_thousand_float32_steps(retraction, max_cond):
 
 def test_a_step_as_long_as_the_frame_is_retracted_exactly():
     """Far steps take the second pass, very far ones Householder's QR; in float32 both stay orthonormal."""
+    torch.manual_seed(0)
     X = start(torch.float32).U
     horizontal = stiefel.project_horizontal(X, torch.randn(N, R))
-    for size in (1e-3, 1.0, 30.0, 1e3, 1e6):
+    for size in (1e-3, 1.0, 10.0, 1e3, 1e6):
         Y = X + size * horizontal
         for fast, oracle in ((stiefel.cholesky_qr, stiefel.qr), (stiefel.gram_polar, stiefel.polar)):
             Q = fast(Y)
-            assert stiefel.orthogonality_error(Q) < 3e-6
+            assert stiefel.orthogonality_error(Q) < 2e-6
             condition = float(spectrum.condition_number(Y.double()))
             torch.testing.assert_close(Q.double(), oracle(Y.double()), rtol=0, atol=2e-6 * condition)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import DOUBLE, matrix_with, randn
 from wellcond import layers

@@ -36,15 +36,20 @@ def qr(A: Tensor) -> Tensor:
     return frame
 
 
+def _eye_like(G: Tensor) -> Tensor:
+    return torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+
+
+def _newton_schulz(X: Tensor) -> Tensor:
+    """One step to the polar factor; it squares a small orthogonality error."""
+    return X + X @ (_eye_like(gram := X.mT @ X) - gram) / 2
+
+
 def polar(A: Tensor) -> Tensor:
     """A (AᵀA)^(-1/2), the frame nearest to A (..., n, r) in the Frobenius norm. Raises ValueError if n < r."""
     _check_tall(A)
     P, _, Qt = svd(A)
-    return (P @ Qt).to(A.dtype)
-
-
-def _eye_like(G: Tensor) -> Tensor:
-    return torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+    return _newton_schulz(P @ Qt).to(A.dtype)
 
 
 def _over_triangular_root(A: Tensor, gram: Tensor) -> Tensor:
@@ -55,7 +60,9 @@ def _over_triangular_root(A: Tensor, gram: Tensor) -> Tensor:
 
 def _over_symmetric_root(A: Tensor, gram: Tensor) -> Tensor:
     eigenvalues, Q = torch.linalg.eigh(gram)
-    whitened: Tensor = A @ ((Q / eigenvalues.sqrt().unsqueeze(-2)) @ Q.mT)
+    Z = (Q / eigenvalues.sqrt().unsqueeze(-2)) @ Q.mT
+    # float32 eigenvectors of close eigenvalues are orthonormal to 5e-6 only; a Newton step for Z gram Z = I mends that
+    whitened: Tensor = A @ (1.5 * Z - 0.5 * Z @ gram @ Z @ Z)
     return whitened
 
 
@@ -123,10 +130,7 @@ def _cayley(X: Tensor, xi: Tensor) -> Tensor:
     M = eye - Xt_xi / 4
     a: Tensor = torch.linalg.inv(M @ M + P_xi.mT @ P_xi / 4)
     R = X + P_xi @ a + 2 * (X @ (M @ a - eye))
-    # Unlike QR and polar, Cayley inherits the rounding errors of X; one Newton-Schulz step to the polar factor stops
-    # them from accumulating.
-    corrected: Tensor = R + R @ (eye - R.mT @ R) / 2
-    return corrected
+    return _newton_schulz(R)  # unlike QR and polar, Cayley inherits the rounding errors of X: here they stop
 
 
 RETRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
