@@ -1,10 +1,12 @@
 """python -m wellcond: what it prints, and one line on stderr with status 2 for bad input."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from wellcond import paths, runner
@@ -69,6 +71,20 @@ def offline(*_, **__):
     raise OSError("no network")
 
 
+def test_bench_prints_json_and_saves_with_provenance(project, capsys):
+    arguments = ["bench", "--ratio", "0.8", "--batch", "2", "--repeats", "2", "--device", "cpu"]
+    assert main([*arguments, "--json", "--save"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    fields = {"net", "method", "ratio", "batch", "step_ratio", "flop_ratio", "optimizer_share"}
+    assert all(row.keys() >= fields | {"memory_ratio", "latency_ratio"} for row in rows)
+    folder = project / "results" / "bench" / "cpu"
+    assert len(pd.read_csv(folder / "training.csv")) == len(rows) == 5
+    assert "--save" in json.loads((folder / "provenance.json").read_text())["runs"]["training/lenet5"]["command"]
+    assert main([*arguments, "--save"]) == 0  # replaces the rows of this network
+    assert "optimizer_share" in capsys.readouterr().out.splitlines()[0]
+    assert len(pd.read_csv(folder / "training.csv")) == 5
+
+
 BAD = [
     (["run", "mnits_lenet5"], "experiment = 'mnits_lenet5': unknown"),
     (["run", "tiny", "--preset", "smok"], "preset = 'smok': unknown; did you mean 'smoke'"),
@@ -77,6 +93,8 @@ BAD = [
     (["run", "tiny", "--max-minutes", "-1"], "max_minutes = -1.0: must be > 0"),
     (["run", "nowhere.toml"], "experiment = 'nowhere.toml': must be a readable TOML file"),
     (["run", "broken.toml"], "broken.toml: key = 'seds': unknown; did you mean 'seeds'"),
+    (["bench", "--net", "lenet"], "net = 'lenet': unknown; did you mean 'lenet5'"),
+    (["bench", "--repeats", "1"], "repeats = 1: must be >= 2"),
     (["data", "minst"], "dataset = 'minst': unknown; did you mean 'mnist'"),
     (["data", "mnist"], "dataset = 'mnist': must be in "),
     (["data", "cifar10"], "file = "),

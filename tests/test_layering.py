@@ -24,7 +24,8 @@ ALLOWED = {
     "stiefel": {"errors", "precision"},
     "layers": {"errors", "precision", "spectrum", "stiefel"},
     "convert": {"errors", "layers"},
-    "optim": {"errors", "layers", "spectrum", "stiefel"},
+    "integrator": {"spectrum", "stiefel"},
+    "optim": {"errors", "integrator", "layers", "spectrum", "stiefel"},
     "methods": {"convert", "errors", "layers", "optim", "spectrum"},
     "models": {"errors"},
     "data": {"errors", "paths"},
@@ -38,7 +39,10 @@ ALLOWED = {
         *("convert", "data", "errors", "evaluate", "experiments", "layers", "methods", "models", "optim", "paths"),
         *("results", "train"),
     },
-    "__main__": {"data", "experiments", "runner"},
+    "bench": {
+        *("convert", "data", "errors", "integrator", "layers", "methods", "models", "optim", "spectrum", "stiefel"),
+    },
+    "__main__": {"bench", "data", "experiments", "paths", "results", "runner"},
 }
 FACADE = "__init__"  # gathers the public names of all
 

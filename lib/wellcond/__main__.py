@@ -1,4 +1,4 @@
-"""python -m wellcond: run experiments, show what is missing, fetch data."""
+"""python -m wellcond: run experiments, show what is missing, fetch data, measure costs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--verbose", action="store_true", help="list the run_ids")
     fetch = commands.add_parser("data", help="fetch data sets into the cache and check them")
     fetch.add_argument("names", nargs="+", metavar="NAME")
+    bench = commands.add_parser("bench", help="measure what training and inference cost, as ratios to dense")
+    bench.add_argument("--table", default="training", help="training (default), growth or ablation")
+    bench.add_argument("--net", nargs="+", default=["lenet5"], help="lenet5 (default), vgg16, wrn16_4")
+    bench.add_argument("--ratio", nargs="+", type=float, default=[0.5, 0.8, 0.9], help="rank ratios removed")
+    bench.add_argument("--batch", type=int, default=128)
+    bench.add_argument("--repeats", type=int, default=15, help="interleaved rounds; medians are shown (default 15)")
+    bench.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    bench.add_argument("--json", action="store_true", help="print JSON rows instead of a table")
+    bench.add_argument("--save", action="store_true", help="also write results/bench/<device>/<table>.csv")
     return parser
 
 
@@ -58,13 +67,51 @@ def _data(options: argparse.Namespace) -> None:
         print(f"{name}: {len(found.train) + len(found.validation)} + {len(found.test)} images, sha256 {found.sha256}")
 
 
+def _bench(options: argparse.Namespace) -> None:
+    import json
+
+    import pandas as pd
+    import torch
+
+    from wellcond import bench, paths, results
+    from wellcond.runner import environment, now, pick_device
+
+    torch.set_num_threads(1)
+    device = pick_device(options.device)
+    training = options.table == "training"
+    shown = []
+    for net in options.net if training else options.net[:1]:
+        started = now()
+        rows = bench.measure(
+            options.table, net=net, ratios=options.ratio, batch=options.batch, repeats=options.repeats, device=device
+        )
+        shown += rows
+        if options.save:
+            command = f"python -m wellcond bench --table {options.table} --save --device {device}"
+            provenance = {
+                "command": f"{command} --net {net} --batch {options.batch}" if training else command,
+                "repeats": options.repeats,
+                "started": started,
+                "finished": now(),
+                **environment(device),
+            }
+            folder = paths.results() / "bench" / device
+            results.save_table(folder, options.table, rows, provenance, key="net" if training else "")
+    if options.json:
+        blank = [{key: None if value != value else value for key, value in row.items()} for row in shown]  # no NaN
+        print(json.dumps(blank, indent=1))
+    else:
+        print(pd.DataFrame(shown).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status. Bad input ends in one line on stderr."""
     # before torch starts its thread pool: spinning threads cost far more than they bring on a shared machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler, which counts memory, reports every start otherwise
     options = _parser().parse_args(arguments)
     try:
-        {"run": _run, "status": _status, "data": _data}[options.command](options)
+        {"run": _run, "status": _status, "data": _data, "bench": _bench}[options.command](options)
     except (ValueError, FileNotFoundError) as error:
         print(f"wellcond: {error}", file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wellcond import models
 from wellcond.convert import count_flops, deploy
 from wellcond.data import Images
-from wellcond.errors import invalid
+from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import LowRankConv2d
 from wellcond.methods import Settings, find
@@ -35,6 +35,31 @@ INPUTS = {"lenet5": (1, 28, 28), "vgg16": (3, 32, 32), "wrn16_4": (3, 32, 32)}
 METHODS = ("dense", "uv", "usv", "condlr")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MAX_COND = 1.1
+
+
+def measure(
+    table: str,
+    *,
+    net: str = "lenet5",
+    ratios: Sequence[float] = (0.5, 0.8, 0.9),
+    batch: int = 128,
+    repeats: int = 15,
+    device: str = "cpu",
+) -> list[Row]:
+    """The rows of a table: training, growth or ablation; net, ratios and batch are read by "training" alone.
+
+    Raises ValueError, naming the field, for a value out of range.
+    """
+    if repeats < 2:
+        raise invalid("repeats", repeats, ">= 2")
+    makers: dict[str, Callable[[], list[Row]]] = {
+        "training": lambda: training_rows(net, ratios, batch=batch, repeats=repeats, device=device),
+        "growth": lambda: growth_rows(repeats=repeats, device=device),
+        "ablation": lambda: ablation_rows(repeats=repeats, device=device),
+    }
+    if table not in makers:
+        raise unknown("table", table, makers)
+    return makers[table]()
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------
@@ -61,19 +86,21 @@ def interleaved(tasks: Mapping[Any, Callable[[], Any]], repeats: int, device: st
 
 
 def peak_bytes(task: Callable[[], Any], device: str) -> int:
-    """The most bytes of tensors alive at once during `task`, beyond those alive before; libraries' workspaces not."""
+    """The most bytes of tensors alive at once during `task`, beyond those alive before.
+
+    On a CPU it is the running sum of what each operator of torch leaves allocated; temporaries inside an operator and
+    the workspaces of libraries are not counted.
+    """
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         task()
         return torch.cuda.max_memory_allocated() - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         task()
-    events = [event for event in profile.events() if event.name == "[memory]"]
     alive = peak = 0
-    for event in sorted(events, key=lambda event: event.time_range.start):
-        alive += event.cpu_memory_usage
+    for event in sorted(profile.events(), key=lambda event: event.time_range.end):  # frees between operators included
+        alive += event.self_cpu_memory_usage
         peak = max(peak, alive)
     return peak
 
@@ -86,7 +113,7 @@ class Trainee:
 
     def __init__(self, net: str, method: str, ratio: float, batch: int, layout: str, device: str) -> None:
         if net not in INPUTS:
-            raise invalid("net", net, f"one of {', '.join(INPUTS)}")
+            raise unknown("net", net, INPUTS)
         if batch < 1:
             raise invalid("batch", batch, ">= 1")
         torch.manual_seed(0)

@@ -28,6 +28,8 @@ from wellcond.stiefel import random_stiefel
 L = TypeVar("L", bound="LowRankLayer")
 D = TypeVar("D", nn.Linear, nn.Conv2d)
 
+INTERMEDIATE = 1.2  # the r-channel tensor between the factors is written and read: worth a fifth of their multiply-adds
+
 
 def matricize(weight: Tensor) -> Tensor:
     """(n, ...) -> (n, m): a kernel (C_out, C_in, kh, kw) becomes (C_out, C_in·kh·kw), row-major."""
@@ -88,9 +90,9 @@ class LowRankLayer(nn.Module):
         return self.left() @ self.V.mT
 
     def _merges(self, positions: int) -> bool:
-        """Whether forming W once costs fewer multiply-adds than applying its factors at every position (B·H'·W')."""
+        """Whether forming W once is cheaper than applying its factors at every position (B·H'·W')."""
         n, r, m = self.U.shape[0], self.rank, self.V.shape[0]
-        return n * m * positions + n * r * m < r * (n + m) * positions
+        return n * m * positions + n * r * m < INTERMEDIATE * r * (n + m) * positions
 
     def singular_values(self) -> Tensor:
         """The r singular values of W, descending, from the triangular factors of U and V; W is not formed. float64."""

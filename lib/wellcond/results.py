@@ -242,3 +242,24 @@ def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provena
             frame = frame.apply(_whole)
             with replacing(folder / f"{table}.csv") as part:
                 frame.to_csv(part, index=False, float_format=FLOAT_FORMAT)
+
+
+def save_table(folder: Path, table: str, rows: Iterable[Row], provenance: Mapping[str, Any], key: str = "") -> None:
+    """Write `rows` as <table>.csv, keeping the old rows with other values of the column `key` (none if key is "").
+
+    provenance.json of the folder gains an entry "<table>" or "<table>/<value>" for each value written.
+    """
+    new = pd.DataFrame([dict(row) for row in rows])
+    path = folder / f"{table}.csv"
+    with lock(f"results-{folder_key(folder)}"):
+        check_writable(folder)
+        known = read_provenance(folder)
+        names = [f"{table}/{value}" for value in new[key].unique()] if key else [table]
+        known.update({name: dict(provenance) for name in names})
+        if key and path.exists():
+            old = pd.read_csv(path)
+            new = pd.concat([old[~old[key].isin(new[key])], new], ignore_index=True)
+        with replacing(folder / "provenance.json") as part:
+            part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        with replacing(path) as part:
+            new.to_csv(part, index=False, float_format="%.4g")

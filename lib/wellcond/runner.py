@@ -319,7 +319,8 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def _now() -> str:
+def now() -> str:
+    """UTC, to the second, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -356,7 +357,7 @@ def _work(
             with results.lock(f"cell-{results.folder_key(folder)}-{cell.run_id}", timeout=0):
                 if cell.run_id in _done(experiment, folder):
                     continue
-                started = _now()
+                started = now()
                 try:
                     measured = results.measured_rows(folder, cell.run_id, cell.spec_hash)
                     tables, training = run_cell(cell, experiment, device, deadline, measured)
@@ -372,7 +373,7 @@ def _work(
                     "spec_hash": cell.spec_hash,
                     "data_sha256": _cell_data(cell, device).sha256,
                     "started": started,
-                    "finished": _now(),
+                    "finished": now(),
                     "command": f"python -m wellcond run {experiment.name} --preset {experiment.preset}",
                     "training": training,  # of the weights, which may be older than their measurement
                     **environment(device),
