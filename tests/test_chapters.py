@@ -15,7 +15,10 @@ from wellcond.experiments import Experiment, canonical_hash
 BOOK = Path(__file__).resolve().parents[1] / "book"
 CHAPTERS = {path.stem: path for path in sorted(BOOK.glob("*.ipynb"))}
 SMOKE = {"preset": "smoke", "run": True}
-SMALL = {"08_cifar": {"model": "helpers:Tiny"}}  # the networks of that chapter take minutes on a processor
+SMALL = {  # what would take minutes on a processor
+    "08_cifar": {"model": "helpers:Tiny"},
+    "10_cost": {"repeats": 2, "batch": 16},
+}
 FIGURE = re.compile(r"\{numref\}`(fig-[\w-]+)`")
 
 

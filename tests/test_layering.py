@@ -34,13 +34,15 @@ ALLOWED = {
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
     "results": {"errors", "paths"},
     "report": {"errors", "results"},
+    "costs": {"report"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results"},
     "runner": {
         *("convert", "data", "errors", "evaluate", "experiments", "layers", "methods", "models", "optim", "paths"),
         *("results", "train"),
     },
     "bench": {
-        *("convert", "data", "errors", "integrator", "layers", "methods", "models", "optim", "spectrum", "stiefel"),
+        *("convert", "data", "errors", "integrator", "layers", "methods", "models", "optim", "paths"),
+        *("spectrum", "stiefel"),
     },
     "__main__": {"bench", "data", "experiments", "paths", "results", "runner"},
 }
@@ -48,7 +50,7 @@ FACADE = "__init__"  # gathers the public names of all
 
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "matplotlib", "seaborn"}
-TABLES_ONLY = {"results", "report", "paths", "errors", "notebook"}
+TABLES_ONLY = {"results", "report", "costs", "paths", "errors", "notebook"}
 
 
 def imports(path):

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from wellcond import models
+from wellcond import models, paths
 from wellcond.convert import count_flops, deploy
 from wellcond.data import Images
 from wellcond.errors import invalid, unknown
@@ -60,6 +61,22 @@ def measure(
     if table not in makers:
         raise unknown("table", table, makers)
     return makers[table]()
+
+
+def load_or_measure(table: str, *, run: bool = False, device: str = "cpu", **options: Any) -> pd.DataFrame:
+    """What a chapter shows: the saved table (run=False; empty if there is none yet), or one measured now, see measure.
+
+    Saved tables are results/bench/<device>/<table>.csv, written by ``python -m wellcond bench --save``.
+    """
+    if run:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return pd.DataFrame(measure(table, device=device, **options))
+        finally:
+            torch.set_num_threads(threads)
+    path = paths.results() / "bench" / device / f"{table}.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------
@@ -252,7 +269,7 @@ def _random_layer(n: int, m: int, r: int, device: str) -> tuple[Factors, Factors
 
 def _steps(layers: Sequence[tuple[Factors, Factors, Factors]], step: Callable[..., Any]) -> None:
     for W, gradient, momentum in layers:
-        step(W, gradient, momentum, lr=0.1, beta=0.9, max_cond=MAX_COND)
+        step(W, gradient, momentum, lr=1e-3, beta=0.9, max_cond=MAX_COND)
 
 
 def _products(layers: Sequence[tuple[Factors, Factors, Factors]]) -> None:

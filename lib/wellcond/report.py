@@ -422,9 +422,10 @@ def status_table(rows: Iterable[Mapping[str, Any]]) -> Styler:
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _panels(
+def panels(
     titles: Sequence[str], columns: int, height: float, share: Literal["all", "row", "none"] = "all"
 ) -> tuple[Figure, list[Axes]]:
+    """A figure of the book's width, and its titled axes in rows of `columns`."""
     style()
     columns = max(1, min(len(titles), columns))
     rows = max(1, math.ceil(len(titles) / columns))
@@ -438,12 +439,13 @@ def _panels(
     return fig, axes[: len(titles)]
 
 
-def _finish(fig: Figure) -> Figure:
-    """One legend below the panels, or the remark that nothing has been computed; plain numbers on logarithmic axes."""
+def finish(fig: Figure, x_ticks: bool = True) -> Figure:
+    """One legend below the panels, or the remark that nothing has been computed; plain numbers on logarithmic axes
+    (with x_ticks=False, on the vertical ones only)."""
     entries: dict[str, Any] = {}
     for ax in fig.axes:
         entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        for axis in (ax.xaxis, ax.yaxis):
+        for axis in (ax.xaxis, ax.yaxis) if x_ticks else (ax.yaxis,):
             if axis.get_scale() == "log":
                 low, high = axis.get_view_interval()
                 decades = math.log10(high / low)
@@ -501,11 +503,11 @@ def plot_condition_growth(results: Results, layers: Sequence[str] = ()) -> Figur
     """κ of each layer over the epochs: of S, or of the dense or U Vᵀ weight where there is no S."""
     frame = _kappas(results)
     titles = _layers(frame, layers)
-    fig, axes = _panels(titles, 2, 2.3)
+    fig, axes = panels(titles, 2, 2.3)
     for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
         _draw(ax, frame[frame["layer"] == layer], "epoch", "value", log=True, mark=4)
         ax.set(xlabel="epoch", ylabel="" if i % 2 else "κ")
-    return _finish(fig)
+    return finish(fig)
 
 
 def plot_spectra(results: Results, layers: Sequence[str] = ()) -> Figure:
@@ -514,11 +516,11 @@ def plot_spectra(results: Results, layers: Sequence[str] = ()) -> Figure:
     largest = frame.groupby(["run_id", "layer"])["singular_value"].transform("max")
     frame = frame.assign(relative=frame["singular_value"] / largest, index=frame["index"] + 1)
     titles = _layers(frame, layers)
-    fig, axes = _panels(titles, 2, 2.3)
+    fig, axes = panels(titles, 2, 2.3)
     for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
         _draw(ax, frame[frame["layer"] == layer], "index", "relative", log=True, mark=[-1])
         ax.set(xscale="log", xlabel="index i", ylabel="" if i % 2 else "σᵢ / σ₁")
-    return _finish(fig)
+    return finish(fig)
 
 
 def plot_robustness(results: Results) -> Figure:
@@ -529,7 +531,7 @@ def plot_robustness(results: Results) -> Figure:
     frame = frame.merge(first[[*at, "rate"]].rename(columns={"rate": "reference"}), "left", on=at)
     frame["gap"] = frame["rate"] - frame["reference"]
     attacks = [attack for attack in list(ATTACKS)[1:] if (frame["attack"] == attack).any()]
-    fig, axes = _panels([ATTACKS[attack] for attack in attacks] + [""] * len(attacks), max(1, len(attacks)), 2.5, "row")
+    fig, axes = panels([ATTACKS[attack] for attack in attacks] + [""] * len(attacks), max(1, len(attacks)), 2.5, "row")
     for i, attack in enumerate(attacks):
         rows, (above, below) = frame[frame["attack"] == attack], (axes[i], axes[i + len(attacks)])
         _draw(above, rows, "eps", "rate")
@@ -539,14 +541,14 @@ def plot_robustness(results: Results) -> Figure:
             ax.set_xticks(eps[:: math.ceil(len(eps) / 4)])
         above.set(ylabel="" if i else "accuracy, %")
         below.set(xlabel="radius ε", ylabel="" if i else f"minus {first['label'].iloc[0]}, points")
-    return _finish(fig)
+    return finish(fig)
 
 
 def plot_sensitivity(results: Results, attack: str) -> Figure:
     """Accuracy under an attack at its largest radius against κ of the worst layer and against the product of all
     ‖W‖₂, one point a network."""
     frame = sensitivity(results, attack)
-    fig, axes = _panels(["Condition number, worst layer", "Product of all ‖W‖₂"], 2, 2.8)
+    fig, axes = panels(["Condition number, worst layer", "Product of all ‖W‖₂"], 2, 2.8)
     for ax, column in zip(axes, ("kappa", "gain"), strict=True):
         for label, rows in frame.groupby("label", sort=False):
             _, color, marker, _ = look(rows["method"].iloc[0], rows["max_cond"].iloc[0])
@@ -554,19 +556,19 @@ def plot_sensitivity(results: Results, attack: str) -> Figure:
         ax.set(xscale="log", xlabel="κ" if column == "kappa" else "Π σ₁")
     radius = f", ε = {frame['eps'].max():g}" if len(frame) else ""
     axes[0].set_ylabel(f"accuracy, %, {ATTACKS.get(attack, attack)}{radius}")
-    return _finish(fig)
+    return finish(fig)
 
 
 def plot_headline(results: Results) -> Figure:
     """The largest κ of any layer over training, and the accuracy under FGSM."""
-    fig, (left, right) = _panels(["Condition number, worst layer", "Accuracy under FGSM"], 2, 2.8, "none")
+    fig, (left, right) = panels(["Condition number, worst layer", "Accuracy under FGSM"], 2, 2.8, "none")
     frame = _kappas(results)
     worst = frame.sort_values("value", na_position="first").drop_duplicates(["run_id", "epoch"], keep="last")
     _draw(left, worst.sort_index(), "epoch", "value", log=True, mark=4)
     left.set(xlabel="epoch", ylabel="κ")
     _draw(right, rates(results).query("attack == 'fgsm'"), "eps", "rate")
     right.set(xlabel="radius ε", ylabel="accuracy, %")
-    return _finish(fig)
+    return finish(fig)
 
 
 def plot_accuracy_compression(results: Results) -> Figure:
@@ -578,7 +580,7 @@ def plot_accuracy_compression(results: Results) -> Figure:
     frame = frame.assign(level=frame["ratio"].fillna(0), rate=100 - frame["rate"], error=frame["low"])
     frame = frame.assign(low=100 - frame["high"], high=100 - frame["error"])
     sizes = summary(results).assign(level=lambda f: f["ratio"].fillna(0)).groupby("level")
-    fig, (ax,) = _panels([""], 1, 4)
+    fig, (ax,) = panels([""], 1, 4)
     levels = sorted(frame["level"].unique())
     groups = {level: list(frame.loc[frame["level"] == level, "label"].unique()) for level in levels}
     for label, rows in frame.groupby("label", sort=False):
@@ -602,4 +604,4 @@ def plot_accuracy_compression(results: Results) -> Figure:
     ax.set_xticks(range(len(levels)), ["\n".join(texts) for texts in zip(*lines, strict=True)])
     ax.set(yscale="log", ylabel="test error, %")
     ax.grid(visible=False, axis="x")
-    return _finish(fig)
+    return finish(fig)

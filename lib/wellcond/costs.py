@@ -1,0 +1,158 @@
+"""Tables and figures of what training and inference cost, from the tables of `wellcond.bench`. Never imports torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from wellcond.report import LOOKS, finish, panels, table
+
+NETS = {"lenet5": "LeNet5", "vgg16": "VGG16", "wrn16_4": "WRN16-4"}
+PARTS = {"forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#D55E00"}
+SWEEPS = {  # what grows: name of the axis, title, exponent in theory
+    "rank": ("r", "Rank, n = m = {n}", 2),
+    "size": ("n", "Size n = m, r = {rank}", 1),
+    "layers": ("layers", "Layers, n = m = {n}, r = {rank}", 1),
+}
+LINES = {
+    "plain_s": ("plain step (QR, two solves)", "#D55E00", "--", "s"),
+    "step_s": ("fast step", "#0072B2", "-", "o"),
+    "products_s": ("its ten tall products alone", "#444444", ":", "."),
+}
+
+
+def _times(value: Any) -> str:
+    return "–" if np.isnan(value) else f"{value:.2f}"
+
+
+def fastest_dense(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `frame` without the slower layout of each dense network."""
+    return frame[(frame["method"] != "dense") | (frame["step_ratio"] == 1)]
+
+
+def training_table(frame: pd.DataFrame) -> Styler:
+    """Ratios to the dense network, one row a network and ratio; the last four columns are of CondLR."""
+    rows = [
+        {
+            "network": NETS[row["net"]],
+            "rank removed": f"{100 * row['ratio']:g} %",
+            "FLOPs": _times(row["flop_ratio"]),
+            "step, U Vᵀ": _times(entry(frame, row["net"], row["ratio"], "uv")),
+            "step, U S Vᵀ": _times(entry(frame, row["net"], row["ratio"], "usv")),
+            "step, CondLR": _times(row["step_ratio"]),
+            "optimizer's share": f"{100 * row['optimizer_share']:.0f} %",
+            "FLOPs of the step": _times(row["train_flop_ratio"]),
+            "memory": _times(row["memory_ratio"]),
+            "latency": _times(row["latency_ratio"] * row["flop_ratio"]),
+        }
+        for row in frame[frame["method"] == "condlr"].to_dict("records")
+    ]
+    return table(pd.DataFrame(rows))
+
+
+def plot_split(frame: pd.DataFrame) -> Figure:
+    """Forward, backward and optimizer time of a training step, in units of the dense step; a tick at the FLOP ratio."""
+    nets = list(frame["net"].unique())
+    fig, axes = panels([NETS[net] for net in nets], 3, 3.1)
+    for ax, net in zip(axes, nets, strict=True):
+        rows = fastest_dense(frame[frame["net"] == net]).sort_values("ratio", na_position="first", kind="stable")
+        dense = rows[rows["method"] == "dense"].iloc[0]
+        unit = (dense["forward_s"] + dense["backward_s"] + dense["optimizer_s"]) / dense["step_ratio"]
+        labels = [
+            "dense" if method == "dense" else f"{LOOKS[method].label}, {100 * ratio:g} %"
+            for method, ratio in zip(rows["method"], rows["ratio"], strict=True)
+        ]
+        left = np.zeros(len(rows))
+        for part, color in PARTS.items():
+            width = rows[f"{part}_s"].to_numpy() / unit
+            ax.barh(labels, width, left=left, color=color, height=0.72, label=part)
+            left += width
+        ax.plot(
+            rows["train_flop_ratio"], labels, linestyle="", marker="|", color="#000000", markersize=11,
+            markeredgewidth=1.8, label="FLOPs of the step",
+        )  # fmt: skip
+        ax.axvline(1, color="#888888", linewidth=0.8)
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel("time / dense")
+    axes[0].invert_yaxis()  # the panels share it
+    return finish(fig)
+
+
+def slopes(frame: pd.DataFrame, largest: int = 3) -> pd.DataFrame:
+    """Least-squares slope of log time against log size over the `largest` sizes of each sweep, and its standard error.
+
+    Columns: sweep, quantity (a column of seconds), slope, error, theory.
+    """
+    rows = []
+    for sweep, group in frame.groupby("sweep", sort=False):
+        size = "n" if sweep == "size" else str(sweep)
+        last = group.sort_values(size).tail(largest)
+        x = np.log(last[size].to_numpy(float))
+        for quantity in LINES:
+            y = np.log(last[quantity].to_numpy(float))
+            slope, intercept = np.polyfit(x, y, 1)
+            residual = float(np.sum((y - slope * x - intercept) ** 2))
+            error = np.sqrt(residual / max(1, len(x) - 2) / np.sum((x - x.mean()) ** 2))
+            rows.append(
+                {"sweep": sweep, "quantity": quantity, "slope": slope, "error": error, "theory": SWEEPS[str(sweep)][2]}
+            )
+    return pd.DataFrame(rows)
+
+
+def slopes_table(frame: pd.DataFrame) -> Styler:
+    """The fitted slopes of the step, of its plain form and of its products, beside the exponent of (n + m) r²."""
+    fitted = slopes(frame)
+    rows = []
+    for sweep, group in fitted.groupby("sweep", sort=False):
+        entries = {
+            LINES[quantity][0]: f"{slope:.2f} ± {error:.2f}"
+            for quantity, slope, error in zip(group["quantity"], group["slope"], group["error"], strict=True)
+        }
+        rows.append({"grows": SWEEPS[str(sweep)][0], "theory": str(group["theory"].iloc[0]), **entries})
+    return table(pd.DataFrame(rows))
+
+
+def plot_growth(frame: pd.DataFrame) -> Figure:
+    """Time of one integrator step against rank, size and number of layers; dashed grey: the slope of the theory."""
+    sweeps = list(frame["sweep"].unique())
+    titles = [SWEEPS[s][1].format_map(frame[frame["sweep"] == s].iloc[-1]) for s in sweeps]
+    fig, axes = panels(titles, 3, 2.9, share="all")
+    for ax, sweep in zip(axes, sweeps, strict=True):
+        name, _, exponent = SWEEPS[sweep]
+        rows = frame[frame["sweep"] == sweep]
+        x = rows["n" if sweep == "size" else sweep].to_numpy(float)
+        for quantity, (label, color, dash, marker) in LINES.items():
+            ax.plot(x, 1e3 * rows[quantity], label=label, color=color, linestyle=dash, marker=marker)
+        guide = 0.5e3 * rows["products_s"].iloc[-1] * (x / x[-1]) ** exponent
+        ax.plot(x, guide, color="#999999", linewidth=1, label="slope of the theory, (n + m) r²")
+        ax.set(xscale="log", yscale="log", xlabel=name)
+        ax.set_xticks(x, [f"{value:g}" for value in x])
+        ax.minorticks_off()
+    axes[0].set_ylabel("processor time, ms")
+    return finish(fig, x_ticks=False)
+
+
+def ablation_table(frame: pd.DataFrame) -> Styler:
+    """The variants of one convolution layer, in units of the dense layer's training step."""
+    dense = frame[frame["variant"] == "dense"].iloc[0]
+    unit = dense["forward_backward_s"] + dense["optimizer_s"]
+    return table(
+        pd.DataFrame(
+            {
+                "layer and step": frame["variant"],
+                "forward and backward": (frame["forward_backward_s"] / unit).map(_times),
+                "optimizer": (frame["optimizer_s"] / unit).map(_times),
+                "together / dense": frame["step_ratio"].map(_times),
+            }
+        )
+    )
+
+
+def entry(frame: pd.DataFrame, net: str, rank_ratio: float, method: str, column: str = "step_ratio") -> float:
+    """One number of the training table; nan if it was not measured."""
+    rows = frame[(frame["net"] == net) & (frame["ratio"] == rank_ratio) & (frame["method"] == method)]
+    return float(rows[column].iloc[0]) if len(rows) else float("nan")
