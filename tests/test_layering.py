@@ -24,6 +24,8 @@ ALLOWED = {
     "stiefel": {"errors", "precision"},
     "layers": {"errors", "precision", "spectrum", "stiefel"},
     "convert": {"errors", "layers"},
+    "dataflow": {"layers"},
+    "deployment": {"convert", "dataflow", "layers"},
     "integrator": {"spectrum", "stiefel"},
     "optim": {"errors", "integrator", "layers", "spectrum", "stiefel"},
     "methods": {"convert", "errors", "layers", "optim", "spectrum"},
@@ -36,11 +38,12 @@ ALLOWED = {
     "report": {"errors", "results"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results"},
     "runner": {
-        *("convert", "data", "errors", "evaluate", "experiments", "layers", "methods", "models", "optim", "paths"),
-        *("results", "train"),
+        *("convert", "data", "deployment", "errors", "evaluate", "experiments", "layers", "methods", "models", "optim"),
+        *("paths", "results", "train"),
     },
     "bench": {
-        *("convert", "data", "errors", "integrator", "layers", "methods", "models", "optim", "spectrum", "stiefel"),
+        *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "optim", "spectrum"),
+        "stiefel",
     },
     "__main__": {"bench", "data", "experiments", "paths", "results", "runner"},
 }
