@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from helpers import DOUBLE, Tiny, randn
 from wellcond import convert, methods, models
+from wellcond.deployment import deploy
 from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers
 
 
@@ -95,7 +96,7 @@ def test_the_original_is_untouched():
 
 
 def test_a_layer_with_two_names_stays_one_layer():
-    for conversion in (lambda m: m, convert.densify, convert.deploy):
+    for conversion in (lambda m: m, convert.densify, deploy):
         model = conversion(convert.factorize(settled(Residual()), rank=1))
         assert model.mix is model.alias
 
@@ -210,13 +211,14 @@ def test_an_empty_count():
 @pytest.mark.parametrize("ratio", [0, 0.3, 0.6, 0.9])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_densify_and_deploy_keep_the_function(name, ratio, core):
-    """Deployment never stores more than the dense network; its size is what count_parameters promised."""
+    """Deployment never stores more than the dense network; its size is what count_parameters promised, less what the
+    folded batch normalizations had beside a bias."""
     make, shape = NETWORKS[name]
     model = make().eval()
     x = torch.rand(shape, dtype=DOUBLE)
     factorized = convert.factorize(model, ratio=ratio, core=core)
     expected = factorized(x)
-    dense, small = convert.densify(factorized), convert.deploy(factorized)
+    dense, small = convert.densify(factorized), deploy(factorized)
     for converted in (dense, small):
         torch.testing.assert_close(converted(x), expected, rtol=0, atol=1e-10)
         assert not converted.training
@@ -224,17 +226,10 @@ def test_densify_and_deploy_keep_the_function(name, ratio, core):
     counts = convert.count_parameters(factorized)
     size = {m: sum(p.numel() for p in m.parameters()) for m in (model, dense, small)}
     assert size[dense] == size[model] == counts.dense
-    assert size[small] == counts.deployed <= counts.dense
+    width = {label: m.num_features for label, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    folded = [label for label in width if isinstance(small.get_submodule(label), nn.Identity)]
+    assert size[small] + sum(width[label] for label in folded) == counts.deployed <= counts.dense
     assert all(layer.S is None for layer in low_rank_layers(small).values())
-
-
-def test_deployed_weights_load_into_a_deployed_network():
-    factorized = convert.factorize(Tiny(), rank=2)
-    small = convert.deploy(factorized)
-    other = convert.deploy(convert.factorize(Tiny(), rank=2))
-    other.load_state_dict(small.state_dict(), strict=True)
-    x = torch.rand(3, 1, 28, 28)
-    assert torch.equal(other(x), small(x))
 
 
 class TestFlops:
@@ -246,7 +241,7 @@ class TestFlops:
 
     def test_factorized_by_hand(self):
         """r(n + m) multiply-adds a position once U S is merged; at r = 2: conv 2(6 + 18), linear 2(4 + 54)."""
-        small = convert.deploy(convert.factorize(self.model, rank=2))
+        small = deploy(convert.factorize(self.model, rank=2))
         assert convert.count_flops(small, (2, 5, 5)) == 2 * (2 * 24 * 9 + 2 * 58)
 
     def test_modes_are_restored(self):
@@ -301,5 +296,5 @@ def test_torchvision_resnet_stays_residual():
     expected = model(x)
     # single precision through ten layers
     torch.testing.assert_close(factorized(x), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
-    small = convert.deploy(convert.factorize(model, rank=2, skip=["layer4.*"]))
+    small = deploy(convert.factorize(model, rank=2, skip=["layer4.*"]))
     assert small(x).shape == (1, 1000)

@@ -24,6 +24,8 @@ ALLOWED = {
     "stiefel": {"errors", "precision"},
     "layers": {"errors", "precision", "spectrum", "stiefel"},
     "convert": {"errors", "layers"},
+    "dataflow": {"layers"},
+    "deployment": {"convert", "dataflow", "layers"},
     "integrator": {"spectrum", "stiefel"},
     "optim": {"errors", "integrator", "layers", "spectrum", "stiefel"},
     "methods": {"convert", "errors", "layers", "optim", "spectrum"},
@@ -37,11 +39,11 @@ ALLOWED = {
     "costs": {"report"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results"},
     "runner": {
-        *("convert", "data", "errors", "evaluate", "experiments", "layers", "methods", "models", "optim", "paths"),
-        *("results", "train"),
+        *("convert", "data", "deployment", "errors", "evaluate", "experiments", "layers", "methods", "models", "optim"),
+        *("paths", "results", "train"),
     },
     "bench": {
-        *("convert", "data", "errors", "integrator", "layers", "methods", "models", "optim", "paths"),
+        *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "optim", "paths"),
         *("spectrum", "stiefel"),
     },
     "__main__": {"bench", "data", "experiments", "paths", "results", "runner"},

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from helpers import DOUBLE
-from wellcond import convert, data, layers, methods, models, spectrum, stiefel
+from wellcond import data, layers, methods, models, spectrum, stiefel
+from wellcond.deployment import deploy
 from wellcond.methods import METHODS, Method, Settings
 from wellcond.optim import LowRankSGD
 
@@ -192,4 +193,4 @@ def test_deployment_after_training_keeps_the_function():
         model, _ = trained(name)
         expected = model.eval()(x).to(DOUBLE)
         # single precision: three factors merged into two
-        torch.testing.assert_close(convert.deploy(model)(x).to(DOUBLE), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(deploy(model)(x).to(DOUBLE), expected, rtol=0, atol=1e-4)

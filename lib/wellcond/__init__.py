@@ -3,14 +3,15 @@
 model = wc.factorize(model, ratio=0.8)                      # any nn.Module, by truncated SVD
 optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=1.1), lr=0.1)
 ...                                                         # an ordinary training loop
-small = wc.deploy(model)                                    # merged factors, for inference
+small = wc.deploy(model)                                    # for inference: plain layers, merged factors
 """
 
 from wellcond import paths
 from wellcond.attacks import ATTACKS, frozen, perturb
-from wellcond.convert import count_flops, count_parameters, densify, deploy, factorize, rank_for_ratio
+from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
 from wellcond.data import DATASETS, Data, Images
 from wellcond.data import load as load_data
+from wellcond.deployment import deploy
 from wellcond.evaluate import count_correct, layer_reports, robustness_curve
 from wellcond.experiments import Experiment
 from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, low_rank_layers, matricize, weight_layers

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from wellcond import models, paths
-from wellcond.convert import count_flops, deploy
+from wellcond.convert import count_flops
 from wellcond.data import Images
+from wellcond.deployment import deploy
 from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import LowRankConv2d
@@ -134,12 +135,12 @@ class Trainee:
         if batch < 1:
             raise invalid("batch", batch, ">= 1")
         torch.manual_seed(0)
-        self.device, self.shape = device, INPUTS[net]
+        self.device, self.shape, self.layout = device, INPUTS[net], LAYOUTS[layout]
         entry, settings = find(method), Settings(ratio=ratio, max_cond=MAX_COND if method == "condlr" else math.inf)
         network = entry.prepare(models.build(net, in_channels=self.shape[0]), settings).to(device).train()
-        self.network = network.to(memory_format=LAYOUTS[layout])
+        self.network = network.to(memory_format=self.layout)
         self.optimizer = LowRankSGD(entry.groups(self.network, settings), lr=0.01, momentum=0.9)
-        self.x = torch.rand(batch, *self.shape, device=device).to(memory_format=LAYOUTS[layout])
+        self.x = torch.rand(batch, *self.shape, device=device).to(memory_format=self.layout)
         self.y = torch.randint(10, (batch,), device=device)
         self.loss: Tensor | None = None
 
@@ -241,8 +242,7 @@ def _batch_maker(shape: tuple[int, int, int], batch: int, device: str) -> Callab
 
 def _latencies(trainees: Mapping[Any, Trainee], repeats: int, device: str) -> dict[Any, float]:
     def infer(trainee: Trainee) -> Callable[[], Any]:
-        network = deploy(trainee.network.eval())
-        trainee.network.train()
+        network = deploy(trainee.network).to(memory_format=trainee.layout)
         return lambda: network(trainee.x)
 
     tasks = {key: infer(trainee) for key, trainee in trainees.items()}

@@ -108,11 +108,12 @@ def factorize(
             converted = LowRankLinear.from_dense(layer, r, core=core)
         else:
             converted = LowRankConv2d.from_dense(layer, r, core=core)
-        new = _replace(new, name, converted)
+        new = replace_module(new, name, converted)
     return new
 
 
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+def replace_module(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    """`model` with `layer` in the place of the module of that name; `layer` itself where the name is empty."""
     if name == "":  # the model is itself the layer
         return layer
     old = model.get_submodule(name)
@@ -127,22 +128,7 @@ def densify(model: nn.Module) -> nn.Module:
     new = copy.deepcopy(model)
     for name, layer in low_rank_layers(new).items():
         assert isinstance(layer, LowRankLinear | LowRankConv2d)
-        new = _replace(new, name, layer.to_dense())
-    return new
-
-
-@torch.no_grad()
-def deploy(model: nn.Module) -> nn.Module:
-    """A copy of `model` for inference: U S merged into one factor, dense where r(n + m) >= nm; the same function."""
-    new = copy.deepcopy(model)
-    for name, layer in low_rank_layers(new).items():
-        assert isinstance(layer, LowRankLinear | LowRankConv2d)
-        n, m = layer.U.shape[0], layer.V.shape[0]
-        if layer.rank * (n + m) >= n * m:
-            new = _replace(new, name, layer.to_dense())
-        elif layer.S is not None:
-            layer.U.copy_(layer.left())
-            layer.S = None
+        new = replace_module(new, name, layer.to_dense())
     return new
 
 
@@ -151,7 +137,8 @@ class ParameterCount:
     """Numbers of parameters, biases and normalization included, and the rank kept.
 
     dense: of the same network with dense weights; trained: as stored while training, r(n + m) + r² a layer;
-    deployed: merged factors, min(r(n + m), nm) a layer; rank_fraction: Σ r / Σ min(n, m) over all weight matrices.
+    deployed: merged factors, min(r(n + m), nm) a layer, with the batch normalization that ``deploy`` then folds away
+    where it can; rank_fraction: Σ r / Σ min(n, m) over all weight matrices.
     """
 
     dense: int

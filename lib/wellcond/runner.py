@@ -33,7 +33,8 @@ from torch import nn
 from tqdm import tqdm
 
 from wellcond import data, evaluate, models, paths, results
-from wellcond.convert import count_flops, count_parameters, densify, deploy
+from wellcond.convert import count_flops, count_parameters, densify
+from wellcond.deployment import deploy
 from wellcond.errors import invalid, unknown
 from wellcond.experiments import Cell, Experiment
 from wellcond.layers import low_rank_layers

@@ -1,0 +1,191 @@
+"""Who calls a layer, who reads its weight, and what becomes of its output: seen by tracing the forward code.
+
+torch.fx runs the code once with placeholders, so no input is needed. What it cannot follow (control flow that depends
+on values) is taken as a whole, and the modules inside it are traced by themselves: of those it is assumed that their
+parent calls them, and does not reach into them. Only what is certain is reported.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear
+
+# What returns a matrix for a matrix, one row an example
+ROW_BY_ROW = (
+    *(nn.Linear, LowRankLinear, nn.BatchNorm1d, nn.Identity, nn.Dropout),
+    *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid),
+    *(torch.relu, torch.tanh, torch.sigmoid, F.relu, F.leaky_relu, F.elu, F.gelu, F.silu, F.dropout),
+)
+
+
+@dataclass(frozen=True)
+class Dataflow:
+    """Names of modules: `called`, and their parameters read by nobody else; `normalized`, {layer: the batch
+    normalization that is the only reader of its output, and reads nothing else}."""
+
+    called: set[str]
+    normalized: dict[str, str]
+
+
+def dataflow(model: nn.Module) -> Dataflow:
+    """The data flow of `model` in evaluation mode; the model is not changed."""
+    model = copy.deepcopy(model).eval()  # forward code may keep what it is given, placeholders included
+    graphs, hidden = _trace(model)
+    every = [_uses(root, graph) for root, graph in graphs]
+    called = {module for uses in every for module in uses.calls}
+    for uses in every:
+        called -= uses.reads
+    pairs = {pair for uses in every for pair in uses.pairs if hidden.isdisjoint(pair)}
+    for uses in every:  # other code may use the same modules in another way
+        pairs = {pair for pair in pairs if pair in uses.pairs or uses.untouched(pair)}
+    names = {module: name for name, module in model.named_modules()}
+    return Dataflow({names[m] for m in called - hidden}, {names[layer]: names[norm] for layer, norm in pairs})
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """The layers of torch.nn, and ours."""
+    return isinstance(module, LowRankLayer) or fx.Tracer().is_leaf_module(module, "")
+
+
+class _Tracer(fx.Tracer):
+    """Layers are leaves, and so is every module whose code cannot be traced: `opaque`."""
+
+    proxy_buffer_attributes = True  # running statistics are seen being read, as parameters are
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opaque: set[nn.Module] = set()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _is_leaf(m)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        return super().getattr(attr, attr_val, {})  # no cache: it would outlive the nodes erased below
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        n_nodes, stack = len(self.graph.nodes), self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:  # whatever the code raises when it is given a placeholder
+            for node in reversed(list(self.graph.nodes)[n_nodes:]):
+                self.graph.erase_node(node)
+            self.module_stack = stack
+            self.opaque.add(m)
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+
+def _trace(model: nn.Module) -> tuple[list[tuple[nn.Module, fx.Graph]], set[nn.Module]]:
+    """Graphs, each with the module whose code it is; and the modules that are used where no graph shows it."""
+    graphs: list[tuple[nn.Module, fx.Graph]] = []
+    hidden: set[nn.Module] = set()
+    todo, seen = [model], set()
+    while todo:
+        root = todo.pop()
+        if root in seen:
+            continue
+        seen.add(root)
+        if isinstance(root, nn.ModuleList | nn.ModuleDict):
+            todo += root.children()
+            continue
+        if _is_leaf(root):
+            hidden.update(root.modules())
+            continue
+        tracer = _Tracer()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of fx, that a default value is not checked
+                graphs += [(root, tracer.trace(root, values)) for values in _arguments(root)]
+        except Exception:
+            todo += root.children()
+        todo += [child for module in tracer.opaque for child in module.children()]
+    return graphs, hidden
+
+
+def _arguments(root: nn.Module) -> list[dict[str, Any] | None]:
+    """Optional arguments given, and not given: the code may branch on that."""
+    parameters = inspect.signature(root.forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return [None, defaults] if defaults else [None]
+
+
+@dataclass
+class _Uses:
+    """What one graph shows of the modules that it uses."""
+
+    calls: dict[nn.Module, list[fx.Node]] = field(default_factory=dict)
+    reads: set[nn.Module] = field(default_factory=set)  # their parameters are, or they are part of a leaf
+    pairs: set[tuple[nn.Module, nn.Module]] = field(default_factory=set)
+
+    def untouched(self, pair: tuple[nn.Module, nn.Module]) -> bool:
+        return not any(module in self.calls or module in self.reads for module in pair)
+
+
+def _uses(root: nn.Module, graph: fx.Graph) -> _Uses:
+    uses = _Uses()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = root.get_submodule(node.target)
+            uses.calls.setdefault(module, []).append(node)
+            if _is_leaf(module):
+                uses.reads.update(part for part in module.modules() if part is not module)
+        elif node.op == "get_attr":
+            uses.reads.add(root.get_submodule(node.target.rpartition(".")[0]))
+    uses.pairs.update(
+        (layer, norm)
+        for layer, norm in _adjacent(root, graph)
+        if len(uses.calls[layer]) == len(uses.calls[norm]) == 1 and uses.reads.isdisjoint((layer, norm))
+    )
+    return uses
+
+
+def _adjacent(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """A layer and a batch normalization with running statistics, where nothing else reads what the layer returns."""
+    for node in graph.nodes:
+        source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        if node.op != "call_module" or not isinstance(source, fx.Node) or source.op != "call_module":
+            continue
+        layer, norm = root.get_submodule(str(source.target)), root.get_submodule(node.target)
+        # Exact types: a subclass may do more than its parent, and so may hooks.
+        if (
+            type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
+            and norm.running_mean is not None
+            and list(source.users) == [node]
+            and _fits(layer, norm, source, root)
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in (layer, norm))
+        ):
+            yield layer, norm
+
+
+def _fits(layer: nn.Module, norm: nn.Module, source: fx.Node, root: nn.Module) -> bool:
+    if type(norm) is nn.BatchNorm2d:
+        return type(layer) in (nn.Conv2d, LowRankConv2d)
+    # Of three dimensions BatchNorm1d normalizes the second, and a linear layer writes the last.
+    return type(layer) in (nn.Linear, LowRankLinear) and _is_matrix(source, root)
+
+
+def _is_matrix(node: object, root: nn.Module) -> bool:
+    """Whether the value certainly has two dimensions."""
+    if not isinstance(node, fx.Node) or not node.args:
+        return False
+    first, *rest = node.args
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.Flatten):
+        return (module.start_dim, module.end_dim) == (1, -1)
+    operation = node.target if module is None else type(module)
+    if operation in (torch.flatten, "flatten"):
+        return (rest, node.kwargs) in (([1], {}), ([], {"start_dim": 1}))
+    if operation in ("view", "reshape"):
+        return len(rest) == 2
+    return operation in ROW_BY_ROW and _is_matrix(first, root)

@@ -1,0 +1,86 @@
+"""A trained network in the form that runs fastest: plain layers, merged factors, no batch normalization."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from wellcond.convert import replace_module
+from wellcond.dataflow import dataflow
+from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers
+
+
+@torch.no_grad()
+def deploy(model: nn.Module) -> nn.Module:
+    """A copy of `model` for inference, in evaluation mode; the same function up to rounding.
+
+    A factorized layer becomes an ``nn.Sequential`` of two plain layers, Vᵀ and then U S with the bias, or one dense
+    layer where that takes no more multiply-adds. Both factors of a convolution act at the output's resolution (Vᵀ has
+    the stride), so that is where r(n + m) >= nm, for a convolution as for a linear layer. Where forward code reads the
+    weight itself, or cannot be traced, the layer stays what it is, with U S merged.
+
+    Batch normalization is folded into the convolution or linear layer that feeds it, if it is the only reader of that
+    layer's output; ``nn.Identity`` takes its place. `Normalize` stays: padded with zeros, the images after it are not
+    the images before it. The forward code of the network is unchanged, and so is its class.
+
+    ``.to(memory_format=torch.channels_last)`` makes the copy faster still on most hardware.
+    """
+    flow = dataflow(model)
+    new = copy.deepcopy(model)
+    for name, layer in low_rank_layers(new).items():
+        assert isinstance(layer, LowRankLinear | LowRankConv2d)
+        n, m = layer.U.shape[0], layer.V.shape[0]
+        if layer.rank * (n + m) >= n * m:
+            new = replace_module(new, name, layer.to_dense())
+        elif name in flow.called:
+            new = replace_module(new, name, two_layers(layer))
+        else:
+            layer.U.copy_(layer.left())
+            layer.S = None
+            layer.V.data = layer.V.mT.contiguous().mT  # as a kernel, Vᵀ is then a view and not a copy at every call
+    for name, norm in flow.normalized.items():
+        _fold(new.get_submodule(name), new.get_submodule(norm))
+        new = replace_module(new, norm, nn.Identity())
+    return new.eval()
+
+
+def two_layers(layer: LowRankLinear | LowRankConv2d) -> nn.Sequential:
+    """Vᵀ (r, m), then U S (n, r) with the bias, as plain layers; sizes, stride and the like stay readable on it."""
+    like: dict[str, Any] = {"device": layer.U.device, "dtype": layer.U.dtype}
+    bias = layer.bias is not None
+    first: nn.Linear | nn.Conv2d
+    second: nn.Linear | nn.Conv2d
+    if isinstance(layer, LowRankLinear):
+        first = nn.Linear(layer.in_features, layer.rank, bias=False, **like)
+        second = nn.Linear(layer.rank, layer.out_features, bias=bias, **like)
+        attributes = ["in_features", "out_features"]
+    else:
+        attributes = ["kernel_size", "stride", "padding", "dilation"]
+        arguments = {name: getattr(layer, name) for name in attributes}
+        first = nn.Conv2d(layer.in_channels, layer.rank, **arguments, bias=False, **like)
+        second = nn.Conv2d(layer.rank, layer.out_channels, 1, bias=bias, **like)
+        attributes += ["in_channels", "out_channels"]
+    first.weight.data.copy_(layer.V.mT.reshape(first.weight.shape))
+    second.weight.data.copy_(layer.left().reshape(second.weight.shape))
+    if layer.bias is not None and second.bias is not None:
+        second.bias.data.copy_(layer.bias)
+    both = nn.Sequential(first, second)
+    for name in attributes:  # forward code may read them
+        setattr(both, name, getattr(layer, name))
+    return both
+
+
+def _fold(layer: nn.Module, norm: nn.Module) -> None:
+    """Scale the rows of the layer that writes the output, and set its bias."""
+    last = layer[-1] if isinstance(layer, nn.Sequential) else layer
+    assert isinstance(last, nn.Linear | nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    last.weight, last.bias = fuse_conv_bn_weights(
+        last.weight, last.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
