@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+import wellcond as wc
 from helpers import DOUBLE, matrix_with, randn
 from wellcond import integrator, spectrum, stiefel
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
@@ -111,3 +113,33 @@ def test_in_place_and_nothing_else():
 
 def test_the_fast_retractions_are_retractions_of_the_library():
     assert integrator.ORTHONORMALIZE.keys() <= stiefel.RETRACTIONS.keys()
+
+
+def test_a_network_in_bfloat16_trains_float32_factors():
+    """Autocast is for the network; the factors, their gradients and retractions stay in float32."""
+    torch.manual_seed(0)
+    network = wc.factorize(wc.build("lenet5"), ratio=0.8)
+    optimizer = wc.LowRankSGD(wc.param_groups(wc.constrain(network, 1.1), max_cond=1.1), lr=0.05, momentum=0.9)
+    x, y = torch.rand(32, 1, 28, 28), torch.arange(32) % 10
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = network(x)
+        assert logits.dtype == torch.bfloat16
+        loss = nn.functional.cross_entropy(logits.float(), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]  # random labels are learnt slowly
+    for layer in wc.low_rank_layers(network).values():
+        assert layer.U.dtype == layer.U.grad.dtype == torch.float32
+        assert stiefel.orthogonality_error(layer.U) < 1e-5
+        assert spectrum.condition_number(layer.S) <= 1.1 * (1 + 1e-4)
+
+
+def test_a_factorized_network_compiles_to_one_graph():
+    network = wc.factorize(wc.build("lenet5"), ratio=0.5)
+    x = torch.rand(2, 1, 28, 28)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)  # a graph break is an error
+    torch.testing.assert_close(compiled(x), network(x))
