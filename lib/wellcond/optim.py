@@ -34,6 +34,7 @@ from wellcond.stiefel import RETRACTIONS, polar, project_horizontal, project_tan
 
 def _published_bases(W: Factors, grad: Factors, momentum: Factors, scale: Tensor, lr: float, beta: float) -> Factors:
     # the released code stores the scaled, projected direction as the momentum buffer: beta compounds with the scale
+    scale = scale[..., None, None]
     return Factors(
         scale * project_horizontal(W.U, beta * momentum.U + grad.U),
         beta * momentum.S + grad.S,
@@ -54,7 +55,7 @@ def published_band_step(
     S, sigma = clip_spectrum(W.S - lr * momentum.S, max_cond, "mean")
     assert sigma is not None
     new = Factors(qr(W.U - lr * momentum.U), S, qr(W.V - lr * momentum.V))
-    return new, momentum, (sigma[-1] / sigma[0]).square()
+    return new, momentum, (sigma[..., -1] / sigma[..., 0]).square()
 
 
 def published_mean_step(
@@ -67,7 +68,7 @@ def published_mean_step(
     """
     momentum = _published_bases(W, grad, momentum, scale, lr, beta)
     S = W.S - lr * momentum.S
-    S = torch.linalg.matrix_norm(S) / math.sqrt(S.shape[-1]) * qr(S)
+    S = torch.linalg.matrix_norm(S, keepdim=True) / math.sqrt(S.shape[-1]) * qr(S)
     return Factors(qr(W.U - lr * momentum.U), S, qr(W.V - lr * momentum.V)), momentum, scale
 
 
@@ -137,7 +138,7 @@ def _lowrank_plain(group: Group, state: State) -> None:
 
 def _published_band(group: Group, state: State) -> None:
     W, grad, momentum = _factors(group, state)
-    scale = state[W.S].setdefault("scale", torch.ones((), dtype=W.S.dtype, device=W.S.device))
+    scale = state[W.S].setdefault("scale", torch.ones_like(W.S[..., 0, 0]))
     new, new_momentum, new_scale = published_band_step(
         W, grad, momentum, scale, lr=group["lr"], beta=group["momentum"], max_cond=group["max_cond"]
     )
@@ -147,7 +148,7 @@ def _published_band(group: Group, state: State) -> None:
 def _published_mean(group: Group, state: State) -> None:
     W, grad, momentum = _factors(group, state)
     if "scale" not in state[W.S]:
-        state[W.S]["scale"] = 1 / torch.linalg.svdvals(W.S).mean()
+        state[W.S]["scale"] = 1 / torch.linalg.svdvals(W.S).mean(-1)
     new, new_momentum, _ = published_mean_step(
         W, grad, momentum, state[W.S]["scale"], lr=group["lr"], beta=group["momentum"]
     )
