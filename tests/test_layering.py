@@ -41,8 +41,8 @@ ALLOWED = {
     "costs": {"report"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results"},
     "runner": {
-        *("convert", "data", "deployment", "errors", "evaluate", "experiments", "layers", "methods", "models", "optim"),
-        *("paths", "results", "train"),
+        *("convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers", "methods"),
+        *("models", "optim", "paths", "results", "train"),
     },
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "optim", "paths"),
