@@ -48,6 +48,14 @@ def test_run_and_status(project, capsys):
     assert (project / "results" / "tiny" / "runs.csv").exists()
 
 
+def test_seeds_are_trained_together(project, capsys):
+    (project / "tiny.toml").write_text(TOML.replace("seeds = [0]", "seeds = [0, 1]"), encoding="utf-8")
+    assert main(["run", "tiny", "--device", "cpu", "--together", "2"]) == 0
+    assert "tiny (paper): 4 cells done, 0 missing; " in capsys.readouterr().out
+    provenance = json.loads((project / "results" / "tiny" / "provenance.json").read_text(encoding="utf-8"))["runs"]
+    assert [record["training"]["together"] for record in provenance.values()] == [2, 2, 2, 2]
+
+
 def test_status_lists_what_is_missing(project, capsys):
     assert main(["status", "--verbose"]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == ["  missing: dense-s0", "  missing: uv-r0.5-s0"]
@@ -90,6 +98,7 @@ BAD = [
     (["run", "tiny", "--preset", "smok"], "preset = 'smok': unknown; did you mean 'smoke'"),
     (["run", "tiny", "--device", "tpu"], "device = 'tpu': must be auto, cpu or cuda"),
     (["run", "tiny", "--jobs", "0"], "jobs = 0: must be >= 1"),
+    (["run", "tiny", "--together", "0"], "together = 0: must be an integer >= 1"),
     (["run", "tiny", "--max-minutes", "-1"], "max_minutes = -1.0: must be > 0"),
     (["run", "nowhere.toml"], "experiment = 'nowhere.toml': must be a readable TOML file"),
     (["run", "broken.toml"], "broken.toml: key = 'seds': unknown; did you mean 'seeds'"),

@@ -13,8 +13,9 @@ import wellcond
 FOLDER = Path(wellcond.__file__).parent
 
 # A module may import these modules of the package, and no others. Read from the bottom: geometry, layers, conversion,
-# optimizer, methods; beside them data, models, attacks and training, which know nothing of layers; results and report,
-# which know only tables; experiments, and the runner that joins everything.
+# optimizer, methods; beside them data, models, attacks and training, which know nothing of layers; the ensemble,
+# which trains stacks of networks with the optimizer; results and report, which know only tables; experiments, and the
+# runner that joins everything.
 ALLOWED = {
     "errors": set(),
     "paths": set(),
@@ -33,14 +34,15 @@ ALLOWED = {
     "data": {"errors", "paths"},
     "attacks": {"errors"},
     "train": {"errors"},
+    "ensemble": {"errors", "optim", "train"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
     "results": {"errors", "paths"},
     "report": {"errors", "results"},
     "costs": {"report"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results"},
     "runner": {
-        *("convert", "data", "deployment", "errors", "evaluate", "experiments", "layers", "methods", "models", "optim"),
-        *("paths", "results", "train"),
+        *("convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers", "methods"),
+        *("models", "optim", "paths", "results", "train"),
     },
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "optim", "paths"),

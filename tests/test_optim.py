@@ -369,6 +369,32 @@ def test_stiefel_group_keeps_rows_or_columns_orthonormal(shape, memory_format):
     assert weight.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("kind", optim.UPDATES)
+def test_a_stack_of_layers_takes_the_step_of_each(kind):
+    """With a leading dimension: the same numbers, up to the rounding of batched products, and no other coupling."""
+    max_cond = 1.0 if kind == "lowrank_published_mean" else 1.5
+    members = [[nn.Parameter(p) for p in factors([0.9 + k, 0.7, 0.6], seed=40 * k)] for k in range(3)]
+    if kind == "stiefel":
+        shapes = ((4, 3, 2, 2), (9, 6), (5, 5))  # rows, columns, square
+        members = [[nn.Parameter(randn(*shape, seed=k)) for shape in shapes] for k in range(3)]
+        for weight in (p for member in members for p in member):
+            optim.orthonormalize(weight)
+    stack = [nn.Parameter(torch.stack(list(copies)).detach()) for copies in zip(*members, strict=True)]
+    options = {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.01, "kind": kind, "max_cond": max_cond}
+    alone = [LowRankSGD([{"params": member}], **options) for member in members]
+    together = LowRankSGD([{"params": stack}], stacked=True, **options)
+    for step in range(5):
+        for j, p in enumerate(stack):
+            p.grad = randn(*p.shape, seed=100 * step + j)
+            for k, member in enumerate(members):
+                member[j].grad = p.grad[k].clone()
+        for optimizer in (*alone, together):
+            optimizer.step()
+    for j, p in enumerate(stack):
+        for k, member in enumerate(members):
+            torch.testing.assert_close(p[k], member[j].data, rtol=0, atol=1e-11)
+
+
 def test_orthonormalize_is_the_nearest_matrix():
     for shape in ((3, 7), (7, 3)):
         weight = nn.Parameter(randn(*shape))

@@ -241,12 +241,12 @@ def test_a_second_run_computes_nothing(project, monkeypatch):
     pd.testing.assert_frame_equal(before.runs, after.runs)
 
 
-@pytest.mark.parametrize("where", ["fit", "count_flops"])
+@pytest.mark.parametrize("where", ["fit_together", "count_flops"])
 def test_an_interrupted_run_keeps_finished_cells_and_is_resumed(project, monkeypatch, tmp_path, where):
     """Ctrl-C while the second cell trains, or while it is measured."""
     spec = project(DENSE, UV, CONDLR, FGSM)
     with monkeypatch.context() as patch:
-        interrupted_at(patch, where, 2 if where == "fit" else 3, KeyboardInterrupt())
+        interrupted_at(patch, where, 2 if where == "fit_together" else 3, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             quiet(spec)
     found = runner.load(spec)
@@ -267,7 +267,7 @@ def test_trained_weights_are_used_again(project, monkeypatch):
         interrupted_at(patch, "count_flops", 1, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             quiet(spec)
-    monkeypatch.setattr(runner, "fit", None)  # from now on
+    monkeypatch.setattr(runner, "fit_together", None)  # from now on
     found = quiet(spec)
     assert found.missing == ()
     more = quiet(project(DENSE, SVD, FGSM, PGD))  # another attack: measured, on the same weights
@@ -308,7 +308,7 @@ def test_no_time_starts_nothing(project):
 def test_an_error_in_a_cell_is_noted_and_cleared_by_success(project, monkeypatch, tmp_path):
     spec = project(DENSE, UV)
     with monkeypatch.context() as patch:
-        interrupted_at(patch, "fit", 2, RuntimeError("something broke"))
+        interrupted_at(patch, "fit_together", 2, RuntimeError("something broke"))
         with pytest.raises(RuntimeError, match="something broke"):
             quiet(spec)
     (row,) = runner.status()
@@ -389,6 +389,96 @@ def test_a_validation_fraction_of_zero_has_no_validation_curve(project):
     assert not found.curves["quantity"].str.startswith("validation").any()
 
 
+# ------------------------------------------------------------------------------------------------ several seeds at once
+
+SEEDS = HEAD.replace("seeds = [0]", "seeds = [0, 1, 2]")
+
+
+def sizes_of_batches(monkeypatch):
+    """The number of networks in each call of fit_together, as they are made."""
+    sizes, original = [], runner.fit_together
+
+    def counted(networks, *args, **kwargs):
+        sizes.append(len(networks))
+        return original(networks, *args, **kwargs)
+
+    monkeypatch.setattr(runner, "fit_together", counted)
+    return sizes
+
+
+def test_cells_trained_together_are_those_trained_alone(project, monkeypatch, tmp_path):
+    """Two seeds of three at a time; up to the rounding of float32 in six steps, which may move an image or two."""
+    monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "alone"))
+    spec = project(DENSE, SVD, UV, CONDLR, FGSM, head=SEEDS)
+    alone, expected = quiet(spec), {cell.run_id: runner.trained(cell) for cell in spec.cells()}
+    monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "together"))
+    sizes = sizes_of_batches(monkeypatch)
+    found = quiet(spec, together=2)
+    assert sizes == [2, 2, 2, 1, 1, 1]
+    assert found.missing == ()
+    for cell in spec.cells():
+        network, wanted = runner.trained(cell), expected[cell.run_id]
+        torch.testing.assert_close(network.model.state_dict(), wanted.model.state_dict(), rtol=0, atol=1e-4)
+        assert [row["epoch"] for row in network.curves] == [row["epoch"] for row in wanted.curves]
+        assert abs(counts(found)[cell.run_id] - counts(alone)[cell.run_id]) <= 1
+        recorded = {**found.provenance[cell.run_id]["training"]}
+        assert recorded.pop("together", 1) == (2 if cell.method != "svd" and cell.seed < 2 else 1)
+        assert recorded == alone.provenance[cell.run_id]["training"]
+
+
+def test_each_of_a_batch_is_recorded_and_resumed_by_itself(project, monkeypatch):
+    """Interrupted while the second of three is measured: the others are not trained again."""
+    spec = project(DENSE, FGSM, head=SEEDS)
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, "run_cell", 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            quiet(spec, together=3)
+    assert runner.load(spec).missing == ("dense-s1", "dense-s2")
+    monkeypatch.setattr(runner, "fit_together", None)  # from now on
+    found = quiet(spec, together=3)
+    assert found.missing == ()
+    assert len(set(found.runs["wall_s"])) == 1  # a third of the batch's
+
+
+def test_a_batch_is_of_missing_cells_that_nobody_else_is_running(project, monkeypatch):
+    spec = project(DENSE, UV, head=HEAD.replace("seeds = [0]", "seeds = [0, 1, 2, 3]"))
+    quiet(spec, only=["dense-s1"])
+    sizes = sizes_of_batches(monkeypatch)
+    with results.lock(f"cell-{results.folder_key(spec.folder())}-dense-s2"):
+        quiet(spec, only=["dense-*"], together=4)
+    assert sizes == [2]
+    assert runner.load(spec).runs["run_id"].tolist() == ["dense-s1", "dense-s0", "dense-s3"]
+
+
+@pytest.mark.parametrize("seconds", range(1, 30, 4))
+def test_a_deadline_leaves_whole_cells_of_a_batch(project, monkeypatch, seconds):
+    spec = project(DENSE, FGSM, head=SEEDS)
+    ticks = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: next(ticks), perf_counter=lambda: 0.0))
+        partial = quiet(spec, max_minutes=seconds / 60, together=2)
+    assert [*partial.runs["run_id"], *partial.missing] == ["dense-s0", "dense-s1", "dense-s2"]
+    assert len(partial.robustness) == 3 * len(partial.runs)
+
+
+def test_divergence_of_a_batch_is_recorded_once(project, monkeypatch, capsys):
+    """Each is not trained again, alone, when its turn to be measured comes."""
+    spec = project(DENSE, head=SEEDS.replace("lr = 0.1", "lr = 1e30"))
+    sizes = sizes_of_batches(monkeypatch)
+    found = quiet(spec, together=3)
+    assert sizes == [3]
+    assert found.runs["status"].tolist() == ["diverged"] * 3
+    assert capsys.readouterr().err.count("diverged (epoch 1: training loss nan)") == 3
+
+
+def test_an_error_in_a_batch_is_noted_for_each_of_its_cells(project, monkeypatch):
+    spec = project(DENSE, head=SEEDS)
+    interrupted_at(monkeypatch, "fit_together", 1, RuntimeError("something broke"))
+    with pytest.raises(RuntimeError, match="something broke"):
+        quiet(spec, together=2)
+    assert runner.status()[0]["failed"] == ["dense-s0", "dense-s1"]
+
+
 # ----------------------------------------------------------------------------------------------- folders and choices
 
 
@@ -406,6 +496,8 @@ def test_results_of_another_protocol_are_refused_until_rerun(project):
     [
         ({"device": "gpu"}, "device = 'gpu': must be auto, cpu or cuda"),
         ({"jobs": 0}, "jobs = 0: must be >= 1"),
+        ({"together": 0}, "together = 0: must be an integer >= 1"),
+        ({"together": 1.5}, "together = 1.5: must be an integer >= 1"),
         ({"max_minutes": 0}, "max_minutes = 0: must be > 0"),
         ({"max_minutes": -1.0}, "max_minutes = -1.0: must be > 0"),
         ({"max_minutes": math.nan}, "max_minutes = nan: must be > 0"),

@@ -12,6 +12,7 @@ from wellcond.convert import count_flops, count_parameters, densify, factorize, 
 from wellcond.data import DATASETS, Data, Images
 from wellcond.data import load as load_data
 from wellcond.deployment import deploy
+from wellcond.ensemble import fit_together
 from wellcond.evaluate import count_correct, layer_reports, robustness_curve
 from wellcond.experiments import Experiment
 from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, low_rank_layers, matricize, weight_layers
@@ -54,6 +55,7 @@ __all__ = [
     "deploy",
     "factorize",
     "fit",
+    "fit_together",
     "frozen",
     "layer_reports",
     "load_data",

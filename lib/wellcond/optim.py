@@ -34,6 +34,7 @@ from wellcond.stiefel import RETRACTIONS, polar, project_horizontal, project_tan
 
 def _published_bases(W: Factors, grad: Factors, momentum: Factors, scale: Tensor, lr: float, beta: float) -> Factors:
     # the released code stores the scaled, projected direction as the momentum buffer: beta compounds with the scale
+    scale = scale[..., None, None]
     return Factors(
         scale * project_horizontal(W.U, beta * momentum.U + grad.U),
         beta * momentum.S + grad.S,
@@ -54,7 +55,7 @@ def published_band_step(
     S, sigma = clip_spectrum(W.S - lr * momentum.S, max_cond, "mean")
     assert sigma is not None
     new = Factors(qr(W.U - lr * momentum.U), S, qr(W.V - lr * momentum.V))
-    return new, momentum, (sigma[-1] / sigma[0]).square()
+    return new, momentum, (sigma[..., -1] / sigma[..., 0]).square()
 
 
 def published_mean_step(
@@ -67,7 +68,7 @@ def published_mean_step(
     """
     momentum = _published_bases(W, grad, momentum, scale, lr, beta)
     S = W.S - lr * momentum.S
-    S = torch.linalg.matrix_norm(S) / math.sqrt(S.shape[-1]) * qr(S)
+    S = torch.linalg.matrix_norm(S, keepdim=True) / math.sqrt(S.shape[-1]) * qr(S)
     return Factors(qr(W.U - lr * momentum.U), S, qr(W.V - lr * momentum.V)), momentum, scale
 
 
@@ -137,7 +138,7 @@ def _lowrank_plain(group: Group, state: State) -> None:
 
 def _published_band(group: Group, state: State) -> None:
     W, grad, momentum = _factors(group, state)
-    scale = state[W.S].setdefault("scale", torch.ones((), dtype=W.S.dtype, device=W.S.device))
+    scale = state[W.S].setdefault("scale", torch.ones_like(W.S[..., 0, 0]))
     new, new_momentum, new_scale = published_band_step(
         W, grad, momentum, scale, lr=group["lr"], beta=group["momentum"], max_cond=group["max_cond"]
     )
@@ -147,38 +148,37 @@ def _published_band(group: Group, state: State) -> None:
 def _published_mean(group: Group, state: State) -> None:
     W, grad, momentum = _factors(group, state)
     if "scale" not in state[W.S]:
-        state[W.S]["scale"] = 1 / torch.linalg.svdvals(W.S).mean()
+        state[W.S]["scale"] = 1 / torch.linalg.svdvals(W.S).mean(-1)
     new, new_momentum, _ = published_mean_step(
         W, grad, momentum, state[W.S]["scale"], lr=group["lr"], beta=group["momentum"]
     )
     _copy((*W, *momentum), (*new, *new_momentum))
 
 
-def orthonormal_frame(weight: Tensor) -> Tensor:
-    """The tall orientation (max(n, m), min(n, m)) of a matricized weight: its rows, or columns if n > m."""
-    W = matricize(weight)
-    return W.mT if W.shape[0] <= W.shape[1] else W
+def orthonormal_frame(weight: Tensor, stacked: bool = False) -> Tensor:
+    """The tall orientation (max(n, m), min(n, m)) of a matricized weight: its rows, or columns if n > m.
+
+    stacked: the first dimension of `weight` counts weights, and stays the first.
+    """
+    W = weight.flatten(2) if stacked else matricize(weight)
+    return W.mT if W.shape[-2] <= W.shape[-1] else W
 
 
-def _set_frame(weight: Tensor, frame: Tensor) -> None:
+def _set_frame(weight: Tensor, frame: Tensor, stacked: bool = False) -> None:
     # by copy, not through a view: in channels-last memory the matricized weight is itself a copy
-    W = frame.mT if weight.shape[0] == frame.shape[1] else frame
+    n = weight.shape[1] if stacked else weight.shape[0]
+    W = frame.mT if n == frame.shape[-1] else frame
     weight.copy_(W.reshape(weight.shape))
 
 
 def _stiefel(group: Group, state: State) -> None:
-    params = [p for p in group["params"] if p.grad is not None]
+    params, stacked = [p for p in group["params"] if p.grad is not None], group["stacked"]
     for p, buffer in zip(params, _buffers(params, state), strict=True):
-        frame, momentum = stiefel_step(
-            orthonormal_frame(p),
-            orthonormal_frame(p.grad),
-            orthonormal_frame(buffer),
-            lr=group["lr"],
-            beta=group["momentum"],
-            retraction=group["retraction"],
-        )
-        _set_frame(p, frame)
-        _set_frame(buffer, momentum)
+        X, grad, momentum = (orthonormal_frame(t, stacked) for t in (p, p.grad, buffer))
+        options = {"lr": group["lr"], "beta": group["momentum"], "retraction": group["retraction"]}
+        frame, momentum = stiefel_step(X, grad, momentum, **options)
+        _set_frame(p, frame, stacked)
+        _set_frame(buffer, momentum, stacked)
 
 
 UPDATES: dict[str, Callable[[Group, State], None]] = {
@@ -196,7 +196,8 @@ class LowRankSGD(torch.optim.Optimizer):
 
     params: tensors, or groups as `param_groups` makes them. Options of a group, with the defaults given here:
         lr > 0; momentum in [0, 1); weight_decay >= 0 (on W); kind: a key of UPDATES; max_cond >= 1: bound on κ(S);
-        rule: a key of spectrum.CLIP_RULES; retraction: a key of stiefel.RETRACTIONS.
+        rule: a key of spectrum.CLIP_RULES; retraction: a key of stiefel.RETRACTIONS; stacked: whether the first
+        dimension of the parameters counts networks (the low-rank and Euclidean rules see it without being told).
     Raises ValueError, naming the option, for anything else.
     """
 
@@ -211,6 +212,7 @@ class LowRankSGD(torch.optim.Optimizer):
         max_cond: float = math.inf,
         rule: str = "nearest",
         retraction: str = "qr",
+        stacked: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -220,6 +222,7 @@ class LowRankSGD(torch.optim.Optimizer):
             "max_cond": max_cond,
             "rule": rule,
             "retraction": retraction,
+            "stacked": stacked,
         }
         super().__init__(params, defaults)
 

@@ -2,7 +2,7 @@
 
 A cell is claimed by a lock, so several runners share the work; it is recorded only when complete, so an interrupted
 run is finished by running it again. Trained weights are kept in results/local/weights by the hash of their
-specification.
+specification. Cells that differ only in their seeds may be trained together, as one batched network.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.metadata import version
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,14 @@ from tqdm import tqdm
 from wellcond import data, evaluate, models, paths, results
 from wellcond.convert import count_flops, count_parameters, densify
 from wellcond.deployment import deploy
+from wellcond.ensemble import fit_together
 from wellcond.errors import invalid, unknown
 from wellcond.experiments import Cell, Experiment
 from wellcond.layers import low_rank_layers
 from wellcond.methods import find
 from wellcond.optim import LowRankSGD
 from wellcond.results import Results, Row
-from wellcond.train import Diverged, fit
+from wellcond.train import Diverged
 
 CURVE_IMAGES = 5000  # validation images behind the accuracy recorded after each epoch
 
@@ -88,7 +91,10 @@ def _peak_bytes(device: str) -> int:
 
 @dataclass
 class Trained:
-    """A trained network, its curves, what the training cost and where it ran; `diverged`: why there is no network."""
+    """A trained network, its curves, what the training cost and where it ran; `diverged`: why there is no network.
+
+    Of networks trained together, each has its share of the time, and the memory of all; its environment says how many.
+    """
 
     model: nn.Module
     curves: list[dict[str, Any]]
@@ -127,48 +133,59 @@ def _epoch_rows(model: nn.Module, epoch: int, images: data.Images) -> list[dict[
     return [{"epoch": epoch, "layer": layer, "quantity": q, "value": v} for layer, q, v in values]
 
 
-def _train(cell: Cell, device: str, deadline: float) -> Trained:
-    dataset = _cell_data(cell, device)
-    model = _initial(cell, device, deadline)
-    method, protocol = find(cell.method), cell.train
-    images = dataset.validation.first(CURVE_IMAGES)
+def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]:
+    """Train cells that differ only in their seeds."""
+    try:
+        networks = [_initial(cell, device, deadline) for cell in cells]
+    except Diverged as error:
+        return [Trained(nn.Module(), [], math.nan, 0, environment(device), str(error)) for _ in cells]
+    datasets = [_cell_data(cell, device) for cell in cells]
+    images = [dataset.validation.first(CURVE_IMAGES) for dataset in datasets]
+    method, protocol = find(cells[0].method), cells[0].train
     _reset_peak(device)
-    torch.manual_seed(cell.seed)  # dropout
+    torch.manual_seed(cells[0].seed)  # dropout
     started = time.perf_counter()
-    curves, diverged = _epoch_rows(model, 0, images), ""
+    curves = [_epoch_rows(model, 0, part) for model, part in zip(networks, images, strict=True)]
+    diverged: list[Diverged | None] = [None for _ in cells]
 
-    def on_epoch(epoch: int, loss: float) -> None:
-        curves.append({"epoch": epoch, "layer": "", "quantity": "train_loss", "value": loss})
-        curves.extend(_epoch_rows(model, epoch, images))
+    def on_epoch(k: int, epoch: int, loss: float) -> None:
+        curves[k].append({"epoch": epoch, "layer": "", "quantity": "train_loss", "value": loss})
+        curves[k].extend(_epoch_rows(networks[k], epoch, images[k]))
         if time.monotonic() > deadline:
             raise OutOfTime
 
     if method.trains:
         optimizer = LowRankSGD(
-            method.groups(model, cell.settings),
+            method.groups(networks[0], cells[0].settings),
             lr=protocol.lr,
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
         )
-        try:
-            fit(
-                model,
-                optimizer,
-                dataset.train,
-                epochs=protocol.epochs,
-                batch_size=protocol.batch_size,
-                milestones=protocol.milestones,
-                gamma=protocol.gamma,
-                seed=cell.seed,
-                augment=protocol.augment,
-                on_epoch=on_epoch,
-            )
-        except Diverged as error:
-            diverged = str(error)
+        diverged = fit_together(
+            networks,
+            optimizer,
+            [dataset.train for dataset in datasets],
+            seeds=[cell.seed for cell in cells],
+            epochs=protocol.epochs,
+            batch_size=protocol.batch_size,
+            milestones=protocol.milestones,
+            gamma=protocol.gamma,
+            augment=protocol.augment,
+            on_epoch=on_epoch,
+        )
     if device == "cuda":
         torch.cuda.synchronize()
-    wall_s = time.perf_counter() - started
-    return Trained(model.eval(), curves, wall_s, _peak_bytes(device), environment(device), diverged)
+    wall_s = (time.perf_counter() - started) / len(cells)
+    where = {**environment(device), **({"together": len(cells)} if len(cells) > 1 else {})}
+    peak_bytes = _peak_bytes(device)
+    return [
+        Trained(model.eval(), rows, wall_s, peak_bytes, where, str(reason or ""))
+        for model, rows, reason in zip(networks, curves, diverged, strict=True)
+    ]
+
+
+def _weights(cell: Cell) -> Path:
+    return paths.local() / "weights" / f"{cell.spec_hash}.pt"
 
 
 def trained(cell: Cell, device: str = "cpu", deadline: float = math.inf) -> Trained:
@@ -176,18 +193,33 @@ def trained(cell: Cell, device: str = "cpu", deadline: float = math.inf) -> Trai
 
     Waits if another process is training the same cell. Raises OutOfTime when the deadline (time.monotonic()) passes.
     """
-    path = paths.local() / "weights" / f"{cell.spec_hash}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with results.lock(f"weights-{cell.spec_hash}"):
-        if not path.exists():
-            found = _train(cell, device, deadline)
-            if found.diverged:
-                return found
-            record = {field.name: getattr(found, field.name) for field in fields(Trained) if field.name != "diverged"}
-            with results.replacing(path) as part:
-                torch.save({**record, "model": found.model.state_dict()}, part)
-            return found
-    saved = torch.load(path, map_location=device, weights_only=True)
+    return trained_together([cell], device, deadline)[0]
+
+
+def trained_together(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]:
+    """`trained` for cells that differ only in their seeds: those without weights are trained at once."""
+    paths.local().joinpath("weights").mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        for key in sorted(cell.spec_hash for cell in cells):  # sorted: two processes cannot wait for each other
+            locks.enter_context(results.lock(f"weights-{key}"))
+        new = [cell for cell in cells if not _weights(cell).exists()]
+        fresh = _train(new, device, deadline) if new else []
+        found = {cell.spec_hash: network for cell, network in zip(new, fresh, strict=True)}
+        for cell in new:
+            _keep(cell, found[cell.spec_hash])
+    return [found.get(cell.spec_hash) or _kept(cell, device) for cell in cells]
+
+
+def _keep(cell: Cell, network: Trained) -> None:
+    if network.diverged:
+        return
+    record = {field.name: getattr(network, field.name) for field in fields(Trained) if field.name != "diverged"}
+    with results.replacing(_weights(cell)) as part:
+        torch.save({**record, "model": network.model.state_dict()}, part)
+
+
+def _kept(cell: Cell, device: str) -> Trained:
+    saved = torch.load(_weights(cell), map_location=device, weights_only=True)
     model = _skeleton(cell, device)
     model.load_state_dict(saved["model"], strict=True)
     return Trained(**{**saved, "model": model.eval()})
@@ -231,9 +263,14 @@ def _run_row(cell: Cell, network: Trained, dataset: data.Data) -> dict[str, Any]
 
 
 def run_cell(
-    cell: Cell, experiment: Experiment, device: str, deadline: float = math.inf, measured: Sequence[Row] = ()
-) -> tuple[dict[str, list[Row]], dict[str, Any]]:
-    """Train and evaluate one cell; returns the rows of every table, and the environment of the training.
+    cell: Cell,
+    network: Trained,
+    experiment: Experiment,
+    device: str,
+    deadline: float = math.inf,
+    measured: Sequence[Row] = (),
+) -> dict[str, list[Row]]:
+    """Evaluate the trained network of one cell; returns the rows of every table.
 
     A diverged cell has a row without counts. measured: rows of robustness.csv that the cell already has; an attack
     with all its radii among them is not repeated.
@@ -252,14 +289,10 @@ def run_cell(
         "device": device,
         "spec_hash": cell.spec_hash,
     }
-    try:
-        network = trained(cell, device, deadline)
-    except Diverged as error:  # of the cell that it starts from
-        network = Trained(nn.Module(), [], math.nan, 0, environment(device), str(error))
     curves: list[Row] = [{**row, "run_id": cell.run_id} for row in network.curves]
     if network.diverged:
         tqdm.write(f"{cell.run_id}: diverged ({network.diverged})", file=sys.stderr)
-        return {"runs": [{**about, "status": "diverged"}], "curves": curves}, network.environment
+        return {"runs": [{**about, "status": "diverged"}], "curves": curves}
     tables: dict[str, list[Row]] = {"robustness": []}
     for attack in experiment.attack:
         images = dataset.test.first(attack.n_examples)
@@ -281,10 +314,7 @@ def run_cell(
         for index, value in enumerate(report.spectrum.tolist())
     ]
     tables["runs"] = [{**about, **_run_row(cell, network, dataset)}]
-    named: dict[str, list[Row]] = {
-        table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()
-    }
-    return named, network.environment
+    return {table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()}
 
 
 def _git(*arguments: str) -> str:
@@ -345,45 +375,84 @@ def _selected(experiment: Experiment, only: Sequence[str]) -> list[Cell]:
     return list(chosen.values())
 
 
+@contextmanager
+def _failures_noted(folder: Path, cells: Iterable[Cell]) -> Iterator[None]:
+    """Write the traceback of an exception where `status` finds it."""
+    try:
+        yield
+    except OutOfTime:
+        raise
+    except Exception:
+        for failure in (_failure(folder, cell) for cell in cells):
+            failure.parent.mkdir(parents=True, exist_ok=True)
+            failure.write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def _alike(cell: Cell, other: Cell) -> bool:
+    """Whether two cells differ only in their seeds, and train from scratch."""
+    return cell.base is None and find(cell.method).trains and cell.model_copy(update={"seed": other.seed}) == other
+
+
+def _claim(
+    locks: ExitStack, experiment: Experiment, folder: Path, cell: Cell, cells: Sequence[Cell], together: int
+) -> list[Cell]:
+    """`cell` and up to together - 1 others like it, missing and now locked; empty if it is done or somebody else's."""
+
+    def lock(candidate: Cell) -> bool:
+        try:
+            locks.enter_context(results.lock(f"cell-{results.folder_key(folder)}-{candidate.run_id}", timeout=0))
+        except Timeout:
+            return False
+        return True
+
+    done = _done(experiment, folder)
+    if cell.run_id in done or not lock(cell):
+        return []
+    others = (other for other in cells if other != cell and _alike(cell, other) and other.run_id not in done)
+    claimed = [cell, *islice(filter(lock, others), together - 1)]
+    done = _done(experiment, folder)  # somebody else may have finished one before its lock was ours
+    return [candidate for candidate in claimed if candidate.run_id not in done]
+
+
+def _run_batch(
+    cells: Sequence[Cell], experiment: Experiment, folder: Path, device: str, deadline: float
+) -> Iterator[str]:
+    """Train cells that differ only in their seeds, measure and record one after the other, yielding its run_id."""
+    started = now()
+    with _failures_noted(folder, cells):
+        networks = trained_together(cells, device, deadline)
+    for cell, network in zip(cells, networks, strict=True):
+        with _failures_noted(folder, [cell]):
+            measured = results.measured_rows(folder, cell.run_id, cell.spec_hash)
+            tables = run_cell(cell, network, experiment, device, deadline, measured)
+        provenance = {
+            "spec": cell.spec(),
+            "spec_hash": cell.spec_hash,
+            "data_sha256": _cell_data(cell, device).sha256,
+            "started": started,
+            "finished": now(),
+            "command": f"python -m wellcond run {experiment.name} --preset {experiment.preset}",
+            "training": network.environment,  # of the weights, which may be older than their measurement
+            **environment(device),
+        }
+        results.save(folder, cell.run_id, tables, provenance)
+        _failure(folder, cell).unlink(missing_ok=True)
+        yield cell.run_id
+
+
 def _work(
-    experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str] = ()
-) -> Iterable[str]:
+    experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str] = (), together: int = 1
+) -> Iterator[str]:
     """Run the missing cells that nobody else is running, yielding each run_id as it is recorded."""
-    for cell in _selected(experiment, only):
+    cells = _selected(experiment, only)
+    for cell in cells:
         if time.monotonic() > deadline:
             return
-        if cell.run_id in _done(experiment, folder):
-            continue
-        try:
-            with results.lock(f"cell-{results.folder_key(folder)}-{cell.run_id}", timeout=0):
-                if cell.run_id in _done(experiment, folder):
-                    continue
-                started = now()
-                try:
-                    measured = results.measured_rows(folder, cell.run_id, cell.spec_hash)
-                    tables, training = run_cell(cell, experiment, device, deadline, measured)
-                except OutOfTime:
-                    return
-                except Exception:
-                    failure = _failure(folder, cell)
-                    failure.parent.mkdir(parents=True, exist_ok=True)
-                    failure.write_text(traceback.format_exc(), encoding="utf-8")
-                    raise
-                provenance = {
-                    "spec": cell.spec(),
-                    "spec_hash": cell.spec_hash,
-                    "data_sha256": _cell_data(cell, device).sha256,
-                    "started": started,
-                    "finished": now(),
-                    "command": f"python -m wellcond run {experiment.name} --preset {experiment.preset}",
-                    "training": training,  # of the weights, which may be older than their measurement
-                    **environment(device),
-                }
-                results.save(folder, cell.run_id, tables, provenance)
-                _failure(folder, cell).unlink(missing_ok=True)
-                yield cell.run_id
-        except Timeout:
-            continue
+        with ExitStack() as locks, suppress(OutOfTime):
+            batch = _claim(locks, experiment, folder, cell, cells, together)
+            if batch:
+                yield from _run_batch(batch, experiment, folder, device, deadline)
 
 
 def _end_with_parent() -> None:
@@ -393,11 +462,13 @@ def _end_with_parent() -> None:
         os._exit(1)  # nothing is half-written: a cell is recorded by atomic replacement
 
 
-def _drain(experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str]) -> int:
+def _drain(
+    experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str], together: int = 1
+) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     environment(device)  # as in run_experiment: the code that this process has loaded
-    return sum(1 for _ in _work(experiment, folder, device, deadline, only))
+    return sum(1 for _ in _work(experiment, folder, device, deadline, only, together))
 
 
 def run_experiment(
@@ -408,19 +479,23 @@ def run_experiment(
     max_minutes: float | None = None,
     jobs: int = 1,
     only: Sequence[str] = (),
+    together: int = 1,
     progress: bool = True,
 ) -> Results:
     """Fill in the missing cells of `experiment` in `folder` (default: its own), and load what is there.
 
     device: auto, cpu or cuda. max_minutes: start nothing after that time and drop what is unfinished. jobs: processes
-    of one thread each. only: glob patterns of run_ids, the first pattern first; all cells if empty. An exception in a
-    cell ends the run; the finished cells stay.
-    Raises ValueError for a device or folder that cannot be used, jobs < 1, max_minutes <= 0, or a pattern that matches
-    no cell.
+    of one thread each. only: glob patterns of run_ids, the first pattern first; all cells if empty. together: cells
+    that differ only in their seeds are trained so many at a time, which fills a GPU. An exception in a cell ends the
+    run; the finished cells stay.
+    Raises ValueError for a device or folder that cannot be used, jobs < 1, together not an integer >= 1,
+    max_minutes <= 0, or a pattern that matches no cell.
     """
     device = pick_device(device)
     if jobs < 1:
         raise invalid("jobs", jobs, ">= 1")
+    if not isinstance(together, int) or together < 1:
+        raise invalid("together", together, "an integer >= 1")
     if max_minutes is not None and not max_minutes > 0:
         raise invalid("max_minutes", max_minutes, "> 0")
     folder = folder or experiment.folder()
@@ -431,13 +506,14 @@ def run_experiment(
     finished = len(_done(experiment, folder) & chosen)
     with tqdm(total=len(chosen), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
         if jobs == 1:
-            for run_id in _work(experiment, folder, device, deadline, only):
+            for run_id in _work(experiment, folder, device, deadline, only, together):
                 bar.update()
                 bar.set_postfix_str(run_id)
         else:
             context = get_context("spawn")
             with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-                workers = [pool.submit(_drain, experiment, folder, device, deadline, only) for _ in range(jobs)]
+                arguments = (experiment, folder, device, deadline, only, together)
+                workers = [pool.submit(_drain, *arguments) for _ in range(jobs)]
                 while not all(worker.done() for worker in workers):
                     time.sleep(1)
                     bar.update(len(_done(experiment, folder) & chosen) - bar.n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -21,6 +21,47 @@ class Images(Protocol):
 
 class Diverged(RuntimeError):
     """The loss or the weights are no longer finite."""
+
+
+def training_epochs(
+    models: Sequence[nn.Module],
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
+    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    *,
+    epochs: int,
+    milestones: Sequence[int],
+    gamma: float,
+) -> Iterator[tuple[int, Tensor]]:
+    """The steps and the schedule of `fit` and of `ensemble.fit_together`: yields (epoch, mean training losses (...)).
+
+    batches(epoch): x (..., B, C, H, W) and y (..., B). objective(x, y): the mean losses (...) of a batch, and the
+    number to differentiate. The models are in training mode during an epoch, in evaluation mode when it is yielded.
+    Raises Diverged when a factorization fails because a gradient is not finite.
+    """
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma)
+    for epoch in range(1, epochs + 1):
+        for model in models:
+            model.train()
+        total = torch.zeros((), dtype=torch.float64, device=next(models[0].parameters()).device)
+        count = 0
+        for x, y in batches(epoch):
+            optimizer.zero_grad(set_to_none=True)
+            losses, differentiated = objective(x, y)
+            differentiated.backward()  # type: ignore[no-untyped-call]
+            try:
+                optimizer.step()
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                parameters = (p for group in optimizer.param_groups for p in group["params"])
+                if all(p.grad is None or p.grad.isfinite().all() for p in parameters):
+                    raise
+                raise Diverged(f"epoch {epoch}: {error}") from error  # LAPACK refuses NaN
+            total = total + (losses.detach() * y.shape[-1]).double()  # no host synchronization inside an epoch
+            count += y.shape[-1]
+        scheduler.step()
+        for model in models:
+            model.eval()
+        yield epoch, total / count
 
 
 def fit(
@@ -43,33 +84,29 @@ def fit(
     called with epoch = 1..epochs, the model in evaluation mode.
     Raises Diverged when the loss or a factorization stops being finite, ValueError for epochs < 0 or batch_size < 1.
     """
+    check_protocol(epochs, batch_size)
+
+    def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        return data.batches(batch_size, seed=seed, epoch=epoch, augment=augment)
+
+    def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        loss = F.cross_entropy(model(x), y)
+        return loss, loss if penalty is None else loss + penalty(model)
+
+    for epoch, loss in training_epochs(
+        [model], optimizer, batches, objective, epochs=epochs, milestones=milestones, gamma=gamma
+    ):
+        mean = loss.item()
+        if not math.isfinite(mean) or not all(p.isfinite().all() for p in model.parameters()):
+            raise Diverged(f"epoch {epoch}: training loss {mean}")
+        if on_epoch is not None:
+            on_epoch(epoch, mean)
+    model.eval()
+
+
+def check_protocol(epochs: int, batch_size: int) -> None:
+    """Raise ValueError unless epochs >= 0 and batch_size >= 1."""
     if epochs < 0:
         raise invalid("epochs", epochs, ">= 0")
     if batch_size < 1:
         raise invalid("batch_size", batch_size, ">= 1")
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma)
-    for epoch in range(1, epochs + 1):
-        model.train()
-        total, count = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device), 0
-        for x, y in data.batches(batch_size, seed=seed, epoch=epoch, augment=augment):
-            optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(model(x), y)
-            objective = loss if penalty is None else loss + penalty(model)
-            objective.backward()  # type: ignore[no-untyped-call]
-            try:
-                optimizer.step()
-            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-                gradients = [p.grad for p in model.parameters() if p.grad is not None]
-                if all(value.isfinite().all() for value in (loss, *gradients)):
-                    raise
-                raise Diverged(f"epoch {epoch}: {error}") from error  # LAPACK refuses NaN
-            total += loss.detach() * len(y)  # no host synchronization inside an epoch
-            count += len(y)
-        scheduler.step()
-        mean = total.item() / count if count else math.nan
-        if not math.isfinite(mean) or not all(p.isfinite().all() for p in model.parameters()):
-            raise Diverged(f"epoch {epoch}: training loss {mean}")
-        model.eval()
-        if on_epoch is not None:
-            on_epoch(epoch, mean)
-    model.eval()
