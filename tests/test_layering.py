@@ -20,6 +20,7 @@ ALLOWED = {
     "paths": set(),
     "precision": set(),
     "notebook": {"errors"},
+    "matrix_sign": {"precision"},
     "spectrum": {"errors", "precision"},
     "stiefel": {"errors", "precision"},
     "layers": {"errors", "precision", "spectrum", "stiefel"},
