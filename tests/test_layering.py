@@ -21,7 +21,7 @@ ALLOWED = {
     "precision": set(),
     "notebook": {"errors"},
     "matrix_sign": {"precision"},
-    "spectrum": {"errors", "precision"},
+    "spectrum": {"errors", "matrix_sign", "precision"},
     "stiefel": {"errors", "precision"},
     "layers": {"errors", "precision", "spectrum", "stiefel"},
     "convert": {"errors", "layers"},

@@ -153,3 +153,8 @@ def test_moments_and_ramp_give_the_trace_above_a_level():
     torch.testing.assert_close(moments, (k[:, None] * x.arccos()).cos().sum(-1), rtol=0, atol=1e-10)
     coefficients = matrix_sign.ramp_coefficients(torch.tensor(0.3, dtype=DOUBLE), 42)
     assert float(coefficients @ moments) == pytest.approx(float((x - 0.3).clamp_min(0).sum()), abs=40 / 42 / math.pi)
+
+
+def test_after_a_step_on_the_cpu_it_is_the_exact_projection():
+    S = instances(10, 1.1)
+    assert torch.equal(spectrum.clip_after_step(S, 1.1), spectrum.clip_condition_number(S, 1.1))
