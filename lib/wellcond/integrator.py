@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wellcond.spectrum import clip_condition_number
+from wellcond.spectrum import clip_after_step, clip_condition_number
 from wellcond.stiefel import cholesky_qr, gram_polar, project_horizontal, retract
 
 
@@ -113,11 +113,12 @@ def lowrank_step_(
     """`lowrank_step`, with W and momentum overwritten by their new values; float32 or float64 factors.
 
     Each basis costs five products of size n r² (m r²): Xᵀm, X(Xᵀm), m A^-1, YᵀY and Y R^-1; the core costs one
-    symmetric eigenvalue problem of size r and a dozen products r³. The orthogonality error does not accumulate, since
-    YᵀY is computed from the stored basis and not from the formula I + h² A^-1 mᵀm A^-1.
+    symmetric eigenvalue problem of size r and a dozen products r³, or on a GPU products alone (clip_after_step). The
+    orthogonality error does not accumulate, since YᵀY is computed from the stored basis and not from the formula
+    I + h² A^-1 mᵀm A^-1.
     """
     left, right = _inverse(W.S @ W.S.mT), _inverse(W.S.mT @ W.S)
     _move_basis_(W.U, grad.U, momentum.U, left, lr, beta, retraction)
     _move_basis_(W.V, grad.V, momentum.V, right, lr, beta, retraction)
     torch.add(grad.S, momentum.S, alpha=beta, out=momentum.S)
-    W.S.copy_(clip_condition_number(torch.add(W.S, momentum.S, alpha=-lr), max_cond, rule))
+    W.S.copy_(clip_after_step(torch.add(W.S, momentum.S, alpha=-lr), max_cond, rule))

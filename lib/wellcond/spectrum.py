@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wellcond import matrix_sign
 from wellcond.errors import invalid, unknown
 from wellcond.precision import svd, upcast
 
@@ -103,6 +104,17 @@ def clip_condition_number(S: Tensor, max_cond: float, rule: str = "nearest") -> 
     feasible. Raises ValueError if max_cond < 1 or the rule is unknown.
     """
     return clip_spectrum(S, max_cond, rule)[0]
+
+
+def clip_after_step(S: Tensor, max_cond: float, rule: str = "nearest") -> Tensor:
+    """clip_condition_number(S, max_cond, rule) for an S that was feasible one small step ago.
+
+    On a GPU the nearest matrix comes from products alone where these are accurate enough (`matrix_sign`): eigenvectors
+    would take longer, layer by layer, and stop the queue. A matrix far from feasible needs clip_condition_number.
+    """
+    check_max_cond(max_cond)
+    fast = S.is_cuda and S.dtype != torch.float64 and rule == "nearest" and max_cond <= matrix_sign.MAX_COND
+    return matrix_sign.clip_nearly_feasible(S, max_cond) if fast else clip_condition_number(S, max_cond, rule)
 
 
 def clip_spectrum(S: Tensor, max_cond: float, rule: str = "nearest") -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,185 @@
+"""The nearest matrix with κ <= c from matrix products alone: the polar factor and the sign by Newton and Schulz.
+
+`spectrum.clip_condition_number` needs eigenvectors. On a GPU they are slow to compute, layer by layer, and stop the
+queue; what follows is batched over leading dimensions, takes the same products whatever the values are, and never
+reads one back. It is meant for the usual case, a matrix that was feasible one small step ago, and for c <= MAX_COND.
+
+With S = O H, O orthogonal and H symmetric positive semidefinite, the nearest matrix is O clip(H, μ, cμ), where
+
+    2 clip(H, μ, cμ) = |H - μI| - |H - cμI| + (1 + c) μ I,    |X| = X sign(X),
+
+and μ is the root of g(μ) = tr max(μI - H, 0) - c tr max(H - cμI, 0), as in `spectrum.nearest_rule`. The sign resolves
+eigenvalues only down to a fraction of the norm, but one that it misses is itself small: the error in |x| is
+|x| (1 - |s(x)|). An inexact μ costs nearness alone, since [μ, cμ] is feasible for every μ.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from wellcond.precision import upcast
+
+MAX_COND = 1.5  # above it the first μ is worse, and NEWTON_STEPS no longer always suffice
+POLAR_LOWER = 1e-2  # singular values of S below this fraction of the norm bound get a polar factor of norm < 1
+SIGN_LOWER = 3e-5  # the same for H - μI: max |x|(1 - |s(x)|)/2 is then 1.3e-6 of the norm bound
+NEWTON_STEPS = 3
+CHEBYSHEV = 12  # N: tr T_k(H) for k < N² + N from 2N - 2 products
+GRID = 257
+CUSHION = 0.03  # keeps the cubics positive up to 1.01, so that rounding of the norm bound does no harm
+
+
+def newton_schulz_scales(lower: float) -> tuple[float, ...]:
+    """α_k such that the composition of p_k(x) = α_k x (3 - α_k² x²)/2 maps [lower, 1] to [1 - 1e-5, 1].
+
+    α_k = √(3/(1 + l + l²)) makes p_k(l) = p_k(1), the best cubic on [l, 1]; then l <- p_k(l). Every p_k maps [0, 1]
+    into itself, so that nothing diverges below `lower` either. Source: Chen and Chow, A stable scaling of
+    Newton-Schulz for improving the sign function computation of a Hermitian matrix, Argonne preprint P5059 (2014).
+    """
+    scales = []
+    while lower < 1 - 1e-5:
+        k = max(lower, CUSHION)
+        scales.append(math.sqrt(3 / (1 + k + k * k)))
+        lower = scales[-1] * lower * (3 - (scales[-1] * lower) ** 2) / 2
+    return tuple(scales)
+
+
+def _eye_times(scalar: Tensor, like: Tensor) -> Tensor:
+    return scalar[..., None, None] * torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def _trace(A: Tensor) -> Tensor:
+    return A.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _symmetric(A: Tensor) -> Tensor:
+    return (A + A.mT) / 2
+
+
+def _safe(scale: Tensor) -> Tensor:
+    return scale.clamp_min(torch.finfo(scale.dtype).tiny)  # 0/0 = 0
+
+
+def _norm_bound(gram: Tensor) -> Tensor:
+    """An upper bound (...) of ||A||_2 from G = AᵀA (..., r, r), at most r^(1/8) too large; one product.
+
+    λ_max(G) <= m + (tr (G - mI)⁴)^(1/4), m = tr G/r.
+    """
+    mean = _trace(gram) / gram.shape[-1]
+    centred = gram - _eye_times(mean, gram)
+    bound: Tensor = (mean + torch.linalg.matrix_norm(centred @ centred).sqrt()).sqrt()
+    return bound
+
+
+def polar_factor(A: Tensor, lower: float) -> Tensor:
+    """P s(Σ) Qᵀ for A = P Σ Qᵀ (..., r, r), with 1 - 1e-5 <= s <= 1 where σ >= lower ||A|| and 0 <= s <= 1 below.
+
+    This is the polar factor of A, and sign(A) for symmetric A, by the scaled iteration X <- α X (3I - α² XᵀX)/2 of
+    Newton and Schulz; 2k + 1 products for k = len(newton_schulz_scales(lower)). The zero matrix gives 0.
+    """
+    X = A / _safe(A.abs().amax((-2, -1), keepdim=True))  # so that no square over- or underflows
+    gram = X.mT @ X
+    norm = _safe(_norm_bound(gram))[..., None, None]
+    X, gram = X / norm, gram / norm / norm  # the square of a tiny norm would be 0
+    for k, alpha in enumerate(newton_schulz_scales(lower)):
+        if k > 0:
+            gram = X.mT @ X
+        X = 1.5 * alpha * X - 0.5 * alpha**3 * (X @ gram)
+    return X
+
+
+def chebyshev_moments(X: Tensor, n: int = CHEBYSHEV) -> Tensor:
+    """tr T_k(X), k = 0..n²+n-1, shape (..., n² + n), for symmetric X (..., r, r) with ||X||_2 <= 1; 2n - 2 products.
+
+    T_0..T_n and T_n, T_2n, .. T_nn by the recursion; the others from 2 tr T_i T_j = tr T_(i+j) + tr T_|i-j|, whose
+    left side takes no product. Source: Weisse, Wellein, Alvermann and Fehske, Rev. Mod. Phys. 78 (2006), II.B.
+    """
+    small = [_eye_times(torch.ones_like(X[..., 0, 0]), X), X]
+    for _ in range(n - 1):
+        small.append(2 * (X @ small[-1]) - small[-2])
+    large = [small[0], small[n]]
+    for _ in range(n - 1):
+        large.append(2 * (small[n] @ large[-1]) - large[-2])
+    dots = torch.stack(large, -3).flatten(-2) @ torch.stack(small[:n], -3).flatten(-2).mT  # (..., n + 1, n)
+    rows = [dots[..., 0, :]]
+    for j in range(1, n + 1):  # k = jn + i: the subtracted row is tr T_(jn - i)
+        reflected = torch.cat([dots[..., j, :1], rows[-1][..., 1:].flip(-1)], -1)
+        rows.append(2 * dots[..., j, :] - reflected)
+    return torch.cat(rows, -1)
+
+
+def ramp_coefficients(t: Tensor, count: int) -> Tensor:
+    """a (..., count) with max(x - t, 0) = Σ a_k T_k(x) on [-1, 1], for t (...) in [-1, 1]; the rest is O(1/count)."""
+    theta = torch.arccos(t.clamp(-1, 1))[..., None]
+    k = torch.arange(2, count, dtype=t.dtype, device=t.device)
+    zeroth, first = theta.sin() - theta * theta.cos(), theta - (2 * theta).sin() / 2
+    rest = (((k - 1) * theta).sin() / (k - 1) - ((k + 1) * theta).sin() / (k + 1)) / k
+    return torch.cat([zeroth, first, rest], -1) / math.pi
+
+
+def first_level(H: Tensor, max_cond: float) -> Tensor:
+    """μ (...) near the root of g for H (..., r, r) with κ(H) <= 3 max_cond or so, from Chebyshev moments; 24 products.
+
+    tr max(H - tI, 0) is read off the moments on a grid of t, and g interpolated where it changes sign.
+    """
+    r = H.shape[-1]
+    mean = _trace(H) / r
+    centred = H - _eye_times(mean, H)
+    # at least a multiple of the rounding of H, which is all that is left of it if H = mI
+    radius = _safe(_norm_bound(centred.mT @ centred) * (1 + 1e-4) + 1e-5 * mean)
+    moments = chebyshev_moments(centred / radius[..., None, None])
+
+    def above(t: Tensor) -> Tensor:
+        x = (t - mean[..., None]) / radius[..., None]
+        ramp = (ramp_coefficients(x, moments.shape[-1]) @ moments[..., None])[..., 0] * radius[..., None]
+        return ramp + r * radius[..., None] * (-1 - x).clamp_min(0)  # for t below the spectrum it is r (mean - t)
+
+    low, high = torch.maximum(mean / max_cond, mean - radius), mean * math.sqrt(max_cond)
+    steps = torch.linspace(0, 1, GRID, dtype=H.dtype, device=H.device)
+    levels = low[..., None] + (high - low)[..., None] * steps
+    g = above(levels) - r * (mean[..., None] - levels) - max_cond * above(max_cond * levels)
+    right = (g < 0).sum(-1, keepdim=True).clamp(1, GRID - 1)
+    g0, g1 = g.gather(-1, right - 1), g.gather(-1, right)
+    mu0, mu1 = levels.gather(-1, right - 1), levels.gather(-1, right)
+    weight = torch.where(g1 > g0, -g0 / (g1 - g0), 0.5).clamp(0, 1)
+    return (mu0 + weight * (mu1 - mu0))[..., 0]
+
+
+def clip_nearly_feasible(S: Tensor, max_cond: float) -> Tensor:
+    """The Frobenius-nearest matrix to S (..., r, r) with κ <= max_cond, in float32, from products alone.
+
+    For κ(S) <= 3 max_cond and max_cond <= MAX_COND: κ of the result is below max_cond (1 + 1e-4), its distance from
+    the nearest matrix below 1e-4 ||S||_F, and a feasible S moves by less than 1e-5 ||S||_F. 220 products r³,
+    17 for max_cond = 1; inf returns S, and 0 gives 0. Singular values below POLAR_LOWER times the largest (κ(S) beyond
+    100) come out too small: the result is finite but not feasible, and only the exact projection will do. An S that is
+    not finite gives nan and no error. Products in TF32 would spoil the accuracy.
+    """
+    if max_cond == math.inf:
+        return S
+    r = S.shape[-1]
+    scale = upcast(S).abs().amax((-2, -1), keepdim=True)
+    A = upcast(S) / _safe(scale)
+    orthogonal = polar_factor(A, POLAR_LOWER)
+    if max_cond == 1:
+        return ((orthogonal * A).sum((-2, -1), keepdim=True) / r * orthogonal * scale).to(S.dtype)
+    H = _symmetric(orthogonal.mT @ A)
+    bounds = torch.tensor([1.0, max_cond], dtype=A.dtype, device=A.device)
+    mean = _trace(H) / r
+    low, high = mean / max_cond, mean * max_cond  # they bracket the root of g
+    mu = first_level(H, max_cond)
+    for _ in range(NEWTON_STEPS):
+        level = mu
+        X = H[..., None, :, :] - _eye_times(level[..., None] * bounds, H)  # H - μI and H - cμI, (..., 2, r, r)
+        sign = polar_factor(X, SIGN_LOWER)
+        absolute, trace, count = (X * sign).sum((-2, -1)), _trace(X), _trace(sign)
+        below, above = (absolute - trace)[..., 0] / 2, (absolute + trace)[..., 1] / 2
+        g, slope = below - max_cond * above, (r - count[..., 0] + max_cond**2 * (r + count[..., 1])) / 2
+        low, high = torch.where(g < 0, level, low), torch.where(g > 0, level, high)
+        newton = level - g / slope.clamp_min(0.5)  # one clipped value makes the slope 1
+        mu = torch.where((newton < low) | (newton > high), (low + high) / 2, newton)
+    absolute = _symmetric(X @ sign)
+    core = (absolute[..., 0, :, :] - absolute[..., 1, :, :] + _eye_times((1 + max_cond) * level, H)) / 2
+    feasible = (below + above <= 1e-5 * level)[..., None, None]
+    return torch.where(feasible, S, (orthogonal @ core * scale).to(S.dtype))
