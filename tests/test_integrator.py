@@ -9,7 +9,7 @@ from torch import nn
 
 import wellcond as wc
 from helpers import DOUBLE, matrix_with, randn
-from wellcond import integrator, spectrum, stiefel
+from wellcond import integrator, optim, spectrum, stiefel
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 
 N, M, R = 40, 30, 12
@@ -143,3 +143,16 @@ def test_a_factorized_network_compiles_to_one_graph():
     x = torch.rand(2, 1, 28, 28)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)  # a graph break is an error
     torch.testing.assert_close(compiled(x), network(x))
+
+
+def test_the_step_is_in_float32_whatever_the_network_may_use(monkeypatch):
+    seen = []
+    monkeypatch.setitem(optim.UPDATES, "lowrank", lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    optimizer = wc.LowRankSGD(wc.param_groups(wc.factorize(nn.Linear(4, 3), rank=2)))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        optimizer.step()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == ["highest"]

@@ -29,7 +29,7 @@ ALLOWED = {
     "dataflow": {"layers"},
     "deployment": {"convert", "dataflow", "layers"},
     "integrator": {"spectrum", "stiefel"},
-    "optim": {"errors", "integrator", "layers", "spectrum", "stiefel"},
+    "optim": {"errors", "integrator", "layers", "precision", "spectrum", "stiefel"},
     "methods": {"convert", "errors", "layers", "optim", "spectrum"},
     "models": {"errors"},
     "data": {"errors", "paths"},

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import low_rank_layers, matricize
+from wellcond.precision import full_float32
 from wellcond.spectrum import CLIP_RULES, check_max_cond, clip_condition_number, clip_spectrum
 from wellcond.stiefel import RETRACTIONS, polar, project_horizontal, project_tangent, qr, retract
 
@@ -242,8 +243,9 @@ class LowRankSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            UPDATES[group["kind"]](group, self.state)
+        with full_float32():  # a frame is orthonormal to the precision of its products
+            for group in self.param_groups:
+                UPDATES[group["kind"]](group, self.state)
         return loss
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,17 @@ GRAM_CONDITION = 4.0  # below it AᵀA loses at most a digit: its relative error
 def upcast(A: Tensor) -> Tensor:
     """A in float32 if it is in half precision, else A itself: LAPACK has no bfloat16."""
     return A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 products in float32, whatever torch.set_float32_matmul_precision allows the network (TF32, bfloat16)."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
