@@ -165,13 +165,13 @@ def clip_nearly_feasible(S: Tensor, max_cond: float) -> Tensor:
     if max_cond == 1:
         return ((orthogonal * A).sum((-2, -1), keepdim=True) / r * orthogonal * scale).to(S.dtype)
     H = _symmetric(orthogonal.mT @ A)
-    bounds = torch.tensor([1.0, max_cond], dtype=A.dtype, device=A.device)
     mean = _trace(H) / r
     low, high = mean / max_cond, mean * max_cond  # they bracket the root of g
     mu = first_level(H, max_cond)
     for _ in range(NEWTON_STEPS):
         level = mu
-        X = H[..., None, :, :] - _eye_times(level[..., None] * bounds, H)  # H - μI and H - cμI, (..., 2, r, r)
+        shifts = torch.stack([level, max_cond * level], -1)  # a tensor made from numbers would be a copy to the GPU
+        X = H[..., None, :, :] - _eye_times(shifts, H)  # H - μI and H - cμI, (..., 2, r, r)
         sign = polar_factor(X, SIGN_LOWER)
         absolute, trace, count = (X * sign).sum((-2, -1)), _trace(X), _trace(sign)
         below, above = (absolute - trace)[..., 0] / 2, (absolute + trace)[..., 1] / 2
