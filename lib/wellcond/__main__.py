@@ -16,7 +16,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     run.add_argument("--max-minutes", type=float, help="start nothing after this, drop what is unfinished")
     run.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default 1)")
-    run.add_argument("--together", type=int, default=1, metavar="K", help="train K seeds of a cell in one batch (1)")
+    run.add_argument(
+        "--together", type=int, default=1, metavar="K", help="train K seeds at once, as one batch (default 1)"
+    )
     run.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids, e.g. 'dense-*' '*-s0'")
     status = commands.add_parser("status", help="cells done, missing, diverged and failed per experiment")
     status.add_argument("--verbose", action="store_true", help="list the run_ids")
