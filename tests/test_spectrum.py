@@ -135,7 +135,10 @@ def test_feasible_spectra_come_back_bit_for_bit(c, low, inside):
 def test_feasible_matrices_come_back_bit_for_bit(c, seed, r):
     sigma = np.linspace(1 + (c - 1) * 0.999, 1, r)  # κ just inside the bound
     S = matrix_with(sigma, seed=seed)
-    assert torch.equal(spectrum.clip_condition_number(S, c), S) or (c == 1 and r > 1)
+    found = spectrum.clip_condition_number(S, c)
+    if r == 1 or c > 1 + 1e-11:  # the margin (c - 1)/1000 is above the rounding of the singular values
+        assert torch.equal(found, S)
+    torch.testing.assert_close(found, S, rtol=0, atol=1e-10)
 
 
 @given(seed=st.integers(0, 1000), c=bounds)
