@@ -92,6 +92,15 @@ def test_growth_and_ablation_rows(monkeypatch):
     assert rows[0]["step_ratio"] == 1
 
 
+def test_retraction_rows():
+    rows = bench.retraction_rows(n=64, repeats=2)
+    assert [(row["retraction"], row["rank"]) for row in rows] == [(name, r) for r in (4, 16) for name in bench.FORMS]
+    for row in rows:
+        assert row["seconds"] > 0
+        assert row["orthogonality"] < 3e-6
+        assert row["error"] < 3e-6  # each form computes the retraction that it names
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

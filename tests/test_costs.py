@@ -100,3 +100,14 @@ def test_growth_and_ablation_are_drawn_and_tabled():
         ]
     )
     assert costs.ablation_table(ablation).data["optimizer"].tolist() == ["0.00", "0.10"]
+
+
+def test_retractions_are_compared_with_the_first_of_their_size():
+    rows = [
+        {"retraction": name, "n": 64, "rank": rank, "seconds": seconds * rank, "orthogonality": 1e-7, "error": 2e-7}
+        for rank in (4, 16)
+        for name, seconds in (("QR by Householder", 2.0), ("Cayley", 1.0))
+    ]
+    shown = costs.retractions_table(pd.DataFrame(rows)).data
+    assert shown["time / Householder"].tolist() == ["1.00", "0.50", "1.00", "0.50"]
+    assert shown["n × r"].tolist() == ["64 × 4", "64 × 4", "64 × 16", "64 × 16"]

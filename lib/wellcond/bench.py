@@ -30,7 +30,16 @@ from wellcond.layers import LowRankConv2d
 from wellcond.methods import Settings, find
 from wellcond.optim import LowRankSGD
 from wellcond.spectrum import nearest_rule
-from wellcond.stiefel import random_stiefel
+from wellcond.stiefel import (
+    cholesky_qr,
+    gram_polar,
+    orthogonality_error,
+    polar,
+    project_horizontal,
+    qr,
+    random_stiefel,
+    retract,
+)
 
 Row = dict[str, Any]
 INPUTS = {"lenet5": (1, 28, 28), "vgg16": (3, 32, 32), "wrn16_4": (3, 32, 32)}
@@ -48,7 +57,7 @@ def measure(
     repeats: int = 15,
     device: str = "cpu",
 ) -> list[Row]:
-    """The rows of a table: training, growth or ablation; net, ratios and batch are read by "training" alone.
+    """The rows of a table: training, growth, retractions or ablation; net, ratios and batch are read by "training" alone.
 
     Raises ValueError, naming the field, for a value out of range.
     """
@@ -58,6 +67,7 @@ def measure(
         "training": lambda: training_rows(net, ratios, batch=batch, repeats=repeats, device=device),
         "growth": lambda: growth_rows(repeats=repeats, device=device),
         "ablation": lambda: ablation_rows(repeats=repeats, device=device),
+        "retractions": lambda: retraction_rows(repeats=repeats, device=device),
     }
     if table not in makers:
         raise unknown("table", table, makers)
@@ -301,6 +311,42 @@ def growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
                 name: statistics.median(seconds[n, r, count, name]) for name in ("step_s", "plain_s", "products_s")
             }
             rows.append({"sweep": sweep, "n": n, "rank": r, "layers": count, **medians})
+    return rows
+
+
+# --- retractions -----------------------------------------------------------------------------------------------------
+
+FORMS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "QR by Householder": ("qr", lambda X, xi: qr(X + xi)),
+    "QR by Cholesky": ("qr", lambda X, xi: cholesky_qr(X + xi)),
+    "polar by singular vectors": ("polar", lambda X, xi: polar(X + xi)),
+    "polar by the Gram matrix": ("polar", lambda X, xi: gram_polar(X + xi)),
+    "Cayley": ("cayley", lambda X, xi: retract(X, xi, "cayley")),
+}
+"""Name: (key in stiefel.RETRACTIONS, one way to compute it for a horizontal ξ)."""
+
+
+def retraction_rows(*, n: int = 1024, repeats: int = 15, device: str = "cpu") -> list[Row]:
+    """Each of FORMS in float32 for a horizontal step of Frobenius norm 0.1, against the same retraction in float64.
+
+    Columns: retraction, n, rank, seconds, orthogonality (||XᵀX - I||_2 after the step), error (largest entry).
+    """
+    rows = []
+    for r in (n // 16, n // 4):
+        torch.manual_seed(0)
+        X = random_stiefel(n, r, device=device)
+        xi = project_horizontal(X, torch.randn_like(X))
+        xi *= 0.1 / xi.norm()
+        tasks = {name: partial(form, X, xi) for name, (_, form) in FORMS.items()}
+        seconds = interleaved(tasks, repeats, device)
+        for name, (kind, form) in FORMS.items():
+            found, exact = form(X, xi), retract(X.double(), xi.double(), kind)
+            rows.append(
+                {
+                    "retraction": name, "n": n, "rank": r, "seconds": statistics.median(seconds[name]),
+                    "orthogonality": float(orthogonality_error(found)), "error": float((found - exact).abs().amax()),
+                }
+            )  # fmt: skip
     return rows
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from wellcond.report import LOOKS, finish, panels, table
+from wellcond.report import LOOKS, finish, number, panels, table
 
 NETS = {"lenet5": "LeNet5", "vgg16": "VGG16", "wrn16_4": "WRN16-4"}
 PARTS = {"forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#D55E00"}
@@ -134,6 +134,22 @@ def plot_growth(frame: pd.DataFrame) -> Figure:
         ax.minorticks_off()
     axes[0].set_ylabel("processor time, ms")
     return finish(fig, x_ticks=False)
+
+
+def retractions_table(frame: pd.DataFrame) -> Styler:
+    """Cost relative to Householder's QR of the same size, and errors, of each way to compute a retraction."""
+    unit = frame.groupby("rank")["seconds"].transform("first")
+    return table(
+        pd.DataFrame(
+            {
+                "retraction": frame["retraction"],
+                "n × r": frame["n"].astype(str) + " × " + frame["rank"].astype(str),
+                "time / Householder": (frame["seconds"] / unit).map(_times),
+                "orthogonality error": frame["orthogonality"].map(number),
+                "largest error of an entry": frame["error"].map(number),
+            }
+        )
+    )
 
 
 def ablation_table(frame: pd.DataFrame) -> Styler:
