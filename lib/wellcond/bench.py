@@ -57,7 +57,7 @@ def measure(
     repeats: int = 15,
     device: str = "cpu",
 ) -> list[Row]:
-    """The rows of a table: training, growth, retractions or ablation; net, ratios and batch are read by "training" alone.
+    """The rows of a table: training, growth, retractions or ablation; only "training" reads net, ratios and batch.
 
     Raises ValueError, naming the field, for a value out of range.
     """
