@@ -1,6 +1,7 @@
 """The fast integrator against the plain one, and the promises it keeps over long runs."""
 
 import contextlib
+import copy
 import math
 
 import pytest
@@ -156,3 +157,31 @@ def test_the_step_is_in_float32_whatever_the_network_may_use(monkeypatch):
     finally:
         torch.set_float32_matmul_precision("highest")
     assert seen == ["highest"]
+
+
+@pytest.mark.parametrize("max_cond", [1.1, math.inf])
+def test_layers_of_equal_shape_step_together_as_they_do_one_by_one(monkeypatch, max_cond):
+    """On a GPU they are stacked; the stack itself needs none."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*(nn.Linear(12, 12) for _ in range(3)), nn.Linear(12, 5)).to(DOUBLE)
+    alone = wc.constrain(wc.factorize(network, rank=4), max_cond)
+    together = copy.deepcopy(alone)
+    sizes = []
+    stacked = optim._lowrank_together
+    monkeypatch.setattr(
+        optim, "_lowrank_together", lambda groups, state: sizes.append(len(groups)) or stacked(groups, state)
+    )
+    x, target = randn(20, 12), randn(20, 5, seed=3)
+    for model in (alone, together):
+        monkeypatch.setattr(
+            optim, "_stackable", lambda group, model=model: model is together and group["kind"] == "lowrank"
+        )
+        options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}
+        optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=max_cond), **options)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (model(x) - target).square().mean().backward()
+            optimizer.step()
+    assert sizes == [3] * 20
+    for a, b in zip(alone.parameters(), together.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)

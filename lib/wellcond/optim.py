@@ -19,7 +19,7 @@ g_V = Gᵀ U S. Learning rates are in units of the gradient flow's time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -129,6 +129,31 @@ def _lowrank_options(group: Group) -> dict[str, Any]:
 
 def _lowrank(group: Group, state: State) -> None:
     lowrank_step_(*_factors(group, state), **_lowrank_options(group))
+
+
+def _lowrank_together(groups: Sequence[Group], state: State) -> None:
+    """`_lowrank` for groups of equal shapes and options as one stack, whose products are batched."""
+    layers = [_factors(group, state) for group in groups]
+    W, grad, momentum = (Factors(*map(torch.stack, zip(*parts, strict=True))) for parts in zip(*layers, strict=True))
+    lowrank_step_(W, grad, momentum, **_lowrank_options(groups[0]))
+    for k, (W_k, _, momentum_k) in enumerate(layers):
+        _copy((*W_k, *momentum_k), (p[k] for p in (*W, *momentum)))
+
+
+def _stackable(group: Group) -> bool:
+    """Low-rank layers on a GPU, where small products are slow one by one; on a CPU stacking only moves memory."""
+    return group["kind"] == "lowrank" and not group["stacked"] and group["params"][0].is_cuda
+
+
+def _batches(groups: Sequence[Group]) -> Iterable[list[Group]]:
+    """The groups, those that can take a step together in one list."""
+    alike: dict[Any, list[Group]] = {}
+    for group in groups:
+        shapes = tuple((p.shape, p.dtype, p.device) for p in group["params"])
+        options = tuple(sorted(_lowrank_options(group).items()))
+        key: Any = (shapes, options, group["weight_decay"]) if _stackable(group) else id(group)
+        alike.setdefault(key, []).append(group)
+    return alike.values()
 
 
 def _lowrank_plain(group: Group, state: State) -> None:
@@ -244,8 +269,11 @@ class LowRankSGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with full_float32():  # a frame is orthonormal to the precision of its products
-            for group in self.param_groups:
-                UPDATES[group["kind"]](group, self.state)
+            for groups in _batches(self.param_groups):
+                if len(groups) > 1:
+                    _lowrank_together(groups, self.state)
+                else:
+                    UPDATES[groups[0]["kind"]](groups[0], self.state)
         return loss
 
 
