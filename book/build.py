@@ -96,6 +96,8 @@ def render() -> None:
     front = HTML / f"{pages()[0]}.html"
     if not (HTML / "index.html").exists() or "<table" not in front.read_text(encoding="utf-8"):
         raise SystemExit(f"error: {front.relative_to(ROOT)} lacks the headline table")
+    redirect = HTML / "index.html"  # it names no icon, so that browsers ask for /favicon.ico, which is not there
+    redirect.write_text(f'<link rel="icon" href="_static/favicon.svg">\n{redirect.read_text()}', encoding="utf-8")
 
 
 def main() -> None:
