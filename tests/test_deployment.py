@@ -265,20 +265,55 @@ def test_a_layer_used_again_inside_untraceable_code():
     assert norms(deployed(model, randn(2, 3, 5, 5))) == {"1"}
 
 
+class ReadingGate(nn.Module):
+    """Reads the bias of a layer that is not part of it, and only then cannot be traced."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.elsewhere = [conv]
+
+    def forward(self, x):
+        y = x + self.elsewhere[0].bias.sum()
+        return y if y.sum() > 1e9 else x
+
+
+class ReadsAfterwards(Convolutions):
+    def __init__(self):
+        super().__init__()
+        self.gate = ReadingGate(self.a)
+
+    def forward(self, x):
+        return super().forward(self.gate(x)) + self.a.bias.sum()
+
+
+class CallingGate(nn.Module):
+    """Calls layers that are not part of it, and reads an output a second time where it can no longer be traced."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.elsewhere = layers
+
+    def forward(self, x):
+        conv, norm = self.elsewhere
+        y = conv(x)
+        z = norm(y)
+        return z + y if z.sum() > -1e9 else z
+
+
+class CalledElsewhere(Convolutions):
+    def __init__(self):
+        super().__init__()
+        self.gate = CallingGate(self.a, self.norm_a)
+
+    def forward(self, x):
+        return self.norm_b(self.b(self.gate(x)))
+
+
 def test_a_failed_trace_leaves_no_trace():
-    """The code before the failure reads a weight, and so does the code that follows, which can be traced."""
-
-    class Reads(Convolutions):
-        def __init__(self):
-            super().__init__()
-            self.gate = Gate()
-            self.gate.conv = self.a
-            self.gate.forward = lambda x: x * self.gate.conv.bias.sum() if x.sum() > 1e9 else x
-
-        def forward(self, x):
-            return super().forward(self.gate(x)) + self.a.bias.sum()
-
-    assert norms(deployed(settled(Reads()), randn(2, 3, 5, 5))) == {"norm_a"}
+    """What follows the untraceable module is seen, and so is what surrounds it."""
+    for kind in (ReadsAfterwards, CalledElsewhere):
+        assert norms(deployed(settled(kind()), randn(2, 3, 5, 5))) == {"norm_a"}
+    assert not norms(deployed(settled(nn.Sequential(nn.Sequential(*block(), Gate(nn.ReLU())))), randn(2, 3, 5, 5)))
 
 
 @pytest.mark.parametrize(
@@ -411,6 +446,25 @@ def test_transformer_layers_keep_their_weights(grad):
     with torch.set_grad_enabled(grad):
         small = deployed(model, randn(2, 7, 5))
     assert low_rank_layers(small).keys() == {"1.linear1", "1.linear2"}
+
+
+class WeightGate(nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return x @ self.linear.weight if x.sum() > -1e9 else x
+
+
+def test_a_weight_that_others_read_stays():
+    """In code that cannot be traced, or that of a layer of torch."""
+    shared, encoder = nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+    encoder.linear1 = shared
+    for other in (WeightGate(shared), encoder):
+        with torch.no_grad():
+            small = deployed(convert.factorize(nn.Sequential(shared, other).double(), rank=2), randn(2, 7, 8))
+        assert "0" in low_rank_layers(small)
 
 
 def test_parameters_promised_less_those_of_folded_normalization():

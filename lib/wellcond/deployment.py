@@ -27,7 +27,8 @@ def deploy(model: nn.Module) -> nn.Module:
     layer's output; ``nn.Identity`` takes its place. `Normalize` stays: padded with zeros, the images after it are not
     the images before it. The forward code of the network is unchanged, and so is its class.
 
-    ``.to(memory_format=torch.channels_last)`` makes the copy faster still on most hardware.
+    ``.to(memory_format=torch.channels_last)`` makes a convolutional copy faster still. Processors round ranks up to
+    whole vectors (16 numbers, in single precision with AVX-512): ranks 13 and 16 take the same time.
     """
     flow = dataflow(model)
     new = copy.deepcopy(model)
