@@ -97,7 +97,7 @@ def render() -> None:
     if not (HTML / "index.html").exists() or "<table" not in front.read_text(encoding="utf-8"):
         raise SystemExit(f"error: {front.relative_to(ROOT)} lacks the headline table")
     redirect = HTML / "index.html"  # it names no icon, so that browsers ask for /favicon.ico, which is not there
-    redirect.write_text(f'<link rel="icon" href="_static/favicon.svg">\n{redirect.read_text()}', encoding="utf-8")
+    redirect.write_text(f'<link rel="icon" href="data:,">\n{redirect.read_text()}', encoding="utf-8")
 
 
 def main() -> None:
