@@ -1,8 +1,8 @@
 """What training and inference cost: every number is a ratio of medians over interleaved repetitions in one process.
 
 Times on a CPU are processor seconds of this process on one thread, which other processes on the machine disturb far
-less than the clock; on a GPU they are CUDA events. The dense network is the reference, in the faster of its two memory
-layouts. Nothing here is compared across runs.
+less than the clock; on a GPU, seconds until the queue is empty. The dense network is the reference, in the faster of
+its two memory layouts. Nothing here is compared across runs.
 """
 
 from __future__ import annotations
@@ -211,8 +211,11 @@ def training_rows(
     seconds = interleaved(tasks, repeats, device)
     split = {key: [seconds[key, part] for part in ("forward", "backward", "optimizer")] for key in trainees}
     step = {key: [sum(times) for times in zip(*split[key], strict=True)] for key in trainees}
-    latency = _latencies(trainees, repeats, device)
-    flops = {key: count_flops(deploy(trainee.network), trainee.shape) for key, trainee in trainees.items()}
+    deployed = {key: deploy(trainee.network).to(memory_format=trainee.layout) for key, trainee in trainees.items()}
+    with torch.inference_mode():
+        tasks = {key: partial(network, trainees[key].x) for key, network in deployed.items()}
+        latency = {key: statistics.median(times) for key, times in interleaved(tasks, repeats, device).items()}
+    flops = {key: count_flops(network, INPUTS[net]) for key, network in deployed.items()}
     train_flops = {key: trainee.flops() for key, trainee in trainees.items()}
     memory = {key: trainee.memory() for key, trainee in trainees.items()}
     dense = [key for key in trainees if key[0] == "dense"]
@@ -248,16 +251,6 @@ def _batch_maker(shape: tuple[int, int, int], batch: int, device: str) -> Callab
     data = Images(images.to(memory_format=torch.channels_last), torch.zeros(batch, dtype=torch.int64, device=device))
     augment = "crop_flip" if shape[0] == 3 else "none"
     return lambda: next(iter(data.batches(batch, seed=0, epoch=0, augment=augment)))
-
-
-def _latencies(trainees: Mapping[Any, Trainee], repeats: int, device: str) -> dict[Any, float]:
-    def infer(trainee: Trainee) -> Callable[[], Any]:
-        network = deploy(trainee.network).to(memory_format=trainee.layout)
-        return lambda: network(trainee.x)
-
-    tasks = {key: infer(trainee) for key, trainee in trainees.items()}
-    with torch.inference_mode():
-        return {key: statistics.median(times) for key, times in interleaved(tasks, repeats, device).items()}
 
 
 # --- growth of the optimizer step ------------------------------------------------------------------------------------
@@ -391,6 +384,9 @@ VARIANTS: dict[str, tuple[type[LowRankConv2d], Callable[..., Any]]] = {
 }
 
 
+PARTS = ("forward_backward_s", "optimizer_s")
+
+
 def ablation_rows(
     *, channels: int = 256, positions: int = 8, batch: int = 128, repeats: int = 9, device: str = "cpu"
 ) -> list[Row]:
@@ -437,6 +433,3 @@ def ablation_rows(
         }
         for name in total
     ]
-
-
-PARTS = ("forward_backward_s", "optimizer_s")

@@ -81,20 +81,19 @@ ORTHONORMALIZE = {"qr": cholesky_qr, "polar": gram_polar}
 """Fast retractions of a horizontal step: R_X(ξ) = ORTHONORMALIZE[name](X + ξ). The others go through `retract`."""
 
 
-def _add_product(C: Tensor, A: Tensor, B: Tensor, *, alpha: float, out: Tensor | None = None) -> Tensor:
-    """C + alpha A B in one pass over C."""
-    add = torch.addmm if C.ndim == 2 else torch.baddbmm
-    result: Tensor = add(C, A, B, alpha=alpha) if out is None else add(C, A, B, alpha=alpha, out=out)
-    return result
+def _add_product_(C: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
+    """C <- C + alpha A B."""
+    (C.addmm_ if C.ndim == 2 else C.baddbmm_)(A, B, alpha=alpha)
 
 
 def _move_basis_(
     X: Tensor, grad: Tensor, momentum: Tensor, preconditioner: Tensor, lr: float, beta: float, retraction: str
 ) -> None:
     torch.add(grad, momentum, alpha=beta, out=momentum)
-    _add_product(momentum, X, X.mT @ momentum, alpha=-1, out=momentum)  # (I - XXᵀ) m
+    _add_product_(momentum, X, X.mT @ momentum, -1)  # (I - XXᵀ) m
     if retraction in ORTHONORMALIZE:
-        X.copy_(ORTHONORMALIZE[retraction](_add_product(X, momentum, preconditioner, alpha=-lr)))
+        _add_product_(X, momentum, preconditioner, -lr)
+        X.copy_(ORTHONORMALIZE[retraction](X))
     else:
         X.copy_(retract(X, -lr * (momentum @ preconditioner), retraction))
 

@@ -7,7 +7,7 @@ for any torch optimizer.
     kind                        parameters     rule
     euclidean                   any            heavy-ball SGD, as torch.optim.SGD
     lowrank                     [U, S, V]      lowrank_step_: projected gradient flow on rank-r matrices
-    lowrank_plain               [U, S, V]      lowrank_step, its plain form: slower, and the only one for half precision
+    lowrank_plain               [U, S, V]      lowrank_step, its plain form, slower
     lowrank_published_band      [U, S, V]      published_band_step: the step of the released CondLR code, tau > 0
     lowrank_published_mean      [U, S, V]      published_mean_step: the same, tau = 0
     stiefel                     weights        stiefel_step on the orthonormal rows (or columns) of each weight
@@ -145,14 +145,17 @@ def _stackable(group: Group) -> bool:
     return group["kind"] == "lowrank" and not group["stacked"] and group["params"][0].is_cuda
 
 
+def _stack_key(group: Group) -> tuple[Any, ...]:
+    """What groups of one stack have in common."""
+    shapes = tuple((p.shape, p.dtype, p.device) for p in group["params"])
+    return shapes, tuple(sorted(_lowrank_options(group).items())), group["weight_decay"]
+
+
 def _batches(groups: Sequence[Group]) -> Iterable[list[Group]]:
     """The groups, those that can take a step together in one list."""
     alike: dict[Any, list[Group]] = {}
     for group in groups:
-        shapes = tuple((p.shape, p.dtype, p.device) for p in group["params"])
-        options = tuple(sorted(_lowrank_options(group).items()))
-        key: Any = (shapes, options, group["weight_decay"]) if _stackable(group) else id(group)
-        alike.setdefault(key, []).append(group)
+        alike.setdefault(_stack_key(group) if _stackable(group) else id(group), []).append(group)
     return alike.values()
 
 
