@@ -364,17 +364,26 @@ def test_without_running_statistics_nothing_is_folded():
 
 
 def test_a_layer_that_is_more_than_its_weight():
-    """Hooks and parametrizations recompute weights or see outputs."""
-    parametrized = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
+    """Hooks recompute weights or see outputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         hooked = nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
     observed, seen = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), []
     observed[0].register_forward_hook(lambda module, given, y: seen.append(y))
-    for model in (parametrized, hooked, observed):
+    for model in (hooked, observed):
         assert norms(deploy(settled(model).eval())) == {"1"}
     subclass = type("Scaled", (nn.Conv2d,), {"forward": lambda self, x: 2 * nn.Conv2d.forward(self, x)})
     assert norms(deployed(settled(nn.Sequential(subclass(3, 4, 3), nn.BatchNorm2d(4))), randn(2, 3, 5, 5))) == {"1"}
+
+
+def test_a_parametrized_weight_is_deployed_as_it_is():
+    parametrizations = nn.utils.parametrizations
+    for parametrize in (parametrizations.weight_norm, parametrizations.spectral_norm):
+        model = settled(nn.Sequential(parametrize(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)))
+        small = deployed(model, randn(2, 3, 5, 5))
+        assert not norms(small)
+        assert type(small[0]) is nn.Conv2d
+        assert nn.utils.parametrize.is_parametrized(model[0])  # the model itself is not changed
 
 
 def test_tied_weights_are_folded_apart():

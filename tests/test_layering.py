@@ -21,29 +21,33 @@ ALLOWED = {
     "paths": set(),
     "precision": set(),
     "notebook": {"errors"},
+    "settings": {"errors"},
     "matrix_sign": {"precision"},
-    "spectrum": {"errors", "matrix_sign", "precision"},
+    "regularizers": set(),
+    "spectrum": {"errors", "matrix_sign", "precision", "settings"},
     "stiefel": {"errors", "precision"},
     "layers": {"errors", "precision", "spectrum", "stiefel"},
-    "convert": {"errors", "layers"},
-    "dataflow": {"layers"},
-    "deployment": {"convert", "dataflow", "layers"},
+    "tucker": {"errors", "layers", "spectrum", "stiefel"},
+    "convert": {"errors", "layers", "settings", "tucker"},
+    "dataflow": {"layers", "tucker"},
+    "deployment": {"convert", "dataflow", "layers", "tucker"},
     "integrator": {"spectrum", "stiefel"},
     "optim": {"errors", "integrator", "layers", "precision", "spectrum", "stiefel"},
-    "methods": {"convert", "errors", "layers", "optim", "spectrum"},
+    "basis_update": {"errors", "integrator", "optim", "precision", "stiefel"},
+    "methods": {"basis_update", "convert", "errors", "layers", "optim", "regularizers", "settings"},
     "models": {"errors"},
     "data": {"errors", "paths"},
     "attacks": {"errors"},
     "train": {"errors"},
     "ensemble": {"errors", "optim", "train"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
-    "results": {"errors", "paths"},
-    "report": {"errors", "results"},
+    "results": {"errors", "paths", "settings"},
+    "report": {"errors", "results", "settings"},
     "costs": {"report"},
-    "experiments": {"attacks", "data", "errors", "methods", "paths", "results"},
+    "experiments": {"attacks", "data", "errors", "methods", "paths", "results", "settings"},
     "runner": {
         *("convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers", "methods"),
-        *("models", "optim", "paths", "results", "train"),
+        *("models", "paths", "results", "settings", "train"),
     },
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "optim", "paths"),
@@ -55,7 +59,7 @@ FACADE = "__init__"  # gathers the public names of all
 
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "matplotlib", "seaborn"}
-TABLES_ONLY = {"results", "report", "costs", "paths", "errors", "notebook"}
+TABLES_ONLY = {"results", "report", "costs", "paths", "errors", "notebook", "settings"}
 
 
 def imports(path):

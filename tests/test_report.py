@@ -32,7 +32,7 @@ def cell(method, seed, n_correct, *, label=None, ratio=math.nan, max_cond=math.n
     """The rows of one cell; n_correct is None for one that diverged. A layer has the singular values κ and 1."""
     settings = "".join(f"-{k}{v:g}" for k, v in (("r", ratio), ("c", max_cond)) if not math.isnan(v))
     run_id = f"{method}{settings}-s{seed}"
-    label = label or wc.METHODS[method].title(None if math.isnan(max_cond) else max_cond)
+    label = label or wc.METHODS[method].title(max_cond=max_cond)
     about = {"dataset": "mnist", "model": "lenet5", "method": method, "label": label, "ratio": ratio}
     about |= {"run_id": run_id, "max_cond": max_cond, "seed": seed, "device": "cpu", "spec_hash": "0"}
     if n_correct is None:
@@ -50,7 +50,7 @@ def cell(method, seed, n_correct, *, label=None, ratio=math.nan, max_cond=math.n
             {"run_id": run_id, "epoch": e, "layer": name, "quantity": "kappa", "value": v} for e, name, v in epochs
         ],
         "spectra": [
-            {"run_id": run_id, "layer": name, "index": i, "singular_value": value}
+            {"run_id": run_id, "epoch": 2, "layer": name, "index": i, "singular_value": value}
             for name in layers
             for i, value in enumerate((kappa, 1.0))
         ],

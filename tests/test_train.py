@@ -167,7 +167,9 @@ def test_weights_that_are_not_finite_are_found_though_the_loss_is():
 
     class Last(torch.optim.SGD):
         def step(self, closure=None):
+            loss = super().step(closure)
             model.hidden.bias.data.fill_(math.inf)
+            return loss
 
     with pytest.raises(Diverged):
         fit(model, Last(model.parameters()), images(), epochs=1, batch_size=100)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wellcond.errors import invalid, unknown
+from wellcond.errors import unknown
 from wellcond.layers import (
     LowRankConv2d,
     LowRankLayer,
@@ -27,12 +27,13 @@ from wellcond.layers import (
     matricize,
     weight_layers,
 )
+from wellcond.settings import check_setting
+from wellcond.tucker import Tucker2Conv2d
 
 
 def rank_for_ratio(ratio: float, full: int) -> int:
     """ceil((1 - ratio)·full), at least 1; ratio in [0, 1). Raises ValueError outside it."""
-    if not 0 <= ratio < 1:
-        raise invalid("ratio", ratio, "in [0, 1), the fraction of the rank that is removed")
+    check_setting("ratio", ratio)
     # 1e-9 absorbs the rounding of 1 - ratio: (1 - 0.7)·10 is 3.0000000000000004 in floating point
     return max(1, math.ceil((1 - ratio) * full - 1e-9))
 
@@ -69,6 +70,7 @@ def factorize(
     skip: Iterable[str] = (),
     keep_full_rank: Iterable[str] = (),
     core: bool = True,
+    tucker: bool = False,
 ) -> nn.Module:
     """A copy of `model` with every nn.Linear and nn.Conv2d factorized by truncated SVD of its own weights.
 
@@ -76,7 +78,8 @@ def factorize(
     ratio: fraction of the rank removed, in [0, 1); or rank: an int, capped at each layer's full rank, or
         {layer name: rank}, which converts only the layers it names. Give exactly one.
     skip, keep_full_rank: names or glob patterns of layers left dense, or factorized at full rank.
-    core: True for U S Vᵀ, False for U Vᵀ.
+    core: True for U S Vᵀ, False for U Vᵀ. tucker: True for convolutions in Tucker-2 form, whose two ranks are then
+        fractions of the numbers of channels.
 
     Grouped convolutions are left dense, with a warning that names them.
     Raises ValueError for ratio or rank out of range, both or neither given, or a pattern that matches no layer.
@@ -93,23 +96,53 @@ def factorize(
     for name, layer in layers.items():
         if name in skipped:
             continue
-        full = full_rank(layer)
-        if name in at_full_rank:
-            r = full
-        elif isinstance(rank, Mapping):
-            r = rank[name]
-        elif rank is not None:
-            r = min(rank, full)
-        else:
+
+        def chosen(full: int, name: str = name) -> int:
+            if name in at_full_rank:
+                return full
+            if isinstance(rank, Mapping):
+                return rank[name]
+            if rank is not None:
+                return min(rank, full)
             assert ratio is not None
-            r = rank_for_ratio(ratio, full)
+            return rank_for_ratio(ratio, full)
+
         converted: LowRankLayer
         if isinstance(layer, nn.Linear):
-            converted = LowRankLinear.from_dense(layer, r, core=core)
+            converted = LowRankLinear.from_dense(layer, chosen(full_rank(layer)), core=core)
+        elif tucker:
+            converted = Tucker2Conv2d.from_dense(layer, (chosen(layer.out_channels), chosen(layer.in_channels)))
         else:
-            converted = LowRankConv2d.from_dense(layer, r, core=core)
+            converted = LowRankConv2d.from_dense(layer, chosen(full_rank(layer)), core=core)
         new = replace_module(new, name, converted)
     return new
+
+
+@torch.no_grad()
+def decay_spectra(model: nn.Module, alpha: float, skip: Iterable[str] = ()) -> nn.Module:
+    """Multiply, in place, the singular values σ_0 >= σ_1 >= ... of every weight matrix by α^-k, k = 0, 1, ...
+
+    An ill-conditioned start with an unchanged norm; for a network as `factorize` returns it, whose factors are in the
+    order of the singular values. skip: names of layers left alone. Returns the model.
+    Raises ValueError if alpha < 1.
+    """
+    check_setting("decay", alpha)
+    for name, layer in weight_layers(model).items():
+        if name in {*skip} or alpha == 1:
+            continue
+        device = next(layer.parameters()).device
+        powers = alpha ** -torch.arange(full_rank(layer), dtype=torch.float64, device=device)
+        if isinstance(layer, LowRankLayer):
+            scale = powers[: layer.rank]
+            if layer.S is None:
+                layer.U.mul_(scale.sqrt())
+                layer.V.mul_(scale.sqrt())
+            else:  # S diagonal, or a Tucker core whose slices are orthogonal
+                layer.S.mul_(scale.view(-1, *(1 for _ in layer.S.shape[1:])))
+        else:
+            P, sigma, Qt = torch.linalg.svd(matricize(layer.weight).double(), full_matrices=False)
+            layer.weight.copy_(((P * (sigma * powers)) @ Qt).reshape(layer.weight.shape))
+    return model
 
 
 def replace_module(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
@@ -127,7 +160,6 @@ def densify(model: nn.Module) -> nn.Module:
     """A copy of `model` with every factorized layer replaced by the dense layer W = U S Vᵀ."""
     new = copy.deepcopy(model)
     for name, layer in low_rank_layers(new).items():
-        assert isinstance(layer, LowRankLinear | LowRankConv2d)
         new = replace_module(new, name, layer.to_dense())
     return new
 
@@ -154,15 +186,13 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     kept = full = 0
     for layer in weight_layers(model).values():
         if isinstance(layer, LowRankLayer):
-            n, m, r = layer.U.shape[0], layer.V.shape[0], layer.rank
-            factors = r * (n + m) + (0 if layer.S is None else r * r)
-            dense += n * m - factors
-            deployed += min(r * (n + m), n * m) - factors
+            factors = sum(p.numel() for p in (layer.U, layer.S, layer.V) if p is not None)
+            dense += math.prod(layer.matrix_shape) - factors
+            deployed += layer.n_deployed - factors
+            kept += layer.rank
         else:
-            n, m = matricize(layer.weight).shape
-            r = min(n, m)
-        kept += r
-        full += min(n, m)
+            kept += full_rank(layer)
+        full += full_rank(layer)
     return ParameterCount(dense, trained, deployed, kept / full if full else 1.0)
 
 

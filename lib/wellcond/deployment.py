@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from wellcond.convert import replace_module
 from wellcond.dataflow import dataflow
-from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers
+from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, low_rank_layers
+from wellcond.tucker import Tucker2Conv2d
 
 
 @torch.no_grad()
 def deploy(model: nn.Module) -> nn.Module:
     """A copy of `model` for inference, in evaluation mode; the same function up to rounding.
 
-    A factorized layer becomes an ``nn.Sequential`` of two plain layers, Vᵀ and then U S with the bias, or one dense
+    A factorized layer becomes an ``nn.Sequential`` of plain layers, Vᵀ and then U S with the bias, or one dense
     layer where that takes no more multiply-adds. Both factors of a convolution act at the output's resolution (Vᵀ has
     the stride), so that is where r(n + m) >= nm, for a convolution as for a linear layer. Where forward code reads the
     weight itself, or cannot be traced, the layer stays what it is, with U S merged.
@@ -30,49 +33,60 @@ def deploy(model: nn.Module) -> nn.Module:
     ``.to(memory_format=torch.channels_last)`` makes a convolutional copy faster still. Processors round ranks up to
     whole vectors (16 numbers, in single precision with AVX-512): ranks 13 and 16 take the same time.
     """
+    model = copy.deepcopy(model).eval()
+    for module in list(model.modules()):
+        if is_parametrized(module, "weight"):  # spectral normalization: the weight as it is, once and for all
+            remove_parametrizations(module, "weight", leave_parametrized=True)
     flow = dataflow(model)
-    new = copy.deepcopy(model)
+    new = model
     for name, layer in low_rank_layers(new).items():
-        assert isinstance(layer, LowRankLinear | LowRankConv2d)
-        n, m = layer.U.shape[0], layer.V.shape[0]
-        if layer.rank * (n + m) >= n * m:
+        if layer.n_deployed >= math.prod(layer.matrix_shape):
             new = replace_module(new, name, layer.to_dense())
         elif name in flow.called:
-            new = replace_module(new, name, two_layers(layer))
-        else:
+            new = replace_module(new, name, plain_layers(layer))
+        elif not isinstance(layer, Tucker2Conv2d):
             layer.U.copy_(layer.left())
             layer.S = None
             layer.V.data = layer.V.mT.contiguous().mT  # as a kernel, Vᵀ is then a view and not a copy at every call
     for name, norm in flow.normalized.items():
         _fold(new.get_submodule(name), new.get_submodule(norm))
         new = replace_module(new, norm, nn.Identity())
-    return new.eval()
+    return new
 
 
-def two_layers(layer: LowRankLinear | LowRankConv2d) -> nn.Sequential:
-    """Vᵀ (r, m), then U S (n, r) with the bias, as plain layers; sizes, stride and the like stay readable on it."""
+def plain_layers(layer: LowRankLayer) -> nn.Sequential:
+    """Vᵀ (r, m), then U S (n, r) with the bias, or Vᵀ, the core and U of a Tucker-2 kernel, as plain layers; sizes,
+    stride and the like stay readable on it."""
     like: dict[str, Any] = {"device": layer.U.device, "dtype": layer.U.dtype}
     bias = layer.bias is not None
-    first: nn.Linear | nn.Conv2d
-    second: nn.Linear | nn.Conv2d
+    plain: list[nn.Linear | nn.Conv2d]
     if isinstance(layer, LowRankLinear):
-        first = nn.Linear(layer.in_features, layer.rank, bias=False, **like)
-        second = nn.Linear(layer.rank, layer.out_features, bias=bias, **like)
         attributes = ["in_features", "out_features"]
+        plain = [
+            nn.Linear(layer.in_features, layer.rank, bias=False, **like),
+            nn.Linear(layer.rank, layer.out_features, bias=bias, **like),
+        ]
     else:
+        assert isinstance(layer, LowRankConv2d | Tucker2Conv2d)
         attributes = ["kernel_size", "stride", "padding", "dilation"]
-        arguments = {name: getattr(layer, name) for name in attributes}
-        first = nn.Conv2d(layer.in_channels, layer.rank, **arguments, bias=False, **like)
-        second = nn.Conv2d(layer.rank, layer.out_channels, 1, bias=bias, **like)
+        geometry = {name: getattr(layer, name) for name in attributes}
         attributes += ["in_channels", "out_channels"]
-    first.weight.data.copy_(layer.V.mT.reshape(first.weight.shape))
-    second.weight.data.copy_(layer.left().reshape(second.weight.shape))
-    if layer.bias is not None and second.bias is not None:
-        second.bias.data.copy_(layer.bias)
-    both = nn.Sequential(first, second)
+        last = nn.Conv2d(layer.rank, layer.out_channels, 1, bias=bias, **like)
+        if isinstance(layer, LowRankConv2d):
+            plain = [nn.Conv2d(layer.in_channels, layer.rank, **geometry, bias=False, **like), last]
+        else:
+            r_o, r_i = layer.S.shape[:2]
+            first = nn.Conv2d(layer.in_channels, r_i, 1, bias=False, **like)
+            plain = [first, nn.Conv2d(r_i, r_o, **geometry, bias=False, **like), last]
+    factors = [layer.V.mT, layer.S, layer.U] if isinstance(layer, Tucker2Conv2d) else [layer.V.mT, layer.left()]
+    for part, factor in zip(plain, factors, strict=True):
+        part.weight.data.copy_(factor.reshape(part.weight.shape))
+    if layer.bias is not None and plain[-1].bias is not None:
+        plain[-1].bias.data.copy_(layer.bias)
+    whole = nn.Sequential(*plain)
     for name in attributes:  # forward code may read them
-        setattr(both, name, getattr(layer, name))
-    return both
+        setattr(whole, name, getattr(layer, name))
+    return whole
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:

@@ -80,17 +80,15 @@ class Stack:
         unknown = sum(p not in names for group in template.param_groups for p in group["params"])
         if unknown:
             raise invalid("optimizer", f"one with {unknown} other parameters", "of the parameters of the first model")
-        optimizer = LowRankSGD(
+        return LowRankSGD(
             {**group, "params": [self.parameters[names[p]] for p in group["params"]], "stacked": True}
             for group in template.param_groups
         )
-        optimizer.register_step_pre_hook(self._isolate)
-        return optimizer
 
     @torch.no_grad()
-    def _isolate(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        # Before a step: a member whose gradient is not finite goes back to its start and rests there. One factorization
-        # serves all members, and LAPACK refuses it if one of them is NaN. The host reads nothing.
+    def isolate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Between backward and step: a member whose gradient is not finite goes back to its start and rests there."""
+        # One factorization serves all members, and LAPACK refuses it if one of them is NaN. The host reads nothing.
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         largest = [torch.linalg.vector_norm(g.reshape(len(g), -1), math.inf, dim=1) for g in gradients]
         self.alive &= torch.stack(largest).isfinite().all(0)
@@ -125,7 +123,7 @@ def _joined(streams: Iterable[Iterable[tuple[Tensor, Tensor]]]) -> Iterator[tupl
 
 def fit_together(
     models: Sequence[nn.Module],
-    optimizer: LowRankSGD,
+    optimizer: torch.optim.Optimizer,
     data: Sequence[Images],
     *,
     seeds: Sequence[int],
@@ -134,12 +132,14 @@ def fit_together(
     milestones: Sequence[int] = (),
     gamma: float = 0.3,
     augment: str = "none",
+    penalty: Callable[[nn.Module], Tensor] | None = None,
     on_epoch: Callable[[int, int, float], None] | None = None,
 ) -> list[Diverged | None]:
     """`fit` for each of k models of one architecture, with its own data and seed, in one batched computation.
 
-    optimizer: a new one of the parameters of models[0]; every model is trained with its groups. on_epoch(k, epoch,
-    mean training loss) is called for k = 0, 1, ... after each epoch, every model in evaluation mode and up to date.
+    optimizer: a new LowRankSGD of the parameters of models[0]; every model is trained with its groups. on_epoch(k,
+    epoch, mean training loss) is called for k = 0, 1, ... after each epoch, every model in evaluation mode and up to
+    date. A single model may have any optimizer, and a penalty.
     The other options are those of `fit`. A single model goes through `fit` itself.
     Returns, for each model, None, or the reason why it diverged: it then keeps the parameters of its last whole epoch,
     is reported no further, and does not disturb the others.
@@ -165,12 +165,17 @@ def fit_together(
                 gamma=gamma,
                 seed=seeds[0],
                 augment=augment,
+                penalty=penalty,
                 on_epoch=lambda epoch, loss: report(0, epoch, loss),
             )
         except Diverged as error:
             return [error]
         return [None]
 
+    if not isinstance(optimizer, LowRankSGD):
+        raise invalid("optimizer", type(optimizer).__name__, "LowRankSGD for several models")
+    if penalty is not None:
+        raise invalid("penalty", penalty, "None for several models")
     stack = Stack(models)
     optimizer = stack.optimizer(optimizer)
     diverged: list[Diverged | None] = [None] * len(models)
@@ -184,7 +189,14 @@ def fit_together(
         return losses, losses.sum()
 
     for epoch, losses in training_epochs(
-        models, optimizer, batches, objective, epochs=epochs, milestones=milestones, gamma=gamma
+        models,
+        optimizer,
+        batches,
+        objective,
+        epochs=epochs,
+        milestones=milestones,
+        gamma=gamma,
+        after_backward=lambda: stack.isolate(optimizer),
     ):
         means = losses.where(stack.finite(), math.nan).tolist()
         for k, mean in enumerate(means):

@@ -115,10 +115,11 @@ def layer_reports(model: nn.Module) -> Mapping[str, LayerReport]:
     for name, layer in weight_layers(model).items():
         orthogonality = math.nan
         if isinstance(layer, LowRankLayer):
-            if layer.S is None:
+            core = layer.core_matrix()
+            if core is None:
                 spectrum = layer.singular_values()
             else:
-                spectrum = singular_values(layer.S.double())
+                spectrum = singular_values(core.double())
                 orthogonality = max(orthogonality_error(layer.U).item(), orthogonality_error(layer.V).item())
         else:
             spectrum = singular_values(matricize(layer.weight).double())

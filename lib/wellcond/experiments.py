@@ -8,6 +8,7 @@ Attacks are not part of it: they are identified by their own columns in robustne
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from wellcond.data import AUGMENTATIONS, DATASETS
 from wellcond.errors import invalid, unknown
 from wellcond.methods import METHODS, Settings, find
 from wellcond.results import Measurement
+from wellcond.settings import SETTINGS, suffix
 
 
 class Strict(BaseModel):
@@ -56,7 +58,11 @@ class MethodGrid(Strict):
 
     name: str
     ratio: tuple[float, ...] = ()
+    rank: tuple[int, ...] = ()
     max_cond: tuple[float, ...] = ()
+    tolerance: tuple[float, ...] = ()
+    beta: tuple[float, ...] = ()
+    decay: tuple[float, ...] = ()
     train: dict[str, Any] = {}
 
     @field_validator("train")
@@ -69,12 +75,10 @@ class MethodGrid(Strict):
     def settings(self) -> Iterable[dict[str, Any]]:
         """The product of the swept settings, each checked against the method."""
         method = find(self.name)
-        for ratio in self.ratio or (None,):
-            for max_cond in self.max_cond or (None,):
-                chosen = {"ratio": ratio, "max_cond": max_cond}
-                given = {key: value for key, value in chosen.items() if value is not None}
-                method.check(given)
-                yield given
+        for values in itertools.product(*(getattr(self, key) or (None,) for key in SETTINGS)):
+            given = {key: value for key, value in zip(SETTINGS, values, strict=True) if value is not None}
+            method.check(given)
+            yield given
 
 
 class AttackGrid(Strict):
@@ -114,7 +118,11 @@ class Cell(Strict):
     model: str
     method: str
     ratio: float | None = None
+    rank: int | None = None
     max_cond: float | None = None
+    tolerance: float | None = None
+    beta: float | None = None
+    decay: float | None = None
     seed: int
     n_train: int | None = None
     n_test: int | None = None
@@ -123,19 +131,21 @@ class Cell(Strict):
 
     @property
     def run_id(self) -> str:
-        """condlr-r0.8-c1.1-s0: method, ratio, max_cond, seed."""
-        ratio = "" if self.ratio is None else f"-r{self.ratio:g}"
-        max_cond = "" if self.max_cond is None else f"-c{self.max_cond:g}"
-        return f"{self.method}{ratio}{max_cond}-s{self.seed}"
+        """condlr-r0.8-c1.1-s0: method, settings, seed."""
+        return f"{self.method}{suffix(self.given)}-s{self.seed}"
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings of this cell."""
+        return {key: value for key in SETTINGS if (value := getattr(self, key)) is not None}
 
     @property
     def settings(self) -> Settings:
-        given = {"ratio": self.ratio, "max_cond": self.max_cond}
-        return Settings(**{key: value for key, value in given.items() if value is not None})
+        return Settings(**self.given)
 
     @property
     def label(self) -> str:
-        return METHODS[self.method].title(self.max_cond)
+        return METHODS[self.method].title(**self.given)
 
     def spec(self) -> dict[str, Any]:
         """Everything that determines the trained weights, defaults included, as JSON data without absent options."""
@@ -154,7 +164,8 @@ def canonical_hash(value: object) -> str:
 
 
 class Experiment(Strict):
-    """A grid of methods on one data set and model, with its attacks."""
+    """A grid of methods on one data set and model, with its attacks. spectra_epochs: the epochs whose singular values
+    are recorded besides the last (0: before training)."""
 
     name: str
     title: str
@@ -166,6 +177,7 @@ class Experiment(Strict):
     attack: tuple[AttackGrid, ...] = ()
     n_train: int | None = Field(None, ge=1)
     n_test: int | None = Field(None, ge=1)
+    spectra_epochs: tuple[int, ...] = ()
     preset: str = "paper"
 
     @field_validator("dataset")

@@ -14,6 +14,7 @@ U, S and V are ordinary nn.Parameters: deepcopy, ``.to()``, ``state_dict`` and `
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Self, TypeVar
 
 import torch
@@ -37,7 +38,9 @@ def matricize(weight: Tensor) -> Tensor:
 
 
 def full_rank(layer: nn.Module) -> int:
-    """min(n, m) of a layer with a dense weight."""
+    """min(n, m) of the weight matrix of a layer."""
+    if isinstance(layer, LowRankLayer):
+        return min(layer.matrix_shape)
     assert isinstance(layer.weight, Tensor)
     return min(matricize(layer.weight).shape)
 
@@ -81,6 +84,25 @@ class LowRankLayer(nn.Module):
     def rank(self) -> int:
         return self.U.shape[1]
 
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(n, m) of the weight matrix."""
+        return self.U.shape[0], self.V.shape[0]
+
+    @property
+    def n_deployed(self) -> int:
+        """The number of weights when the factors are merged: r(n + m), or nm where that is less."""
+        n, m = self.matrix_shape
+        return min(self.rank * (n + m), n * m)
+
+    def to_dense(self) -> nn.Linear | nn.Conv2d:
+        """The dense layer of the same function."""
+        raise NotImplementedError
+
+    def core_matrix(self) -> Tensor | None:
+        """The core as a matrix, whose condition number is that of the layer: S, or None."""
+        return self.S
+
     def left(self) -> Tensor:
         """U S (n, r), or U where there is no core."""
         return self.U if self.S is None else self.U @ self.S
@@ -112,6 +134,23 @@ class LowRankLayer(nn.Module):
             self.U.copy_(P)
             self.S.copy_(torch.diag(sigma))
             self.V.copy_(Q)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """The rank is data: a state with factors of another rank gives this layer that rank."""
+        new = {name: state_dict.get(prefix + name) for name in "USV" if getattr(self, name) is not None}
+        if all(factor is not None and self._fits(name, factor) for name, factor in new.items()):
+            for name, factor in new.items():
+                own = getattr(self, name)
+                if factor is not None and own.shape != factor.shape:
+                    own.data = own.new_empty(factor.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _fits(self, name: str, factor: Tensor) -> bool:
+        """Whether a factor U, S or V belongs to a weight of this shape, at whatever rank."""
+        own: Tensor = getattr(self, name)
+        if name == "S":
+            return factor.ndim == own.ndim and factor.shape[2:] == own.shape[2:]
+        return factor.ndim == 2 and factor.shape[0] == own.shape[0]
 
     def _describe(self) -> str:
         form = "U Vᵀ" if self.S is None else "U S Vᵀ"
@@ -151,7 +190,7 @@ class LowRankLinear(LowRankLayer):
         """The factorized layer with the best rank-r approximation of the weights of `layer`, and its bias."""
         like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         new = cls(layer.in_features, layer.out_features, rank, bias=layer.bias is not None, core=core, **like)
-        return _filled(new, layer)
+        return filled(new, layer)
 
     def to_dense(self) -> nn.Linear:
         """An nn.Linear with weight U S Vᵀ and the same bias."""
@@ -203,7 +242,7 @@ class LowRankConv2d(LowRankLayer):
         strides = self.stride if isinstance(self.stride, tuple) else (self.stride, self.stride)
         if self._merges(x.numel() // (self.in_channels * math.prod(strides))):
             return F.conv2d(x, self.weight, self.bias, **geometry)
-        basis = self.V.mT.reshape(self.rank, self.in_channels, *self.kernel_size)
+        basis = self.V.mT.reshape(-1, self.in_channels, *self.kernel_size)
         z = F.conv2d(x, basis, **geometry)  # (B, r, H', W')
         return F.conv2d(z, self.left()[:, :, None, None], self.bias)
 
@@ -216,7 +255,7 @@ class LowRankConv2d(LowRankLayer):
             layer.out_channels,
             (kh, kw),
             rank,
-            **_convolution_arguments(layer),
+            **convolution_arguments(layer),
             groups=layer.groups,
             padding_mode=layer.padding_mode,
             bias=layer.bias is not None,
@@ -224,7 +263,7 @@ class LowRankConv2d(LowRankLayer):
             device=layer.weight.device,
             dtype=layer.weight.dtype,
         )
-        return _filled(new, layer)
+        return filled(new, layer)
 
     def to_dense(self) -> nn.Conv2d:
         """An nn.Conv2d with the kernel U S Vᵀ and the same bias."""
@@ -232,7 +271,7 @@ class LowRankConv2d(LowRankLayer):
             self.in_channels,
             self.out_channels,
             self.kernel_size,
-            **_convolution_arguments(self),
+            **convolution_arguments(self),
             bias=self.bias is not None,
             device=self.U.device,
             dtype=self.U.dtype,
@@ -244,11 +283,11 @@ class LowRankConv2d(LowRankLayer):
         return f"{shape}, padding={self.padding}, dilation={self.dilation}, {self._describe()}"
 
 
-def _convolution_arguments(layer: nn.Conv2d | LowRankConv2d) -> dict[str, Any]:
+def convolution_arguments(layer: nn.Conv2d | LowRankConv2d) -> dict[str, Any]:
     return {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
 
 
-def _filled(new: L, dense: nn.Linear | nn.Conv2d) -> L:
+def filled(new: L, dense: nn.Linear | nn.Conv2d) -> L:
     new.set_matrix(matricize(dense.weight))
     if new.bias is not None and dense.bias is not None:
         new.bias.data.copy_(dense.bias.data)

@@ -11,27 +11,47 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from wellcond.convert import factorize
+from wellcond.basis_update import BUG
+from wellcond.convert import decay_spectra, factorize
 from wellcond.errors import invalid, unknown
-from wellcond.layers import weight_layers
-from wellcond.optim import Group, constrain, orthonormalize, param_groups
-from wellcond.spectrum import check_max_cond
+from wellcond.layers import LowRankLayer, matricize, weight_layers
+from wellcond.optim import Group, LowRankSGD, clip_weight, constrain, orthonormalize, param_groups
+from wellcond.regularizers import robustness_regularizer, soft_orthogonality
+from wellcond.settings import check_setting, label_suffix
+
+Penalty = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The scientific knobs of a method. ratio: rank fraction removed, in [0, 1); max_cond: bound on κ(S), >= 1."""
+    """The scientific knobs of a method; see `wellcond.settings`. Of ratio and rank, a truncated method has one."""
 
-    ratio: float = 0.0
+    ratio: float | None = None
     max_cond: float = math.inf
+    rank: int | None = None
+    tolerance: float = 0.0
+    beta: float = 0.0
+    decay: float = 1.0
+
+    def size(self) -> dict[str, Any]:
+        """The arguments of `factorize`: rank, or ratio (0 if there is neither)."""
+        return {"rank": int(self.rank)} if self.rank is not None else {"ratio": self.ratio or 0.0}
+
+
+def _no_penalty(settings: Settings) -> Penalty | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Method:
-    """name: key in METHODS; label: for figures; summary: one sentence; uses: the settings it reads;
-    starts_from: "" or the method whose trained weights it starts from; trains: whether it then trains."""
+    """name: key in METHODS; label: for figures; summary: one sentence; uses: the settings it needs ("ratio" stands
+    for ratio or rank); starts_from: "" or the method whose trained weights it starts from; trains: whether it then
+    trains; optimizer: made from the groups with lr, momentum and weight_decay; penalty: what is added to the loss;
+    any_start: whether the spectra of its start may be decayed."""
 
     name: str
     label: str
@@ -41,23 +61,33 @@ class Method:
     uses: frozenset[str] = frozenset()
     starts_from: str = ""
     trains: bool = True
+    optimizer: Callable[..., torch.optim.Optimizer] = LowRankSGD
+    penalty: Callable[[Settings], Penalty | None] = _no_penalty
+    any_start: bool = True
+
+    @property
+    def stackable(self) -> bool:
+        """Whether several seeds can be trained as one batched network."""
+        return self.optimizer is LowRankSGD and self.penalty is _no_penalty and not self.starts_from and self.trains
 
     def check(self, settings: dict[str, Any]) -> None:
         """Raise ValueError, naming the setting, unless exactly the used settings are given and in range."""
-        for key in settings.keys() - self.uses:
+        allowed = {*self.uses, *(("decay",) if self.any_start else ())}
+        if "ratio" in self.uses:
+            allowed.add("rank")
+            if settings.keys() >= {"ratio", "rank"}:
+                raise invalid("rank", settings["rank"], f"absent where ratio is given, for {self.name}")
+        for key in settings.keys() - allowed:
             raise invalid(key, settings[key], f"absent: {self.name} has no such setting")
         for key in self.uses - settings.keys():
-            raise invalid(key, None, f"given for {self.name}")
-        if "ratio" in settings and not 0 <= settings["ratio"] < 1:
-            raise invalid("ratio", settings["ratio"], "in [0, 1), the fraction of the rank that is removed")
-        if "max_cond" in settings:
-            check_max_cond(settings["max_cond"])
+            if key != "ratio" or "rank" not in settings:
+                raise invalid(key, None, f"given for {self.name}")
+        for key, value in settings.items():
+            check_setting(key, value)
 
-    def title(self, max_cond: float | None) -> str:
-        """The label, with τ = max_cond - 1 where the method has one."""
-        if "max_cond" not in self.uses or max_cond is None:
-            return self.label
-        return f"{self.label}, τ = {max_cond - 1:.3g}"
+    def title(self, **settings: float | None) -> str:
+        """The label with the settings that it shows: τ = max_cond - 1, β, ϑ."""
+        return self.label + label_suffix({key: value for key, value in settings.items() if key in self.uses})
 
 
 def last_layer(model: nn.Module) -> list[str]:
@@ -65,18 +95,46 @@ def last_layer(model: nn.Module) -> list[str]:
     return list(weight_layers(model))[-1:]
 
 
-def _unchanged(model: nn.Module, settings: Settings) -> nn.Module:
-    return model
+def _decayed(model: nn.Module, settings: Settings) -> nn.Module:
+    return decay_spectra(model, settings.decay, skip=last_layer(model))
+
+
+def _dense(model: nn.Module, settings: Settings) -> nn.Module:
+    return _decayed(model, settings)
 
 
 def _usv(model: nn.Module, settings: Settings) -> nn.Module:
     # the classifier is factorized at full rank: it is constrained but not truncated
-    factorized = factorize(model, ratio=settings.ratio, keep_full_rank=last_layer(model))
-    return constrain(factorized, settings.max_cond)
+    factorized = factorize(model, **settings.size(), keep_full_rank=last_layer(model))
+    return constrain(_decayed(factorized, settings), settings.max_cond)
 
 
 def _uv(model: nn.Module, settings: Settings) -> nn.Module:
-    return factorize(model, ratio=settings.ratio, skip=last_layer(model), core=False)
+    return _decayed(factorize(model, **settings.size(), skip=last_layer(model), core=False), settings)
+
+
+def _dlrt(model: nn.Module, settings: Settings) -> nn.Module:
+    return _decayed(factorize(model, **settings.size(), skip=last_layer(model)), settings)
+
+
+def _tucker(model: nn.Module, settings: Settings) -> nn.Module:
+    return _decayed(factorize(model, **settings.size(), skip=last_layer(model), tucker=True), settings)
+
+
+def _clipped(model: nn.Module, settings: Settings) -> nn.Module:
+    _decayed(model, settings)
+    with torch.no_grad():
+        for layer in weight_layers(model).values():
+            assert isinstance(layer.weight, Tensor)
+            clip_weight(layer.weight, settings.max_cond)
+    return model
+
+
+def _spectrally_normalized(model: nn.Module, settings: Settings) -> nn.Module:
+    _decayed(model, settings)
+    for layer in weight_layers(model).values():
+        spectral_norm(layer)
+    return model
 
 
 def _orthonormal(model: nn.Module, settings: Settings) -> nn.Module:
@@ -93,6 +151,49 @@ def _lowrank_groups(model: nn.Module, settings: Settings) -> list[Group]:
 def _published_groups(model: nn.Module, settings: Settings) -> list[Group]:
     kind = "lowrank_published_mean" if settings.max_cond == 1 else "lowrank_published_band"
     return param_groups(model, max_cond=settings.max_cond, kind=kind)
+
+
+def _clipped_groups(model: nn.Module, settings: Settings) -> list[Group]:
+    weights = [layer.weight for layer in weight_layers(model).values()]
+    taken = {id(w) for w in weights}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    clipped = {"params": weights, "kind": "clipped", "max_cond": settings.max_cond}
+    return [clipped, {"params": rest, "kind": "euclidean"}]
+
+
+def _bug_groups(basis: str, coefficient_steps: int = 1) -> Callable[[nn.Module, Settings], list[Group]]:
+    def groups(model: nn.Module, settings: Settings) -> list[Group]:
+        options = {"basis": basis, "coefficient_steps": coefficient_steps, "tolerance": settings.tolerance}
+        return param_groups(model, **options)
+
+    return groups
+
+
+def _robustness(settings: Settings) -> Penalty | None:
+    """β Σ R over all layers: of the core of a factorized layer, else of the weight matrix."""
+
+    def penalty(model: nn.Module) -> Tensor:
+        cores = (
+            layer.core_matrix() if isinstance(layer, LowRankLayer) else matricize(layer.weight)
+            for layer in weight_layers(model).values()
+        )
+        return settings.beta * torch.stack([robustness_regularizer(core) for core in cores if core is not None]).sum()
+
+    return penalty if settings.beta else None
+
+
+def _soft_orthogonality(settings: Settings) -> Penalty | None:
+    """β Σ ||XᵀX - I||² over the factors U, V of factorized layers and the weight matrices of the others."""
+
+    def penalty(model: nn.Module) -> Tensor:
+        matrices = [
+            X
+            for layer in weight_layers(model).values()
+            for X in ((layer.U, layer.V) if isinstance(layer, LowRankLayer) else (matricize(layer.weight),))
+        ]
+        return settings.beta * torch.stack([soft_orthogonality(X) for X in matrices]).sum()
+
+    return penalty if settings.beta else None
 
 
 def _stiefel_groups(retraction: str) -> Callable[[nn.Module, Settings], list[Group]]:
@@ -126,9 +227,11 @@ def find(name: str) -> Method:
 
 
 _RATIO, _BOTH = frozenset({"ratio"}), frozenset({"ratio", "max_cond"})
+_ADAPTIVE = frozenset({"ratio", "tolerance"})
+_ROBUST = _ADAPTIVE | {"beta"}
 
 for _method in (
-    Method("dense", "dense SGD", "Dense weights, momentum SGD.", _unchanged, _lowrank_groups),
+    Method("dense", "dense SGD", "Dense weights, momentum SGD.", _dense, _lowrank_groups),
     Method("uv", "U Vᵀ", "Two factors, trained by plain momentum SGD.", _uv, _lowrank_groups, _RATIO),
     Method(
         "svd",
@@ -179,6 +282,7 @@ for _method in (
         "Full-rank weights with orthonormal rows, Cayley retraction.",
         _orthonormal,
         _stiefel_groups("cayley"),
+        any_start=False,
     ),
     Method(
         "projected_sgd",
@@ -186,6 +290,78 @@ for _method in (
         "Full-rank weights with orthonormal rows, QR retraction.",
         _orthonormal,
         _stiefel_groups("qr"),
+        any_start=False,
+    ),
+    Method(
+        "dlrt",
+        "DLRT",
+        "Dynamical low-rank training by K-L-S steps at fixed rank; the classifier is dense.",
+        _dlrt,
+        _bug_groups("fixed"),
+        _RATIO,
+        optimizer=BUG,
+    ),
+    Method(
+        "dlrt_adaptive",
+        "rank-adaptive DLRT",
+        "K-L-S steps with augmented bases, truncated to a relative tolerance; ratio caps the rank.",
+        _dlrt,
+        _bug_groups("augmented"),
+        _ADAPTIVE,
+        optimizer=BUG,
+    ),
+    Method(
+        "robust_dlrt",
+        "RobustDLRT",
+        "Augmented bases with nine coefficient steps, and the penalty β R(S) on the spread of the singular values.",
+        _dlrt,
+        _bug_groups("augmented", 9),
+        _ROBUST,
+        optimizer=BUG,
+        penalty=_robustness,
+    ),
+    Method(
+        "robust_dlrt_tucker",
+        "RobustDLRT, Tucker",
+        "RobustDLRT with the convolutions in Tucker-2 form.",
+        _tucker,
+        _bug_groups("augmented", 9),
+        _ROBUST,
+        optimizer=BUG,
+        penalty=_robustness,
+    ),
+    Method(
+        "soft_orthogonal_uv",
+        "U Vᵀ, soft orthogonality",
+        "Two factors by momentum SGD with the penalty β ||UᵀU - I||² + β ||VᵀV - I||².",
+        _uv,
+        _lowrank_groups,
+        _RATIO | {"beta"},
+        penalty=_soft_orthogonality,
+    ),
+    Method(
+        "soft_orthogonal",
+        "dense, soft orthogonality",
+        "Dense weights by momentum SGD with the penalty β ||WᵀW - I||² (over the smaller side).",
+        _dense,
+        _lowrank_groups,
+        frozenset({"beta"}),
+        penalty=_soft_orthogonality,
+    ),
+    Method(
+        "spectral_norm",
+        "dense, spectral norm 1",
+        "Dense weights divided by their spectral norms, by power iteration.",
+        _spectrally_normalized,
+        _lowrank_groups,
+    ),
+    Method(
+        "dense_clipped",
+        "dense, κ clipped",
+        "Dense weights by momentum SGD, after each step the nearest with κ(W) <= 1 + τ: CondLR without low rank.",
+        _clipped,
+        _clipped_groups,
+        frozenset({"max_cond"}),
     ),
 ):
     register(_method)

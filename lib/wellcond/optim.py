@@ -11,6 +11,7 @@ for any torch optimizer.
     lowrank_published_band      [U, S, V]      published_band_step: the step of the released CondLR code, tau > 0
     lowrank_published_mean      [U, S, V]      published_mean_step: the same, tau = 0
     stiefel                     weights        stiefel_step on the orthonormal rows (or columns) of each weight
+    clipped                     weights        the Euclidean step, then the nearest weight matrix with κ <= max_cond
 
 Gradients with respect to the factors are those of autograd: with G = ∂L/∂W, g_U = G V Sᵀ, g_S = Uᵀ G V,
 g_V = Gᵀ U S. Learning rates are in units of the gradient flow's time.
@@ -96,7 +97,7 @@ def _buffers(params: Iterable[Tensor], state: State) -> list[Tensor]:
     return [state[p]["momentum_buffer"] for p in params]
 
 
-def _euclidean(group: Group, state: State) -> None:
+def euclidean(group: Group, state: State) -> None:
     params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
     if not params:
         return
@@ -109,6 +110,17 @@ def _euclidean(group: Group, state: State) -> None:
         torch._foreach_add_(buffers, grads)
         grads = buffers
     torch._foreach_add_(params, grads, alpha=-group["lr"])
+
+
+def clip_weight(weight: Tensor, max_cond: float, rule: str = "nearest", stacked: bool = False) -> None:
+    """Replace a weight, in place, by the nearest one whose matrix has κ <= max_cond."""
+    _set_tall(weight, clip_condition_number(tall(weight, stacked), max_cond, rule), stacked)
+
+
+def _clipped(group: Group, state: State) -> None:
+    euclidean(group, state)
+    for p in group["params"]:
+        clip_weight(p, group["max_cond"], group["rule"], group["stacked"])
 
 
 def _factors(group: Group, state: State) -> tuple[Factors, Factors, Factors]:
@@ -184,7 +196,7 @@ def _published_mean(group: Group, state: State) -> None:
     _copy((*W, *momentum), (*new, *new_momentum))
 
 
-def orthonormal_frame(weight: Tensor, stacked: bool = False) -> Tensor:
+def tall(weight: Tensor, stacked: bool = False) -> Tensor:
     """The tall orientation (max(n, m), min(n, m)) of a matricized weight: its rows, or columns if n > m.
 
     stacked: the first dimension of `weight` counts weights, and stays the first.
@@ -193,30 +205,31 @@ def orthonormal_frame(weight: Tensor, stacked: bool = False) -> Tensor:
     return W.mT if W.shape[-2] <= W.shape[-1] else W
 
 
-def _set_frame(weight: Tensor, frame: Tensor, stacked: bool = False) -> None:
+def _set_tall(weight: Tensor, A: Tensor, stacked: bool = False) -> None:
     # by copy, not through a view: in channels-last memory the matricized weight is itself a copy
     n = weight.shape[1] if stacked else weight.shape[0]
-    W = frame.mT if n == frame.shape[-1] else frame
+    W = A.mT if n == A.shape[-1] else A
     weight.copy_(W.reshape(weight.shape))
 
 
 def _stiefel(group: Group, state: State) -> None:
     params, stacked = [p for p in group["params"] if p.grad is not None], group["stacked"]
     for p, buffer in zip(params, _buffers(params, state), strict=True):
-        X, grad, momentum = (orthonormal_frame(t, stacked) for t in (p, p.grad, buffer))
+        X, grad, momentum = (tall(t, stacked) for t in (p, p.grad, buffer))
         options = {"lr": group["lr"], "beta": group["momentum"], "retraction": group["retraction"]}
         frame, momentum = stiefel_step(X, grad, momentum, **options)
-        _set_frame(p, frame, stacked)
-        _set_frame(buffer, momentum, stacked)
+        _set_tall(p, frame, stacked)
+        _set_tall(buffer, momentum, stacked)
 
 
 UPDATES: dict[str, Callable[[Group, State], None]] = {
-    "euclidean": _euclidean,
+    "euclidean": euclidean,
     "lowrank": _lowrank,
     "lowrank_plain": _lowrank_plain,
     "lowrank_published_band": _published_band,
     "lowrank_published_mean": _published_mean,
     "stiefel": _stiefel,
+    "clipped": _clipped,
 }
 
 
@@ -327,4 +340,4 @@ def constrain(model: nn.Module, max_cond: float, rule: str = "nearest") -> nn.Mo
 @torch.no_grad()
 def orthonormalize(weight: Tensor) -> None:
     """Replace a weight, in place, by the nearest matrix with orthonormal rows (columns if it is tall)."""
-    _set_frame(weight, polar(orthonormal_frame(weight)))
+    _set_tall(weight, polar(tall(weight)))

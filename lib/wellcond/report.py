@@ -8,7 +8,6 @@ seed by seed. A cell that is missing is "waiting", one that diverged is "diverge
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -25,6 +24,7 @@ from pandas.io.formats.style import Styler
 from scipy.special import ndtri, stdtrit
 
 from wellcond.results import Results
+from wellcond.settings import SETTINGS, label_suffix, name_suffix, parsed
 
 ATTACKS = {"clean": "clean", "fgsm": "FGSM", "pgd_linf": "PGD ℓ∞", "pgd_l2": "PGD ℓ₂"}
 WIDTH = 7.5  # inches, the width of a page of the book
@@ -61,6 +61,14 @@ LOOKS = {
     "condlr_published": Look("CondLR as published", "#56B4E9", "P"),
     "projected_sgd": Look("projected SGD", "#D55E00", "p"),
     "cayley_sgd": Look("Cayley SGD", "#D55E00", "X", "--"),
+    "dlrt": Look("DLRT", "#7A5195", "d"),
+    "dlrt_adaptive": Look("rank-adaptive DLRT", "#7A5195", "*", "--"),
+    "robust_dlrt": Look("RobustDLRT", "#A00000", "h"),
+    "robust_dlrt_tucker": Look("RobustDLRT, Tucker", "#A00000", "H", "--"),
+    "soft_orthogonal_uv": Look("U Vᵀ, soft orthogonality", "#E69F00", "8", "--"),
+    "soft_orthogonal": Look("dense, soft orthogonality", "#666666", "s", "--"),
+    "spectral_norm": Look("dense, spectral norm 1", "#666666", "v", ":"),
+    "dense_clipped": Look("dense, κ clipped", "#666666", "^", "-."),
 }
 
 
@@ -165,21 +173,24 @@ _DENSE = {"n_params_trained": "n_params_dense", "n_params_deployed": "n_params_d
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """With a full name for each configuration, by method, then ratio and bound; numbers as floats."""
     frame = frame.astype({column: float for column in frame if column not in _TEXT})
-    ratio = frame["ratio"].map(lambda r: "" if math.isnan(r) else f", ratio {r:g}").astype(str)
     place = frame["method"].map({method: i for i, method in enumerate(LOOKS)}).fillna(len(LOOKS))
-    frame = frame.assign(name=frame["label"].astype(str) + ratio, place=place)
-    by = ["place", "method", "ratio", "max_cond"]
+    rows = frame[["label", *SETTINGS]].to_dict("records")
+    names = [f"{row['label']}{name_suffix(_numbers(row))}" for row in rows]
+    frame = frame.assign(name=pd.Series(names, frame.index, dtype=object), place=place)
+    by = ["place", "method", *SETTINGS]
     return frame.sort_values(by, kind="stable", na_position="first", ignore_index=True).drop(columns="place")
+
+
+def _numbers(row: Mapping[Any, Any]) -> dict[str, float | None]:
+    return {key: row[key] for key in SETTINGS}
 
 
 def _settings(run_ids: Sequence[str]) -> pd.DataFrame:
     """What a run_id spells out (condlr-r0.8-c1.1-s0), for a cell that has no row yet."""
-    pattern = re.compile(r"(?P<method>.+?)(-r(?P<ratio>\d.*?))?(-c(?P<max_cond>\d.*?|inf))?-s(?P<seed>\d+)")
-    rows = [match.groupdict() if (match := pattern.fullmatch(run_id)) else {"method": run_id} for run_id in run_ids]
-    frame = pd.DataFrame(rows, columns=["method", "ratio", "max_cond", "seed"], dtype=object).assign(run_id=run_ids)
-    tau = frame["max_cond"].astype(float).map(lambda c: "" if math.isnan(c) else f", τ = {c - 1:.3g}")
-    label = frame["method"].astype(str).map(lambda method: look(method).label)
-    return frame.assign(label=label + tau.astype(str), status="waiting")
+    rows = [parsed(run_id) for run_id in run_ids]
+    labels = [f"{look(str(row['method'])).label}{label_suffix(_numbers(row))}" for row in rows]
+    frame = pd.DataFrame(rows, columns=["method", *SETTINGS, "seed"], dtype=object)
+    return frame.assign(run_id=run_ids, label=pd.Series(labels, frame.index, dtype=object), status="waiting")
 
 
 def pick(
@@ -232,9 +243,14 @@ def _kappas(results: Results) -> pd.DataFrame:
     return _ordered(results.select("curves").query("quantity == 'kappa'"))
 
 
+def final(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the last epoch of each run."""
+    return frame[frame["epoch"] == frame.groupby("run_id")["epoch"].transform("max")]
+
+
 def spectral(results: Results) -> pd.DataFrame:
     """By run_id, after training: kappa, the largest κ of any layer, and gain, the product of all ‖W‖₂."""
-    values = results.spectra.astype({"singular_value": float}).groupby(["run_id", "layer"])["singular_value"]
+    values = final(results.spectra).astype({"singular_value": float}).groupby(["run_id", "layer"])["singular_value"]
     kappa = (values.max() / values.min()).groupby("run_id").max()
     return pd.DataFrame({"kappa": kappa, "gain": values.max().groupby("run_id").prod()})
 
@@ -512,7 +528,7 @@ def plot_condition_growth(results: Results, layers: Sequence[str] = ()) -> Figur
 
 def plot_spectra(results: Results, layers: Sequence[str] = ()) -> Figure:
     """Singular values of each layer after training over the largest one: a curve ends at 1/κ."""
-    frame = _ordered(results.select("spectra"))
+    frame = _ordered(final(results.select("spectra")))
     largest = frame.groupby(["run_id", "layer"])["singular_value"].transform("max")
     frame = frame.assign(relative=frame["singular_value"] / largest, index=frame["index"] + 1)
     titles = _layers(frame, layers)

@@ -3,7 +3,7 @@
     runs.csv         one row a trained network; see RUNS
     robustness.csv   one row per (run, attack, eps): how many of n_examples are still classified correctly
     curves.csv       long format: run_id, epoch, layer (or empty), quantity, value
-    spectra.csv      run_id, layer, index, singular_value of the trained network
+    spectra.csv      run_id, epoch, layer, index, singular_value: at the end, and earlier if wanted
     provenance.json  per run: specification and its hash, commit, versions, device, data hash, times, command
 
 A cell is done when its row in runs.csv, which is written last, carries the hash of its specification. Writes replace
@@ -27,11 +27,12 @@ from filelock import FileLock
 
 from wellcond import paths
 from wellcond.errors import invalid
+from wellcond.settings import SETTINGS
 
 Row = Mapping[str, Any]
 
 RUNS = (
-    "run_id", "dataset", "model", "method", "label", "ratio", "max_cond", "seed", "epochs", "rank_fraction",
+    "run_id", "dataset", "model", "method", "label", *SETTINGS, "seed", "epochs", "rank_fraction",
     "n_params_dense", "n_params_trained", "n_params_deployed", "flops_dense", "flops_deployed", "n_test", "n_correct",
     "kappa_max", "orth_error_max", "wall_s", "peak_bytes", "device", "status", "spec_hash",
 )  # fmt: skip
@@ -39,7 +40,7 @@ ROBUSTNESS = (
     "run_id", "attack", "norm", "eps", "steps", "relative_step", "n_examples", "n_correct", "n_zero_gradient",
 )  # fmt: skip
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "spectra": ("run_id", "layer", "index", "singular_value"),
+    "spectra": ("run_id", "epoch", "layer", "index", "singular_value"),
     "curves": ("run_id", "epoch", "layer", "quantity", "value"),
     "robustness": ROBUSTNESS,
     "runs": RUNS,  # last: its row says that the cell is complete
@@ -62,7 +63,7 @@ class Results:
 
     def select(self, table: str) -> pd.DataFrame:
         """One of the other tables with the descriptive columns of its runs joined on."""
-        about = ["run_id", "method", "label", "ratio", "max_cond", "seed"]
+        about = ["run_id", "method", "label", *SETTINGS, "seed"]
         frame: pd.DataFrame = getattr(self, table)
         return frame.merge(self.runs[about], on="run_id", validate="many_to_one")
 

@@ -42,8 +42,8 @@ from wellcond.errors import invalid, unknown
 from wellcond.experiments import Cell, Experiment
 from wellcond.layers import low_rank_layers
 from wellcond.methods import find
-from wellcond.optim import LowRankSGD
 from wellcond.results import Results, Row
+from wellcond.settings import SETTINGS
 from wellcond.train import Diverged
 
 CURVE_IMAGES = 5000  # validation images behind the accuracy recorded after each epoch
@@ -91,13 +91,15 @@ def _peak_bytes(device: str) -> int:
 
 @dataclass
 class Trained:
-    """A trained network, its curves, what the training cost and where it ran; `diverged`: why there is no network.
+    """A trained network, its curves, its singular values after each epoch, what the training cost and where it ran;
+    `diverged`: why there is no network.
 
     Of networks trained together, each has its share of the time, and the memory of all; its environment says how many.
     """
 
     model: nn.Module
     curves: list[dict[str, Any]]
+    spectra: list[dict[str, Any]]
     wall_s: float
     peak_bytes: int
     environment: dict[str, Any]
@@ -118,13 +120,23 @@ def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def _spectra_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
+    return [
+        {"epoch": epoch, "layer": name, "index": index, "singular_value": value}
+        for name, report in evaluate.layer_reports(model).items()
+        for index, value in enumerate(report.spectrum.tolist())
+    ]
+
+
 def _epoch_rows(model: nn.Module, epoch: int, images: data.Images) -> list[dict[str, Any]]:
     score = evaluate.count_correct(model, images)
     values: list[tuple[str, str, float]] = []
     if score.n:
         values = [("", "validation_n", score.n), ("", "validation_n_correct", score.n_correct)]
         values.append(("", "validation_loss", score.loss_sum / score.n))
+    values.append(("", "n_params_deployed", count_parameters(model).deployed))
     for name, report in evaluate.layer_reports(model).items():
+        values.append((name, "rank", len(report.spectrum)))
         values.append((name, "kappa", report.kappa))
         values.append((name, "sigma_max", report.spectrum[0].item()))
         values.append((name, "sigma_min", report.spectrum[-1].item()))
@@ -138,7 +150,7 @@ def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]
     try:
         networks = [_initial(cell, device, deadline) for cell in cells]
     except Diverged as error:
-        return [Trained(nn.Module(), [], math.nan, 0, environment(device), str(error)) for _ in cells]
+        return [Trained(nn.Module(), [], [], math.nan, 0, environment(device), str(error)) for _ in cells]
     datasets = [_cell_data(cell, device) for cell in cells]
     images = [dataset.validation.first(CURVE_IMAGES) for dataset in datasets]
     method, protocol = find(cells[0].method), cells[0].train
@@ -146,16 +158,18 @@ def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]
     torch.manual_seed(cells[0].seed)  # dropout
     started = time.perf_counter()
     curves = [_epoch_rows(model, 0, part) for model, part in zip(networks, images, strict=True)]
+    spectra = [_spectra_rows(model, 0) for model in networks]
     diverged: list[Diverged | None] = [None for _ in cells]
 
     def on_epoch(k: int, epoch: int, loss: float) -> None:
         curves[k].append({"epoch": epoch, "layer": "", "quantity": "train_loss", "value": loss})
         curves[k].extend(_epoch_rows(networks[k], epoch, images[k]))
+        spectra[k].extend(_spectra_rows(networks[k], epoch))
         if time.monotonic() > deadline:
             raise OutOfTime
 
     if method.trains:
-        optimizer = LowRankSGD(
+        optimizer = method.optimizer(
             method.groups(networks[0], cells[0].settings),
             lr=protocol.lr,
             momentum=protocol.momentum,
@@ -171,6 +185,7 @@ def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]
             milestones=protocol.milestones,
             gamma=protocol.gamma,
             augment=protocol.augment,
+            penalty=method.penalty(cells[0].settings),
             on_epoch=on_epoch,
         )
     if device == "cuda":
@@ -179,8 +194,8 @@ def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]
     where = {**environment(device), **({"together": len(cells)} if len(cells) > 1 else {})}
     peak_bytes = _peak_bytes(device)
     return [
-        Trained(model.eval(), rows, wall_s, peak_bytes, where, str(reason or ""))
-        for model, rows, reason in zip(networks, curves, diverged, strict=True)
+        Trained(model.eval(), rows, sigmas, wall_s, peak_bytes, where, str(reason or ""))
+        for model, rows, sigmas, reason in zip(networks, curves, spectra, diverged, strict=True)
     ]
 
 
@@ -282,8 +297,7 @@ def run_cell(
         "model": cell.model,
         "method": cell.method,
         "label": cell.label,
-        "ratio": cell.ratio,
-        "max_cond": cell.max_cond,
+        **{key: getattr(cell, key) for key in SETTINGS},
         "seed": cell.seed,
         "epochs": cell.train.epochs if find(cell.method).trains else 0,
         "device": device,
@@ -308,11 +322,8 @@ def run_cell(
         if time.monotonic() > deadline:
             raise OutOfTime
     tables["curves"] = curves
-    tables["spectra"] = [
-        {"layer": name, "index": index, "singular_value": value}
-        for name, report in evaluate.layer_reports(network.model).items()
-        for index, value in enumerate(report.spectrum.tolist())
-    ]
+    wanted_epochs = {*experiment.spectra_epochs, about["epochs"]}
+    tables["spectra"] = [row for row in network.spectra if row["epoch"] in wanted_epochs]
     tables["runs"] = [{**about, **_run_row(cell, network, dataset)}]
     return {table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()}
 
@@ -390,8 +401,8 @@ def _failures_noted(folder: Path, cells: Iterable[Cell]) -> Iterator[None]:
 
 
 def _alike(cell: Cell, other: Cell) -> bool:
-    """Whether two cells differ only in their seeds, and train from scratch."""
-    return cell.base is None and find(cell.method).trains and cell.model_copy(update={"seed": other.seed}) == other
+    """Whether two cells differ only in their seeds, and can be trained as one batched network."""
+    return find(cell.method).stackable and cell.model_copy(update={"seed": other.seed}) == other
 
 
 def _claim(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,18 @@ class Diverged(RuntimeError):
     """The loss or the weights are no longer finite."""
 
 
+@contextmanager
+def _divergence(optimizer: torch.optim.Optimizer, epoch: int) -> Iterator[None]:
+    """LAPACK refuses NaN: then the run has diverged."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if all(t.isfinite().all() for p in parameters for t in (p, p.grad) if t is not None):
+            raise
+        raise Diverged(f"epoch {epoch}: {error}") from error
+
+
 def training_epochs(
     models: Sequence[nn.Module],
     optimizer: torch.optim.Optimizer,
@@ -32,11 +45,14 @@ def training_epochs(
     epochs: int,
     milestones: Sequence[int],
     gamma: float,
+    after_backward: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """The steps and the schedule of `fit` and of `ensemble.fit_together`: yields (epoch, mean training losses (...)).
 
     batches(epoch): x (..., B, C, H, W) and y (..., B). objective(x, y): the mean losses (...) of a batch, and the
-    number to differentiate. The models are in training mode during an epoch, in evaluation mode when it is yielded.
+    number to differentiate. The optimizer gets a closure, which it may call more than once for a batch; after_backward
+    is called whenever there are new gradients. An optimizer with a method end_epoch() has it called after each epoch.
+    The models are in training mode during an epoch, in evaluation mode when it is yielded.
     Raises Diverged when a factorization fails because a gradient is not finite.
     """
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma)
@@ -46,19 +62,22 @@ def training_epochs(
         total = torch.zeros((), dtype=torch.float64, device=next(models[0].parameters()).device)
         count = 0
         for x, y in batches(epoch):
-            optimizer.zero_grad(set_to_none=True)
-            losses, differentiated = objective(x, y)
-            differentiated.backward()  # type: ignore[no-untyped-call]
-            try:
-                optimizer.step()
-            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-                parameters = (p for group in optimizer.param_groups for p in group["params"])
-                if all(p.grad is None or p.grad.isfinite().all() for p in parameters):
-                    raise
-                raise Diverged(f"epoch {epoch}: {error}") from error  # LAPACK refuses NaN
-            total = total + (losses.detach() * y.shape[-1]).double()  # no host synchronization inside an epoch
+
+            def evaluate(x: Tensor = x, y: Tensor = y) -> Tensor:
+                optimizer.zero_grad(set_to_none=True)
+                losses, differentiated = objective(x, y)
+                differentiated.backward()  # type: ignore[no-untyped-call]
+                if after_backward is not None:
+                    after_backward()
+                return losses.detach()
+
+            with _divergence(optimizer, epoch):
+                losses: Any = optimizer.step(evaluate)  # type: ignore[arg-type]
+            total = total + (losses * y.shape[-1]).double()  # no host synchronization inside an epoch
             count += y.shape[-1]
         scheduler.step()
+        with _divergence(optimizer, epoch):
+            getattr(optimizer, "end_epoch", lambda: None)()
         for model in models:
             model.eval()
         yield epoch, total / count

@@ -1,0 +1,303 @@
+"""Basis update and Galerkin (BUG) integrators: dynamical low-rank training, for layers U S Vᵀ and Tucker-2 kernels.
+
+Where `integrator` moves U, S and V at once, by the inverse of S, these first choose new bases from the gradient and
+then train the core in them. No S^-1 appears, so small singular values do not limit the step; the price is a second
+pass over the batch. With Y = U S Vᵀ and G = ∂L/∂W at Y, one cycle is
+
+    bases         "fixed"      U¹ = qf(U S - h G V),    V¹ = qf(V Sᵀ - h Gᵀ U)          (K-L-S, rank r)
+                  "augmented"  Û  = qf([U | G V]),      V̂  = qf([V | Gᵀ U])             (rank 2r)
+    projection    Ŝ = (ÛᵀU) S (VᵀV̂)
+    core          S <- S - h m_S,  `coefficient_steps` times, the first on the batch of the bases
+    truncation    Ŝ = P diag(σ) Qᵀ; keep the smallest r' with ||σ[r':]|| <= tolerance ||σ||, at most max_rank
+
+The rank-adaptive K-L-S step of Schotthöfer et al. takes [K¹ | U] for Û; as K¹ = U S - h G V, that has the span of
+[U | G V]: it is the augmented step with one coefficient step.
+
+Sources: Ceruti, Lubich, BIT 62 (2022); Ceruti, Kusch, Lubich, BIT 62 (2022); Schotthöfer et al., NeurIPS 2022 and
+arXiv:2505.08022. Their truncation multiplies V̂ by Qᵀ in place of Q in one code; the formulas here are the papers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wellcond.errors import invalid, unknown
+from wellcond.integrator import Factors
+from wellcond.optim import Group, State, euclidean
+from wellcond.precision import full_float32
+from wellcond.stiefel import qr
+
+
+def multilinear(S: Tensor, M: Tensor, N: Tensor) -> Tensor:
+    """S ×₀ M ×₁ N: M S Nᵀ for a matrix; for a Tucker core (p, q, kh, kw), the same for every position of the kernel."""
+    return torch.einsum("ap,pq...,bq->ab...", M, S, N)
+
+
+def unfold(S: Tensor, mode: int) -> Tensor:
+    """The matrix whose rows are the slices of S along `mode` (0 or 1)."""
+    return S.movedim(mode, 0).flatten(1)
+
+
+def _economy_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In float64: LAPACK's float32 iteration can fail on the repeated singular values that regularization makes."""
+    P, sigma, Qt = torch.linalg.svd(A.double(), full_matrices=False)
+    return P.to(A.dtype), sigma.to(A.dtype), Qt.to(A.dtype)
+
+
+def truncated_rank(sigma: Tensor, tolerance: float, max_rank: int) -> int:
+    """The smallest r >= 1 with ||σ[r:]||_2 <= tolerance ||σ||_2, at most max_rank; σ (k,) descending."""
+    tails = sigma.double().square().flip(0).cumsum(0).sqrt().flip(0)  # tails[j] = ||σ[j:]||
+    return min(max(1, int((tails > tolerance * tails[0]).sum())), max_rank)
+
+
+def truncation_bases(S: Tensor, tolerance: float, max_ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """P, Q with orthonormal columns such that S ≈ S ×₀ PPᵀ ×₁ QQᵀ, of the smallest ranks that the tolerance allows.
+
+    For a matrix the leading singular vectors, so that Pᵀ S Q is diagonal; for a Tucker core those of each unfolding
+    (the truncated higher-order SVD of De Lathauwer, De Moor and Vandewalle, 2000), each mode with its own rank.
+    """
+    if S.ndim == 2:
+        P, sigma, Qt = _economy_svd(S)
+        r = truncated_rank(sigma, tolerance, min(max_ranks))
+        return P[:, :r], Qt[:r].mT
+    bases = []
+    for mode in (0, 1):
+        P, sigma, _ = _economy_svd(unfold(S, mode))
+        bases.append(P[:, : truncated_rank(sigma, tolerance, max_ranks[mode])])
+    return bases[0], bases[1]
+
+
+def diagonalized(W: Factors) -> Factors:
+    """The same U S Vᵀ with a diagonal S, descending; a zero singular value is raised to a number without effect.
+
+    With S diagonal, the gradients of the factors are those of K = U S and L = V Sᵀ with scaled columns (see
+    `basis_gradients`), each column to full relative accuracy, so that one pass serves both.
+    """
+    P, sigma, Qt = _economy_svd(W.S)
+    return Factors(W.U @ P, torch.diag(sigma.clamp(min=torch.finfo(W.S.dtype).tiny ** 0.8)), W.V @ Qt.mT)
+
+
+def basis_gradients(W: Factors, grad: Factors) -> tuple[Tensor, Tensor]:
+    """G V and Gᵀ U from the autograd gradients g_U = G V Sᵀ, g_V = Gᵀ U S at a diagonal S."""
+    sigma = W.S.diagonal()
+    return grad.U / sigma, grad.V / sigma
+
+
+def augmented_basis(X: Tensor, direction: Tensor) -> Tensor:
+    """qf([X | D]): an orthonormal basis of span X + span D whose first columns are X (to rounding); (n, min(2r, n)).
+
+    Columns of D are scaled to the same length, which changes neither the span nor, where they are small, its accuracy.
+    """
+    scale = torch.linalg.vector_norm(direction, dim=0).clamp(min=torch.finfo(X.dtype).tiny)
+    return qr(torch.cat([X, direction / scale], dim=1)[:, : X.shape[0]])
+
+
+def _resize(p: Tensor, value: Tensor) -> None:
+    p.data = value.to(p.dtype).contiguous()
+    p.grad = None  # of another shape
+
+
+def _momentum(state: State, p: Tensor) -> Tensor:
+    if "momentum_buffer" not in state[p]:
+        state[p]["momentum_buffer"] = torch.zeros_like(p)
+    buffer: Tensor = state[p]["momentum_buffer"]
+    return buffer
+
+
+def _gradients(group: Group) -> tuple[Factors, Factors]:
+    W = Factors(*group["params"])
+    return W, Factors(*(p.grad if p.grad is not None else torch.zeros_like(p) for p in W))
+
+
+def _fixed_bases(group: Group, state: State) -> tuple[Tensor, Tensor]:
+    """K-L-S: Euler steps for K = U S and L = V Sᵀ, with their momenta m_K Vᵀ and U m_Lᵀ taken to the new bases."""
+    W, grad = _gradients(group)
+    GV, GtU = basis_gradients(W, grad)
+    K, L = W.U @ W.S, W.V @ W.S.mT
+    m_K, m_L = _momentum(state, W.U), _momentum(state, W.V)
+    m_K = group["momentum"] * m_K + GV + group["weight_decay"] * K
+    m_L = group["momentum"] * m_L + GtU + group["weight_decay"] * L
+    U, V = qr(K - group["lr"] * m_K), qr(L - group["lr"] * m_L)
+    state[W.U]["momentum_buffer"], state[W.V]["momentum_buffer"] = m_K @ (W.V.mT @ V), m_L @ (W.U.mT @ U)
+    return U, V
+
+
+def _augmented_bases(group: Group, state: State) -> tuple[Tensor, Tensor]:
+    W, grad = _gradients(group)
+    return augmented_basis(W.U, grad.U), augmented_basis(W.V, grad.V)
+
+
+BASES: dict[str, Callable[[Group, State], tuple[Tensor, Tensor]]] = {
+    "fixed": _fixed_bases,
+    "augmented": _augmented_bases,
+}
+"""How the bases of a cycle are chosen from the gradients at its start."""
+
+
+def _change_bases(group: Group, state: State, U: Tensor, V: Tensor) -> None:
+    """Express the core and its momentum in other bases: S ×₀ (UᵀU_old) ×₁ (VᵀV_old)."""
+    W = Factors(*group["params"])
+    M, N = U.mT @ W.U, V.mT @ W.V
+    state[W.S]["momentum_buffer"] = multilinear(_momentum(state, W.S), M, N)
+    for p, value in zip(W, (U, multilinear(W.S, M, N), V), strict=True):
+        _resize(p, value)
+
+
+def _rotate_basis_momenta(group: Group, state: State, P: Tensor, Q: Tensor) -> None:
+    """m_K Vᵀ and U m_Lᵀ do not change when V becomes V Q and U becomes U P."""
+    if group["basis"] == "fixed":
+        U, _, V = group["params"]
+        state[U]["momentum_buffer"] = _momentum(state, U) @ Q
+        state[V]["momentum_buffer"] = _momentum(state, V) @ P
+
+
+class BUG(torch.optim.Optimizer):
+    """Momentum SGD by basis update and Galerkin; see the table of this module.
+
+    params: groups as `param_groups` makes them: kind "lowrank" with [U, S, V], S (r, r) or a Tucker core
+    (r_o, r_i, kh, kw), and kind "euclidean". Options of a group, with the defaults given here:
+        lr > 0; momentum in [0, 1); weight_decay >= 0; basis: a key of BASES ("fixed" for matrices only);
+        tolerance in [0, 1): relative truncation error a cycle; max_rank >= 1, or None: the ranks at the start;
+        coefficient_steps >= 1: steps of the core in each pair of bases.
+    `step` needs a closure that clears the gradients, evaluates the loss, and calls backward; it is called twice in the
+    first step of a cycle, else once. Between cycles S is diagonal (matrices) and the ranks are those of the network;
+    `end_epoch` ends a cycle early. Parameters change their shapes in place.
+    Raises ValueError, naming the option, for anything else.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.1,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        kind: str = "euclidean",
+        basis: str = "augmented",
+        tolerance: float = 0.0,
+        max_rank: int | None = None,
+        coefficient_steps: int = 1,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "kind": kind,
+            "basis": basis,
+            "tolerance": tolerance,
+            "max_rank": max_rank,
+            "coefficient_steps": coefficient_steps,
+            "steps_taken": 0,  # in the present bases
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """As torch.optim.Optimizer (whose constructor calls it too), with the options checked."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check_group(group)
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+        if group["kind"] == "lowrank":
+            U, _, V = group["params"]
+            cap = group["max_rank"]
+            group["max_ranks"] = (
+                (U.shape[1], V.shape[1]) if cap is None else (min(cap, U.shape[0]), min(cap, V.shape[0]))
+            )
+
+    def _lowrank(self) -> list[Group]:
+        return [group for group in self.param_groups if group["kind"] == "lowrank"]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on the batch of `closure`; returns the loss before it, detached."""
+        if closure is None:
+            raise invalid("closure", closure, "given: a function that evaluates the loss and calls backward")
+        starting = [group for group in self._lowrank() if group["steps_taken"] == 0]
+        with full_float32():
+            for group in starting:
+                self._diagonalize(group)
+        loss = _evaluated(closure)
+        if starting:
+            with full_float32():
+                for group in starting:
+                    _change_bases(group, self.state, *BASES[group["basis"]](group, self.state))
+            _evaluated(closure)
+        with full_float32():
+            for group in self.param_groups:
+                if group["kind"] == "lowrank":
+                    euclidean({**group, "params": [group["params"][1]]}, self.state)
+                    group["steps_taken"] += 1
+                    if group["steps_taken"] == group["coefficient_steps"]:
+                        self._truncate(group)
+                else:
+                    euclidean(group, self.state)
+        return loss
+
+    def end_epoch(self) -> None:
+        """End the cycle, so that the network has the ranks that it is measured with."""
+        with torch.no_grad(), full_float32():
+            for group in self._lowrank():
+                if group["steps_taken"]:
+                    self._truncate(group)
+
+    def _diagonalize(self, group: Group) -> None:
+        W = Factors(*group["params"])
+        if W.S.ndim == 2 and not torch.equal(W.S, torch.diag(W.S.diagonal()).clamp(min=0)):
+            new = diagonalized(W)
+            P, Q = W.U.mT @ new.U, W.V.mT @ new.V
+            _rotate_basis_momenta(group, self.state, P, Q)
+            state = self.state[W.S]
+            state["momentum_buffer"] = multilinear(_momentum(self.state, W.S), P.mT, Q.mT)
+            for p, value in zip(W, new, strict=True):
+                _resize(p, value)
+
+    def _truncate(self, group: Group) -> None:
+        W = Factors(*group["params"])
+        P, Q = truncation_bases(W.S, group["tolerance"], group["max_ranks"])
+        S = multilinear(W.S, P.mT, Q.mT)
+        if S.ndim == 2:
+            sigma = S.diagonal().clamp(min=torch.finfo(S.dtype).tiny ** 0.8)
+            S = torch.diag(sigma)  # what is off the diagonal is rounding
+        self.state[W.S]["momentum_buffer"] = multilinear(_momentum(self.state, W.S), P.mT, Q.mT)
+        _rotate_basis_momenta(group, self.state, P, Q)
+        for p, value in zip(W, (W.U @ P, S, W.V @ Q), strict=True):
+            _resize(p, value)
+        group["steps_taken"] = 0
+
+
+def _evaluated(closure: Callable[[], Any]) -> Any:
+    """The loss without its graph, which would remember the old shapes of the parameters."""
+    with torch.enable_grad():
+        loss = closure()
+    return loss.detach() if isinstance(loss, Tensor) else loss
+
+
+def _check_group(group: Group) -> None:
+    if group["kind"] not in ("euclidean", "lowrank"):
+        raise unknown("kind", group["kind"], ("euclidean", "lowrank"))
+    if group["basis"] not in BASES:
+        raise unknown("basis", group["basis"], BASES)
+    if not group["lr"] > 0:
+        raise invalid("lr", group["lr"], "> 0")
+    if not 0 <= group["momentum"] < 1:
+        raise invalid("momentum", group["momentum"], "in [0, 1)")
+    if not group["weight_decay"] >= 0:
+        raise invalid("weight_decay", group["weight_decay"], ">= 0")
+    if not 0 <= group["tolerance"] < 1:
+        raise invalid("tolerance", group["tolerance"], "in [0, 1)")
+    if group["max_rank"] is not None and not group["max_rank"] >= 1:
+        raise invalid("max_rank", group["max_rank"], ">= 1, or None for the rank at the start")
+    if not group["coefficient_steps"] >= 1:
+        raise invalid("coefficient_steps", group["coefficient_steps"], ">= 1")
+    if group["kind"] == "lowrank":
+        if len(group["params"]) != 3:
+            raise invalid("params", f"{len(group['params'])} tensors", "[U, S, V] in a low-rank group")
+        if group["basis"] == "fixed" and group["params"][1].ndim != 2:
+            raise invalid("basis", "fixed", "'augmented' for a Tucker core")
