@@ -71,6 +71,11 @@ def truncation_bases(S: Tensor, tolerance: float, max_ranks: tuple[int, int]) ->
     return bases[0], bases[1]
 
 
+def _raised(sigma: Tensor) -> Tensor:
+    """σ with zeros raised to a number whose effect on the weight is below rounding, so that one can divide by it."""
+    return sigma.clamp(min=torch.finfo(sigma.dtype).tiny ** 0.8)
+
+
 def diagonalized(W: Factors) -> Factors:
     """The same U S Vᵀ with a diagonal S, descending; a zero singular value is raised to a number without effect.
 
@@ -78,7 +83,7 @@ def diagonalized(W: Factors) -> Factors:
     `basis_gradients`), each column to full relative accuracy, so that one pass serves both.
     """
     P, sigma, Qt = _economy_svd(W.S)
-    return Factors(W.U @ P, torch.diag(sigma.clamp(min=torch.finfo(W.S.dtype).tiny ** 0.8)), W.V @ Qt.mT)
+    return Factors(W.U @ P, torch.diag(_raised(sigma)), W.V @ Qt.mT)
 
 
 def basis_gradients(W: Factors, grad: Factors) -> tuple[Tensor, Tensor]:
@@ -249,7 +254,7 @@ class BUG(torch.optim.Optimizer):
 
     def _diagonalize(self, group: Group) -> None:
         W = Factors(*group["params"])
-        if W.S.ndim == 2 and not torch.equal(W.S, torch.diag(W.S.diagonal()).clamp(min=0)):
+        if W.S.ndim == 2 and not torch.equal(W.S, torch.diag(_raised(W.S.diagonal()))):
             new = diagonalized(W)
             P, Q = W.U.mT @ new.U, W.V.mT @ new.V
             _rotate_basis_momenta(group, self.state, P, Q)
@@ -263,8 +268,7 @@ class BUG(torch.optim.Optimizer):
         P, Q = truncation_bases(W.S, group["tolerance"], group["max_ranks"])
         S = multilinear(W.S, P.mT, Q.mT)
         if S.ndim == 2:
-            sigma = S.diagonal().clamp(min=torch.finfo(S.dtype).tiny ** 0.8)
-            S = torch.diag(sigma)  # what is off the diagonal is rounding
+            S = torch.diag(_raised(S.diagonal()))  # what is off the diagonal is rounding
         self.state[W.S]["momentum_buffer"] = multilinear(_momentum(self.state, W.S), P.mT, Q.mT)
         _rotate_basis_momenta(group, self.state, P, Q)
         for p, value in zip(W, (W.U @ P, S, W.V @ Q), strict=True):
