@@ -268,7 +268,7 @@ def test_zero_gradients_and_zero_weights_are_no_trouble():
         torch.testing.assert_close(layer.singular_values()[0], torch.tensor(1.0, dtype=DOUBLE))
         A = randn(N, M, seed=4)
         for _ in range(50):
-            optimizer.step(closure(optimizer, lambda layer=layer: (layer.matrix() - A).square().sum() / 2))
+            optimizer.step(closure(optimizer, lambda layer=layer, A=A: (layer.matrix() - A).square().sum() / 2))
         assert (layer.singular_values() - torch.linalg.svdvals(A)[:R]).abs().max() < 1.5
 
 
