@@ -217,6 +217,20 @@ def test_how_often_the_loss_is_evaluated():
     assert calls == [4, 8, 8, 8, 4, 8, 8, 8]
 
 
+def test_a_graph_that_is_kept_alive_does_no_harm():
+    layer, kept = layer_with([3.0, 2.0, 1.0, 0.5]), []
+    optimizer = BUG(wc.param_groups(layer), lr=0.01)
+
+    def evaluate():
+        optimizer.zero_grad()
+        kept.append(layer.matrix().square().sum())
+        kept[-1].backward()
+        return kept[-1]
+
+    losses = [optimizer.step(evaluate).item() for _ in range(3)]
+    assert losses == sorted(losses, reverse=True)
+
+
 def test_bases_stay_orthonormal_in_single_precision():
     torch.manual_seed(0)
     layer = wc.LowRankLinear(60, 40, 8, bias=False)

@@ -59,6 +59,17 @@ def test_training_rows():
     assert condlr["flop_ratio"] < condlr["train_flop_ratio"]  # the integrator's products, at a batch of four
 
 
+def test_integrators_count_their_passes():
+    """Two evaluations a step for K-L-S and the augmented step, ten in nine steps for RobustDLRT."""
+    rows = bench.measure("integrators", net="lenet5", ratios=[0.8], batch=4, repeats=2)
+    passes = {row["method"]: row["passes"] for row in rows}
+    assert passes == {
+        "dense": 1, "usv": 1, "condlr": 1, "dlrt": 2, "dlrt_adaptive": 2, "robust_dlrt": pytest.approx(10 / 9)
+    }  # fmt: skip
+    flops = {row["method"]: row["train_flop_ratio"] for row in rows}
+    assert flops["usv"] < flops["robust_dlrt"] < flops["dlrt_adaptive"]
+
+
 def test_memory_of_a_step_contains_parameters_momenta_and_gradients():
     trainee = bench.Trainee("lenet5", "dense", 0.0, 1, "contiguous", "cpu")
     weights = sum(p.numel() * 4 for p in trainee.network.parameters())

@@ -25,7 +25,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("data", help="fetch data sets into the cache and check them")
     fetch.add_argument("names", nargs="+", metavar="NAME")
     bench = commands.add_parser("bench", help="measure what training and inference cost, as ratios to dense")
-    bench.add_argument("--table", default="training", help="training (default), growth, retractions or ablation")
+    bench.add_argument(
+        "--table", default="training", help="training (default), integrators, growth, retractions or ablation"
+    )
     bench.add_argument("--net", nargs="+", default=["lenet5"], help="lenet5 (default), vgg16, wrn16_4")
     bench.add_argument("--ratio", nargs="+", type=float, default=[0.5, 0.8, 0.9], help="rank ratios removed")
     bench.add_argument("--batch", type=int, default=128)
@@ -86,7 +88,7 @@ def _bench(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     device = pick_device(options.device)
-    training = options.table == "training"
+    training = options.table in ("training", "integrators")
     shown = []
     for net in options.net if training else options.net[:1]:
         started = now()

@@ -102,8 +102,13 @@ def augmented_basis(X: Tensor, direction: Tensor) -> Tensor:
 
 
 def _resize(p: Tensor, value: Tensor) -> None:
-    p.data = value.to(p.dtype).contiguous()
-    p.grad = None  # of another shape
+    """Give a parameter a value of any shape."""
+    value = value.to(p.dtype).contiguous()
+    if value.shape != p.shape:
+        p.grad = None  # of another shape
+        # while an old graph is alive, autograd remembers the shape of p in it; a change of type makes it forget
+        p.data = value.new_empty(0, dtype=torch.float16 if p.dtype != torch.float16 else torch.float32)
+    p.data = value
 
 
 def _momentum(state: State, p: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import LowRankConv2d
 from wellcond.methods import Settings, find
-from wellcond.optim import LowRankSGD
 from wellcond.spectrum import nearest_rule
 from wellcond.stiefel import (
     cholesky_qr,
@@ -44,8 +43,11 @@ from wellcond.stiefel import (
 Row = dict[str, Any]
 INPUTS = {"lenet5": (1, 28, 28), "vgg16": (3, 32, 32), "wrn16_4": (3, 32, 32)}
 METHODS = ("dense", "uv", "usv", "condlr")
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MAX_COND = 1.1
+INTEGRATORS = ("dense", "usv", "condlr", "dlrt", "dlrt_adaptive", "robust_dlrt")
+SETTINGS: dict[str, dict[str, float]] = {"condlr": {"max_cond": MAX_COND}, "robust_dlrt": {"beta": 0.03}}
+SPLIT = ("forward", "backward", "optimizer")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def measure(
@@ -57,7 +59,8 @@ def measure(
     repeats: int = 15,
     device: str = "cpu",
 ) -> list[Row]:
-    """The rows of a table: training, growth, retractions or ablation; only "training" reads net, ratios and batch.
+    """The rows of a table: training, integrators, growth, retractions or ablation; only the first two read net, ratios
+    and batch.
 
     Raises ValueError, naming the field, for a value out of range.
     """
@@ -65,6 +68,9 @@ def measure(
         raise invalid("repeats", repeats, ">= 2")
     makers: dict[str, Callable[[], list[Row]]] = {
         "training": lambda: training_rows(net, ratios, batch=batch, repeats=repeats, device=device),
+        "integrators": lambda: training_rows(
+            net, ratios, batch=batch, repeats=repeats, device=device, methods=INTEGRATORS
+        ),
         "growth": lambda: growth_rows(repeats=repeats, device=device),
         "ablation": lambda: ablation_rows(repeats=repeats, device=device),
         "retractions": lambda: retraction_rows(repeats=repeats, device=device),
@@ -137,7 +143,7 @@ def peak_bytes(task: Callable[[], Any], device: str) -> int:
 
 
 class Trainee:
-    """A network, its optimizer and one batch, whose training step runs in three timed parts."""
+    """A network, its optimizer and one batch; `spent` adds up the seconds of the parts of its training steps."""
 
     def __init__(self, net: str, method: str, ratio: float, batch: int, layout: str, device: str) -> None:
         if net not in INPUTS:
@@ -146,27 +152,43 @@ class Trainee:
             raise invalid("batch", batch, ">= 1")
         torch.manual_seed(0)
         self.device, self.shape, self.layout = device, INPUTS[net], LAYOUTS[layout]
-        entry, settings = find(method), Settings(ratio=ratio, max_cond=MAX_COND if method == "condlr" else math.inf)
+        entry, settings = find(method), Settings(ratio=ratio, **SETTINGS.get(method, {}))  # type: ignore[arg-type]
         network = entry.prepare(models.build(net, in_channels=self.shape[0]), settings).to(device).train()
         self.network = network.to(memory_format=self.layout)
-        self.optimizer = LowRankSGD(entry.groups(self.network, settings), lr=0.01, momentum=0.9)
+        self.optimizer = entry.optimizer(entry.groups(self.network, settings), lr=0.01, momentum=0.9)
+        self.penalty = entry.penalty(settings)
+        # an optimizer that changes the bases every few steps is measured over all of them
+        self.cycle = max(group.get("coefficient_steps", 1) for group in self.optimizer.param_groups)
+        self.spent = dict.fromkeys((*SPLIT, "passes"), 0.0)
         self.x = torch.rand(batch, *self.shape, device=device).to(memory_format=self.layout)
         self.y = torch.randint(10, (batch,), device=device)
-        self.loss: Tensor | None = None
 
-    def forward(self) -> None:
+    def evaluate(self) -> Tensor:
+        """The closure of the optimizer: loss and gradients."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss = F.cross_entropy(self.network(self.x), self.y)
-
-    def backward(self) -> None:
-        assert self.loss is not None
-        self.loss.backward()  # type: ignore[no-untyped-call]
-        self.loss = None
+        start = clock(self.device)
+        loss = F.cross_entropy(self.network(self.x), self.y)
+        if self.penalty is not None:
+            loss = loss + self.penalty(self.network)
+        middle = clock(self.device)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.spent["forward"] += middle - start
+        self.spent["backward"] += clock(self.device) - middle
+        self.spent["passes"] += 1
+        return loss.detach()
 
     def step(self) -> None:
-        self.forward()
-        self.backward()
-        self.optimizer.step()
+        self.optimizer.step(self.evaluate)  # type: ignore[arg-type]
+
+    def split(self) -> dict[str, float]:
+        """Seconds of forward, backward and optimizer, and the number of passes, of a step; the mean over a cycle."""
+        self.spent = dict.fromkeys(self.spent, 0.0)
+        start = clock(self.device)
+        for _ in range(self.cycle):
+            self.step()
+        total = clock(self.device) - start
+        self.spent["optimizer"] = total - self.spent["forward"] - self.spent["backward"]
+        return {part: value / self.cycle for part, value in self.spent.items()}
 
     def memory(self) -> int:
         """Peak bytes of a training step: parameters, their momenta, gradients, activations, temporaries."""
@@ -179,8 +201,13 @@ class Trainee:
     def flops(self) -> int:
         """Of a training step's convolutions and products, forward, backward and optimizer (factorizations not)."""
         with FlopCounterMode(display=False) as counter:
-            self.step()
-        return int(counter.get_total_flops())
+            for _ in range(self.cycle):
+                self.step()
+        return int(counter.get_total_flops()) // self.cycle
+
+
+def _append(results: list[dict[str, float]], task: Callable[[], dict[str, float]]) -> None:
+    results.append(task())
 
 
 def _spread(seconds: Sequence[float]) -> float:
@@ -190,26 +217,33 @@ def _spread(seconds: Sequence[float]) -> float:
 
 
 def training_rows(
-    net: str, ratios: Sequence[float], *, batch: int = 128, repeats: int = 15, device: str = "cpu"
+    net: str,
+    ratios: Sequence[float],
+    *,
+    batch: int = 128,
+    repeats: int = 15,
+    device: str = "cpu",
+    methods: Sequence[str] = METHODS,
 ) -> list[Row]:
     """One row a network: the split of its training step and its ratios to the fastest dense network.
 
-    Columns: net, method, ratio, layout, batch, forward_s, backward_s, optimizer_s, data_s (medians), spread (half the
-    interquartile range of the step over its median), step_ratio, optimizer_share, data_share (of a training loop),
-    flop_ratio (deployed), train_flop_ratio (the products of a whole training step), memory_ratio (peak of a step),
-    latency_s and latency_ratio (deployed latency / dense, over the FLOP ratio).
+    Columns: net, method, ratio, layout, batch, forward_s, backward_s, optimizer_s, data_s (medians), passes (forward
+    and backward, a step), spread (half the interquartile range of the step over its median), step_ratio,
+    optimizer_share, data_share (of a training loop), flop_ratio (deployed), train_flop_ratio (the products of a whole
+    training step), memory_ratio (peak of a step), latency_s and latency_ratio (deployed latency / dense, over the FLOP
+    ratio).
     Raises ValueError for an unknown network, or a batch or ratio out of range.
     """
     configurations = [("dense", math.nan, layout) for layout in LAYOUTS]
-    configurations += [(method, ratio, "channels_last") for ratio in ratios for method in METHODS if method != "dense"]
+    configurations += [(method, ratio, "channels_last") for ratio in ratios for method in methods if method != "dense"]
     trainees = {key: Trainee(net, key[0], 0.0 if math.isnan(key[1]) else key[1], batch, key[2], device)
                 for key in configurations}  # fmt: skip
+    splits: dict[Any, list[dict[str, float]]] = {key: [] for key in trainees}
     tasks: dict[Any, Callable[[], Any]] = {"data": _batch_maker(INPUTS[net], batch, device)}
     for key, trainee in trainees.items():
-        tasks |= {(key, "forward"): trainee.forward, (key, "backward"): trainee.backward}
-        tasks |= {(key, "optimizer"): trainee.optimizer.step}
+        tasks[key] = partial(_append, splits[key], trainee.split)
     seconds = interleaved(tasks, repeats, device)
-    split = {key: [seconds[key, part] for part in ("forward", "backward", "optimizer")] for key in trainees}
+    split = {key: [[times[part] for times in splits[key][1:]] for part in SPLIT] for key in trainees}  # 0 warms up
     step = {key: [sum(times) for times in zip(*split[key], strict=True)] for key in trainees}
     deployed = {key: deploy(trainee.network).to(memory_format=trainee.layout) for key, trainee in trainees.items()}
     with torch.inference_mode():
@@ -228,9 +262,9 @@ def training_rows(
     return [
         {
             "net": net, "method": key[0], "ratio": key[1], "layout": key[2], "batch": batch,
-            **{f"{part}_s": statistics.median(times)
-               for part, times in zip(("forward", "backward", "optimizer"), split[key], strict=True)},
+            **{f"{part}_s": statistics.median(times) for part, times in zip(SPLIT, split[key], strict=True)},
             "data_s": data,
+            "passes": splits[key][-1]["passes"],
             "spread": _spread(step[key]),
             "step_ratio": to_dense(median, key),
             "optimizer_share": statistics.median(o / s for o, s in zip(split[key][2], step[key], strict=True)),
