@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from helpers import DOUBLE, Tiny, randn
 from wellcond import convert, methods, models
 from wellcond.deployment import deploy
-from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers
+from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers, matricize
 
 
 class Residual(nn.Module):
@@ -298,3 +298,19 @@ def test_torchvision_resnet_stays_residual():
     torch.testing.assert_close(factorized(x), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
     small = deploy(convert.factorize(model, rank=2, skip=["layer4.*"]))
     assert small(x).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("form", [{}, {"core": False}, {"tucker": True}, None])
+def test_decayed_spectra(form):
+    """The k-th singular value of every weight is multiplied by α^-k, k = 0, 1, ...; vectors and biases stay."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 5)).double()
+    make = (lambda: copy.deepcopy(dense)) if form is None else (lambda: convert.factorize(dense, rank=4, **form))
+    start, model = make(), convert.decay_spectra(make(), 3.0, skip=["2"])
+    P, sigma, Qt = torch.linalg.svd(matricize(start[0].weight), full_matrices=False)
+    powers = 3.0 ** -torch.arange(len(sigma), dtype=torch.float64)
+    torch.testing.assert_close(matricize(model[0].weight), (P * (sigma * powers)) @ Qt)
+    assert torch.equal(model[2].weight, start[2].weight)
+    assert torch.equal(model[0].bias, start[0].bias)
+    with pytest.raises(ValueError, match=r"decay = 0.5: must be >= 1"):
+        convert.decay_spectra(model, 0.5)

@@ -50,7 +50,7 @@ ALLOWED = {
         *("models", "paths", "results", "settings", "train"),
     },
     "bench": {
-        *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "optim", "paths"),
+        *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "paths"),
         *("spectrum", "stiefel"),
     },
     "__main__": {"bench", "data", "experiments", "paths", "results", "runner"},

@@ -41,8 +41,8 @@ SMOKE = "[presets.smoke]\nn_train = 64\ntrain = { epochs = 1, milestones = [] }\
 
 
 def grid(method):
-    swept = {"ratio": "ratio = [0.5]\n", "max_cond": "max_cond = [1.1]\n"}
-    return f'[[method]]\nname = "{method.name}"\n' + "".join(swept[key] for key in sorted(method.uses))
+    swept = {"ratio": 0.5, "max_cond": 1.1, "tolerance": 0.3, "beta": 0.01}
+    return f'[[method]]\nname = "{method.name}"\n' + "".join(f"{key} = [{swept[key]}]\n" for key in sorted(method.uses))
 
 
 @pytest.fixture
@@ -573,3 +573,50 @@ def test_status_of_nothing(project):
         "diverged": [],
         "failed": [],
     }
+
+
+# --------------------------------------------------------------------------------------------- adaptive ranks, starts
+
+
+ADAPTIVE = '[[method]]\nname = "dlrt_adaptive"\nratio = [0.5]\ntolerance = [0.4]\n'
+
+
+def test_ranks_and_sizes_over_training_are_recorded(project):
+    """The last recorded ranks are those of the network that is kept, and of its row."""
+    spec = project(ADAPTIVE)
+    found = quiet(spec)
+    (cell,) = spec.cells()
+    model = runner.trained(cell).model
+    curves = found.curves.query("quantity == 'rank'").pivot_table(index="epoch", columns="layer", values="value")
+    assert curves.loc[2].to_dict() == {
+        name: layer.rank if hasattr(layer, "rank") else min(layer.weight.flatten(1).shape)
+        for name, layer in convert.weight_layers(model).items()
+    }
+    assert curves.loc[2, "hidden"] < curves.loc[0, "hidden"] == 12
+    sizes = found.curves.query("quantity == 'n_params_deployed'").set_index("epoch")["value"]
+    assert sizes[2] == found.runs["n_params_deployed"].item() == convert.count_parameters(model).deployed
+    assert sizes[2] < sizes[0]
+
+
+def test_spectra_of_chosen_epochs(project):
+    spec = project(ADAPTIVE, head=HEAD.replace("n_test = 40\n", "n_test = 40\nspectra_epochs = [0]\n"))
+    found = quiet(spec)
+    (cell,) = spec.cells()
+    trained = runner.trained(cell)
+    assert set(found.spectra["epoch"]) == {0, 2}
+    last = found.spectra.query("epoch == 2 and layer == 'hidden'")["singular_value"]
+    assert list(last) == pytest.approx(trained.model.hidden.singular_values().tolist(), rel=1e-6)
+    first = found.spectra.query("epoch == 0 and layer == 'hidden'")
+    assert len(first) == 12
+
+
+def test_ill_conditioned_starts(project):
+    """κ of the start is that of the Kaiming draw times α^(r-1); α = 1 is the start without a decay."""
+    spec = project('[[method]]\nname = "uv"\nrank = [5]\ndecay = [1, 10]\n', '[[method]]\nname = "uv"\nrank = [5]\n')
+    found = quiet(spec)
+    start = found.curves.query("quantity == 'kappa' and epoch == 0 and layer == 'hidden'").set_index("run_id")["value"]
+    assert start["uv-k5-a10-s0"] == pytest.approx(1e4 * start["uv-k5-s0"], rel=1e-3)
+    assert start["uv-k5-a1-s0"] == start["uv-k5-s0"]
+    runs = found.runs.set_index("run_id")
+    assert runs.loc["uv-k5-a1-s0", "n_correct"] == runs.loc["uv-k5-s0", "n_correct"]
+    assert runs.loc["uv-k5-a10-s0", ["rank", "decay"]].tolist() == [5, 10]

@@ -8,6 +8,7 @@ small = wc.deploy(model)                                    # for inference: pla
 
 from wellcond import paths
 from wellcond.attacks import ATTACKS, frozen, perturb
+from wellcond.basis_update import BUG
 from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
 from wellcond.data import DATASETS, Data, Images
 from wellcond.data import load as load_data
@@ -20,14 +21,17 @@ from wellcond.methods import METHODS, Method, Settings, register
 from wellcond.models import MODELS, Normalize, build
 from wellcond.notebook import check_parameters
 from wellcond.optim import LowRankSGD, constrain, param_groups
+from wellcond.regularizers import robustness_regularizer, soft_orthogonality
 from wellcond.results import Results
 from wellcond.runner import load_or_run, run_experiment, status
 from wellcond.spectrum import clip_condition_number, condition_number, nearest_scaled_orthogonal, singular_values
 from wellcond.stiefel import orthogonality_error, random_stiefel, retract
 from wellcond.train import Diverged, fit
+from wellcond.tucker import Tucker2Conv2d
 
 __all__ = [
     "ATTACKS",
+    "BUG",
     "DATASETS",
     "METHODS",
     "MODELS",
@@ -43,6 +47,7 @@ __all__ = [
     "Normalize",
     "Results",
     "Settings",
+    "Tucker2Conv2d",
     "build",
     "check_parameters",
     "clip_condition_number",
@@ -72,8 +77,10 @@ __all__ = [
     "register",
     "retract",
     "robustness_curve",
+    "robustness_regularizer",
     "run_experiment",
     "singular_values",
+    "soft_orthogonality",
     "status",
     "weight_layers",
 ]

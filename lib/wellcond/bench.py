@@ -158,7 +158,7 @@ class Trainee:
         self.optimizer = entry.optimizer(entry.groups(self.network, settings), lr=0.01, momentum=0.9)
         self.penalty = entry.penalty(settings)
         # an optimizer that changes the bases every few steps is measured over all of them
-        self.cycle = max(group.get("coefficient_steps", 1) for group in self.optimizer.param_groups)
+        self.cycle: int = max(group.get("coefficient_steps", 1) for group in self.optimizer.param_groups)
         self.spent = dict.fromkeys((*SPLIT, "passes"), 0.0)
         self.x = torch.rand(batch, *self.shape, device=device).to(memory_format=self.layout)
         self.y = torch.randint(10, (batch,), device=device)
