@@ -41,6 +41,7 @@ ALLOWED = {
     "train": {"errors"},
     "ensemble": {"errors", "optim", "train"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
+    "conditioning": {"data", "dataflow", "errors", "layers", "models"},
     "results": {"errors", "paths", "settings"},
     "report": {"errors", "results", "settings"},
     "costs": {"report"},
@@ -127,7 +128,9 @@ def test_tables_need_no_torch(name):
 @pytest.mark.parametrize("name", sorted(EDGES))
 def test_heavy_packages_are_imported_where_they_are_used(name):
     packages = {module.split(".")[0] for module in IMPORTS[name][1]}
-    assert packages & HEAVY <= ({"matplotlib", "seaborn"} if name in ("report", "costs") else set())
+    assert packages & HEAVY <= (
+        {"matplotlib", "seaborn"} if name in ("report", "costs") else set()
+    )
 
 
 def test_only_results_writes_into_the_results_folder():

@@ -8,6 +8,7 @@ small = wc.deploy(model)                                    # for inference: pla
 
 from wellcond import paths
 from wellcond.attacks import ATTACKS, frozen, perturb
+from wellcond.conditioning import effective_kappa, relative_condition
 from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
 from wellcond.data import DATASETS, Data, Images
 from wellcond.data import load as load_data
@@ -53,6 +54,7 @@ __all__ = [
     "count_parameters",
     "densify",
     "deploy",
+    "effective_kappa",
     "factorize",
     "fit",
     "fit_together",
@@ -70,6 +72,7 @@ __all__ = [
     "random_stiefel",
     "rank_for_ratio",
     "register",
+    "relative_condition",
     "retract",
     "robustness_curve",
     "run_experiment",
