@@ -1,4 +1,4 @@
-"""The exact number against closed forms and differences; its bound on every point of random networks."""
+"""The exact number against closed forms and differences; its bound on every point of random networks; the figure."""
 
 import copy
 import math
@@ -16,6 +16,7 @@ import wellcond as wc
 from helpers import DOUBLE, Tiny, randn
 from wellcond import conditioning, models
 from wellcond.conditioning import condition_rows, effective_kappa, relative_condition, relative_condition_number
+from wellcond.conditioning_report import FACTORS, MARKERS, log_factors, plot_factors
 from wellcond.data import Images
 from wellcond.layers import LowRankConv2d, LowRankLinear
 
@@ -396,3 +397,50 @@ def test_what_is_no_chain(model, message):
 def test_no_point():
     with pytest.raises(ValueError, match=r"x = \(0, 2\): must be one point at least"):
         relative_condition(linear(torch.eye(2)), torch.zeros(0, 2))
+
+
+# --- the figure ------------------------------------------------------------------------------------------------------
+
+
+def frame(**values):
+    """Two seeds of two methods; the layers a and b share every factor."""
+    rows = []
+    for method, ratio in (("condlr", 0.8), ("dense", math.nan)):
+        for seed in (0, 1):
+            about = {"run_id": f"{method}-s{seed}", "method": method, "label": method, "ratio": ratio, "seed": seed}
+            for quantity, value in ({"kappa": 10.0, "angle": 100.0, "bias": 0.1} | values).items():
+                for layer in ("a", "b"):
+                    rows.append({**about, "layer": layer, "quantity": quantity, "value": value * 10.0**seed})
+            rows += [{**about, "layer": math.nan, "quantity": q, "value": 1e4} for q in (*MARKERS, "images")]
+    return pd.DataFrame(rows).assign(max_cond=math.nan)
+
+
+def test_logarithms_are_summed_over_layers_and_averaged_over_seeds():
+    logs = log_factors(frame())
+    assert list(logs.index) == ["dense", "condlr\nratio 0.8"]
+    expected = {"kappa": 3, "angle": 5, "patch": 0, "bias": -1, "kappa_rel": 4, "gain_bound": 4, "bound": 4}
+    assert list(logs.columns) == [*FACTORS, *MARKERS]
+    for quantity, value in expected.items():
+        np.testing.assert_allclose(logs[quantity], value, atol=1e-12)
+
+
+def test_undefined_runs_are_left_out():
+    undefined = frame()
+    undefined.loc[undefined["run_id"] == "dense-s1", "value"] = math.nan
+    logs = log_factors(undefined)
+    assert (logs.loc["dense", "kappa"], logs.loc["condlr\nratio 0.8", "kappa"]) == (2, 3)
+
+
+def test_bars_end_at_the_bound():
+    """Those that lengthen start where those that shorten end."""
+    fig = plot_factors(frame())
+    ends = [patch.get_x() + patch.get_width() for patch in fig.axes[0].patches if patch.get_width() > 0]
+    assert max(ends) == pytest.approx(3 + 5 - 1)
+    assert min(patch.get_x() + patch.get_width() for patch in fig.axes[0].patches) == pytest.approx(-1)
+    labels = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert "κ(W)" in labels
+    assert "pooling" not in labels  # nobody has it
+
+
+def test_nothing_computed_yet():
+    assert plot_factors(frame()[:0]).axes[0].texts[0].get_text() == "waiting: nothing is computed"
