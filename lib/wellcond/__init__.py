@@ -9,6 +9,7 @@ small = wc.deploy(model)                                    # for inference: pla
 from wellcond import paths
 from wellcond.attacks import ATTACKS, frozen, perturb
 from wellcond.basis_update import BUG
+from wellcond.conditioning import effective_kappa, relative_condition
 from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
 from wellcond.data import DATASETS, Data, Images
 from wellcond.data import load as load_data
@@ -58,6 +59,7 @@ __all__ = [
     "count_parameters",
     "densify",
     "deploy",
+    "effective_kappa",
     "factorize",
     "fit",
     "fit_together",
@@ -75,6 +77,7 @@ __all__ = [
     "random_stiefel",
     "rank_for_ratio",
     "register",
+    "relative_condition",
     "retract",
     "robustness_curve",
     "robustness_regularizer",

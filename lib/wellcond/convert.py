@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from wellcond.errors import unknown
@@ -154,6 +155,16 @@ def replace_module(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
         if module is old:  # a layer shared under several names stays shared
             model.set_submodule(alias, layer)
     return model
+
+
+def unparametrized(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose weights are plain parameters, with the values that spectral normalization and the
+    like give them now."""
+    new = copy.deepcopy(model).eval()
+    for module in list(new.modules()):
+        if is_parametrized(module, "weight"):
+            remove_parametrizations(module, "weight", leave_parametrized=True)
+    return new
 
 
 def densify(model: nn.Module) -> nn.Module:

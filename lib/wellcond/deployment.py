@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from wellcond.convert import replace_module
+from wellcond.convert import replace_module, unparametrized
 from wellcond.dataflow import dataflow
 from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, low_rank_layers
 from wellcond.tucker import Tucker2Conv2d
@@ -33,10 +31,7 @@ def deploy(model: nn.Module) -> nn.Module:
     ``.to(memory_format=torch.channels_last)`` makes a convolutional copy faster still. Processors round ranks up to
     whole vectors (16 numbers, in single precision with AVX-512): ranks 13 and 16 take the same time.
     """
-    model = copy.deepcopy(model).eval()
-    for module in list(model.modules()):
-        if is_parametrized(module, "weight"):  # spectral normalization: the weight as it is, once and for all
-            remove_parametrizations(module, "weight", leave_parametrized=True)
+    model = unparametrized(model)
     flow = dataflow(model)
     new = model
     for name, layer in low_rank_layers(new).items():
