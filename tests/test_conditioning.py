@@ -16,7 +16,15 @@ import wellcond as wc
 from helpers import DOUBLE, Tiny, randn
 from wellcond import conditioning, models
 from wellcond.conditioning import condition_rows, effective_kappa, relative_condition, relative_condition_number
-from wellcond.conditioning_report import FACTORS, MARKERS, log_factors, plot_factors
+from wellcond.conditioning_report import (
+    FACTORS,
+    MARKERS,
+    PREDICTORS,
+    correlation_table,
+    log_factors,
+    plot_factors,
+    rank_correlations,
+)  # fmt: skip
 from wellcond.data import Images
 from wellcond.layers import LowRankConv2d, LowRankLinear
 
@@ -444,3 +452,56 @@ def test_bars_end_at_the_bound():
 
 def test_nothing_computed_yet():
     assert plot_factors(frame()[:0]).axes[0].texts[0].get_text() == "waiting: nothing is computed"
+
+
+def predicted(seed=0, configurations=12, seeds=3):
+    """Networks whose rate falls with kappa_rel, with noise; the other predictors are noise."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for c in range(configurations):
+        level = rng.normal()
+        for s in range(seeds):
+            rate = 50 - 10 * level + rng.normal()
+            noise = {key: rng.normal() for key in PREDICTORS}
+            rows.append({**noise, "name": f"c{c}", "run_id": f"c{c}-s{s}", "rate": rate, "kappa_rel": level})
+    return pd.DataFrame(rows)
+
+
+def test_rank_correlations_and_their_intervals():
+    frame = predicted()
+    table = rank_correlations(frame, 200).set_index("predictor")
+    spearman = frame["kappa_rel"].rank().corr(frame["rate"].rank())
+    assert table.loc["kappa_rel", "rho"] == pytest.approx(spearman)
+    assert -1 <= table.loc["kappa_rel", "low"] <= spearman <= table.loc["kappa_rel", "high"] < -0.8
+    assert table.loc["kappas", "low"] < 0 < table.loc["kappas", "high"]
+    assert (table["networks"] == 36).all()
+    assert (table["configurations"] == 12).all()
+
+
+def test_intervals_cover_zero_where_there_is_no_association():
+    """Of independent draws, the 95 % interval misses zero seldom (here at most 3 of 20 by chance)."""
+    missed = 0
+    for seed in range(20):
+        row = rank_correlations(predicted(seed, 20, 2), 200).set_index("predictor").loc["gain"]
+        missed += not row["low"] <= 0 <= row["high"]
+    assert missed <= 3
+
+
+def test_correlations_of_nothing():
+    assert rank_correlations(predicted().head(0))["rho"].isna().all()
+    assert "–" in correlation_table(predicted().head(0)).to_html()
+
+
+def test_tucker_kernels_and_spectral_normalization_have_their_factors():
+    torch.manual_seed(0)
+    net = wc.build("lenet5")
+    tucker = wc.factorize(net, ratio=0.5, tucker=True)
+    normalized = copy.deepcopy(net)
+    for layer in wc.weight_layers(normalized).values():
+        nn.utils.parametrizations.spectral_norm(layer)
+    x = torch.rand(3, 1, 28, 28)
+    for model in (tucker, normalized):
+        found = relative_condition(model, x)
+        torch.testing.assert_close(found.kappa_rel, relative_condition_number(wc.densify(model), x))
+        assert (found.kappa_rel <= found.gain_bound * (1 + 1e-9)).all()
+        assert (found.gain_bound <= found.bound * (1 + 1e-9)).all()

@@ -45,11 +45,11 @@ ALLOWED = {
     "results": {"errors", "paths", "settings"},
     "report": {"errors", "results", "settings"},
     "costs": {"report"},
-    "conditioning_report": {"report"},
+    "conditioning_report": {"report", "results", "settings"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results", "settings"},
     "runner": {
-        *("convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers", "methods"),
-        *("models", "paths", "results", "settings", "train"),
+        *("conditioning", "convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers"),
+        *("methods", "models", "paths", "results", "settings", "train"),
     },
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "paths"),

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 import wellcond as wc
 from wellcond import report
-from wellcond.results import COLUMNS, Results
+from wellcond.results import AFTERWARDS, COLUMNS, Results
 
 CONDLR = "CondLR, τ = 0.1, ratio 0.8"
 COUNTS = {"n_params_dense": 1000, "n_params_trained": 400, "n_params_deployed": 250, "rank_fraction": 0.2}
@@ -60,7 +60,7 @@ def cell(method, seed, n_correct, *, label=None, ratio=math.nan, max_cond=math.n
 def results_of(*cells, missing=()):
     frames = {
         table: pd.DataFrame([row for c in cells for row in c.get(table, [])], columns=list(columns))
-        for table, columns in COLUMNS.items()
+        for table, columns in {**COLUMNS, **AFTERWARDS}.items()
     }
     return Results(**frames, provenance={}, missing=tuple(missing))
 

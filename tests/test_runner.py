@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from wellcond import convert, models, paths, results, runner
+from wellcond import conditioning_report, convert, models, paths, results, runner
 from wellcond.experiments import Experiment
 from wellcond.methods import METHODS
 from wellcond.runner import load_or_run, run_experiment
@@ -620,3 +620,43 @@ def test_ill_conditioned_starts(project):
     runs = found.runs.set_index("run_id")
     assert runs.loc["uv-k5-a1-s0", "n_correct"] == runs.loc["uv-k5-s0", "n_correct"]
     assert runs.loc["uv-k5-a10-s0", ["rank", "decay"]].tolist() == [5, 10]
+
+
+# --------------------------------------------------------------------------------------------------------- conditioning
+
+
+CHAIN = HEAD.replace('model = "helpers:Tiny"', 'model = "helpers:chain"')
+
+
+def test_conditioning_is_measured_on_the_kept_networks(project):
+    """Once for each network; a network without weights is not trained again; a new run drops the old rows."""
+    spec = project(DENSE, UV, FGSM, head=CHAIN)
+    assert set(runner.measure_conditioning(spec, n_images=5).values()) == {"no weights"}  # nothing is trained yet
+    quiet(spec)
+    dense, uv = spec.cells()
+    paths.local().joinpath("weights", f"{uv.spec_hash}.pt").unlink()
+    assert runner.measure_conditioning(spec, n_images=5) == {"dense-s0": "measured", "uv-r0.5-s0": "no weights"}
+    assert runner.measure_conditioning(spec, n_images=5)["dense-s0"] == "known"
+    found = runner.load(spec)
+    rows = found.conditioning.set_index("quantity")["value"]
+    assert set(found.conditioning["run_id"]) == {"dense-s0"}
+    assert rows["images"] == 5
+    assert 1 <= rows["kappa_rel_max"] <= rows["bound"] * 10
+    assert rows["kappa_rel"] <= rows["gain_bound"] <= rows["bound"]
+    record = found.provenance["dense-s0"]
+    assert record["conditioning"]["command"].startswith("python -m wellcond conditioning tiny")
+    assert record["spec_hash"] == dense.spec_hash  # beside what was there
+    frame = conditioning_report.predictors(found, "fgsm")
+    assert frame["kappa_rel"].item() == rows["kappa_rel"]
+    assert frame["kappas"].item() == pytest.approx(rows["kappa"].prod())
+    results.save(spec.folder(), "dense-s0", {"runs": found.runs.to_dict("records")[:1]}, record)
+    assert runner.load(spec).conditioning.empty
+
+
+def test_networks_without_a_chain_are_refused_one_by_one(project):
+    spec = project(DENSE)
+    quiet(spec)
+    (outcome,) = runner.measure_conditioning(spec, n_images=5).values()
+    assert outcome.startswith("model = 'Tiny': must be a chain of layers")
+    with pytest.raises(ValueError, match="n_images = 0: must be >= 1"):
+        runner.measure_conditioning(spec, n_images=0)

@@ -20,6 +20,13 @@ def _parser() -> argparse.ArgumentParser:
         "--together", type=int, default=1, metavar="K", help="train K seeds at once, as one batch (default 1)"
     )
     run.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids, e.g. 'dense-*' '*-s0'")
+    conditioning = commands.add_parser(
+        "conditioning", help="measure the relative condition number of the trained networks of an experiment"
+    )
+    conditioning.add_argument("experiment", help="name of a file in book/experiments, or a path to a TOML file")
+    conditioning.add_argument("--preset", default="paper", help="paper (default) or smoke")
+    conditioning.add_argument("--images", type=int, default=500, help="the first test images (default 500)")
+    conditioning.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids")
     status = commands.add_parser("status", help="cells done, missing, diverged and failed per experiment")
     status.add_argument("--verbose", action="store_true", help="list the run_ids")
     fetch = commands.add_parser("data", help="fetch data sets into the cache and check them")
@@ -55,6 +62,21 @@ def _run(options: argparse.Namespace) -> None:
         together=options.together,
     )
     print(f"{spec.name} ({spec.preset}): {len(found.runs)} cells done, {len(found.missing)} missing; {spec.folder()}")
+
+
+def _conditioning(options: argparse.Namespace) -> None:
+    from collections import Counter
+
+    import torch
+
+    from wellcond.experiments import Experiment
+    from wellcond.runner import measure_conditioning
+
+    torch.set_num_threads(1)
+    spec = Experiment.load(options.experiment, options.preset)
+    outcome = measure_conditioning(spec, n_images=options.images, only=options.only)
+    for reason, count in Counter(outcome.values()).most_common():
+        print(f"{count} {'cell' if count == 1 else 'cells'}: {reason}")
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -114,6 +136,9 @@ def _bench(options: argparse.Namespace) -> None:
         print(pd.DataFrame(shown).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
+COMMANDS = {"run": _run, "conditioning": _conditioning, "status": _status, "data": _data, "bench": _bench}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status. Bad input ends in one line on stderr."""
     # before torch starts its thread pool: spinning threads cost far more than they bring on a shared machine
@@ -121,7 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler, which counts memory, reports every start otherwise
     options = _parser().parse_args(arguments)
     try:
-        {"run": _run, "status": _status, "data": _data, "bench": _bench}[options.command](options)
+        {"run": _run, "conditioning": _conditioning, "status": _status, "data": _data, "bench": _bench}[
+            options.command
+        ](options)
     except (ValueError, FileNotFoundError) as error:
         print(f"wellcond: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,7 @@
-"""Figure of the bound on the relative condition number, from the rows of `conditioning`. Never imports torch."""
+"""The bound on the relative condition number, and whether it predicts accuracy under attack. Never imports torch.
+
+From the rows of `conditioning`, joined with those of the other tables of results.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
+from wellcond import report
 from wellcond.report import LOOKS, finish, panels
+from wellcond.results import Results
+from wellcond.settings import SETTINGS, name_suffix
 
 FACTORS = {  # quantity: label and colour, the linear layers first
     "kappa": ("κ(W)", "#0072B2"),
@@ -29,12 +36,14 @@ MARKERS = {  # quantity: label, marker, its size and face colour
 def log_factors(frame: pd.DataFrame) -> pd.DataFrame:
     """log10 of each factor multiplied over the layers, and of κ_rel and its bounds: means over images and seeds.
 
-    frame: run_id, method, label, ratio, max_cond, seed, layer, quantity, value. One row a configuration, in the order
+    frame: run_id, method, label, the settings, layer, quantity, value. One row a configuration, in the order
     of the methods and indexed by its name; one column a quantity; 0 where a network has no such factor. Runs with a
     number that is not finite and positive are left out.
     """
     frame = frame[frame["quantity"].isin([*FACTORS, *MARKERS])]
-    about = ["place", "method", "ratio", "max_cond", "label"]
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *SETTINGS])))
+    settings = list(SETTINGS)
+    about = ["place", "method", *settings, "label"]
     place = frame["method"].map({method: i for i, method in enumerate(LOOKS)}).fillna(len(LOOKS))
     frame = frame.assign(place=place, log=np.log10(frame["value"].astype(float)))
     undefined = frame.loc[~np.isfinite(frame["log"]), "run_id"]
@@ -42,8 +51,10 @@ def log_factors(frame: pd.DataFrame) -> pd.DataFrame:
     products = frame.groupby([*about, "run_id", "quantity"], dropna=False, as_index=False)["log"].sum()
     means = products.groupby([*about, "quantity"], dropna=False, as_index=False)["log"].mean()
     means = means.sort_values(about, kind="stable", na_position="first")
-    ratio = means["ratio"].map(lambda r: "" if math.isnan(r) else f"\nratio {r:g}")
-    means = means.assign(name=means["label"].astype(str) + ratio.astype(str))
+    rows = means[["label", *settings]].to_dict("records")
+    suffixes = [name_suffix({key: row[key] for key in settings}).removeprefix(", ") for row in rows]
+    names = [f"{row['label']}\n{suffix}".strip() for row, suffix in zip(rows, suffixes, strict=True)]
+    means = means.assign(name=pd.Series(names, means.index, dtype=object))
     table: pd.DataFrame = means.pivot_table("log", "name", "quantity", sort=False)
     return table.reindex(columns=[*FACTORS, *MARKERS]).fillna(0.0)
 
@@ -78,3 +89,65 @@ def plot_factors(frame: pd.DataFrame) -> Figure:
     ax.xaxis.set_major_formatter(lambda power, _: f"$10^{{{power:g}}}$")
     ax.set_xlabel(r"factors of the bound on $κ_\mathrm{rel}$, geometric means over test images")
     return finish(fig)
+
+
+PREDICTORS = {
+    "kappa": "largest κ(W) of a layer",
+    "kappas": "product of all κ(W)",
+    "gain": "product of all ‖W‖₂",
+    "bound": "bound on κ_rel, all factors",
+    "gain_bound": "bound on κ_rel, actual gains",
+    "kappa_rel": "κ_rel itself",
+}
+"""What might predict accuracy under attack; geometric means over the images where it depends on them."""
+
+
+def predictors(results: Results, attack: str) -> pd.DataFrame:
+    """One row a network whose conditioning was measured: name, run_id, PREDICTORS, and the rate (%) under an attack at
+    its largest radius."""
+    rows = results.conditioning.astype({"value": float})
+    kappas = rows[rows["quantity"] == "kappa"].groupby("run_id")["value"].prod().rename("kappas")
+    whole = rows[rows["layer"].isna() | (rows["layer"] == "")].pivot_table("value", "run_id", "quantity")
+    columns = ["bound", "gain_bound", "kappa_rel"]
+    measured = whole.reindex(columns=columns).join(kappas)
+    found = report.sensitivity(results, attack)[["run_id", "name", "rate", "kappa", "gain"]]
+    return found.merge(measured, left_on="run_id", right_index=True).reset_index(drop=True)
+
+
+def rank_correlations(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
+    """Spearman's ρ of each predictor with the rate, and its 95 % percentile interval; frame as of `predictors`.
+
+    The bootstrap resamples configurations with all their seeds, since seeds of one configuration are not independent
+    evidence on what makes configurations differ. Columns: predictor, rho, low, high, networks, configurations.
+    """
+    groups = [rows for _, rows in frame.groupby("name", sort=False)]
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(len(groups), size=len(groups)) for _ in range(resamples)] if len(groups) > 2 else []
+    table = []
+    for key in PREDICTORS:
+
+        def rho(rows: pd.DataFrame, key: str = key) -> float:
+            return float(rows[key].rank().corr(rows["rate"].rank())) if len(rows) > 2 else math.nan
+
+        resampled = [rho(pd.concat([groups[i] for i in draw])) for draw in draws]
+        low, high = np.nanquantile(resampled, [0.025, 0.975]) if resampled else (math.nan, math.nan)
+        found = {"predictor": key, "rho": rho(frame), "low": float(low), "high": float(high)}
+        table.append({**found, "networks": len(frame), "configurations": len(groups)})
+    return pd.DataFrame(table)
+
+
+def correlation_table(frame: pd.DataFrame) -> Styler:
+    """`rank_correlations` as a table."""
+
+    def text(value: float) -> str:
+        return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+
+    rows = [
+        {
+            "predictor": PREDICTORS[row["predictor"]],
+            "ρ with accuracy under attack": text(row["rho"]),
+            "95 % interval": f"{text(row['low'])} … {text(row['high'])}",
+        }
+        for row in rank_correlations(frame).to_dict("records")
+    ]
+    return report.table(pd.DataFrame(rows))

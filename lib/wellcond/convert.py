@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from wellcond.errors import unknown
@@ -161,10 +161,22 @@ def unparametrized(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose weights are plain parameters, with the values that spectral normalization and the
     like give them now."""
     new = copy.deepcopy(model).eval()
-    for module in list(new.modules()):
-        if is_parametrized(module, "weight"):
-            remove_parametrizations(module, "weight", leave_parametrized=True)
+    for name, module in list(new.named_modules()):
+        if is_parametrized(module):
+            new = replace_module(new, name, _plain(module))
     return new
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    # torch's remove_parametrizations edits the class, which a module shares with its copies
+    kind: type[nn.Module] = type_before_parametrizations(module)
+    plain = nn.Module.__new__(kind)
+    plain.__dict__.update(module.__dict__)
+    plain._modules = {name: child for name, child in module._modules.items() if name != "parametrizations"}
+    names = module.parametrizations.keys()  # type: ignore[operator, union-attr]
+    values = {name: nn.Parameter(getattr(module, name).detach().clone()) for name in names}
+    plain._parameters = {**module._parameters, **values}
+    return plain
 
 
 def densify(model: nn.Module) -> nn.Module:

@@ -46,7 +46,7 @@ def deploy(model: nn.Module) -> nn.Module:
     for name, norm in flow.normalized.items():
         _fold(new.get_submodule(name), new.get_submodule(norm))
         new = replace_module(new, norm, nn.Identity())
-    return new
+    return new.eval()
 
 
 def plain_layers(layer: LowRankLayer) -> nn.Sequential:

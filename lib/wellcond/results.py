@@ -4,6 +4,7 @@
     robustness.csv   one row per (run, attack, eps): how many of n_examples are still classified correctly
     curves.csv       long format: run_id, epoch, layer (or empty), quantity, value
     spectra.csv      run_id, epoch, layer, index, singular_value: at the end, and earlier if wanted
+    conditioning.csv the same columns without epoch: κ_rel at test images and the factors of its bound, where measured
     provenance.json  per run: specification and its hash, commit, versions, device, data hash, times, command
 
 A cell is done when its row in runs.csv, which is written last, carries the hash of its specification. Writes replace
@@ -45,6 +46,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "robustness": ROBUSTNESS,
     "runs": RUNS,  # last: its row says that the cell is complete
 }
+AFTERWARDS = {"conditioning": ("run_id", "layer", "quantity", "value")}
+"""Tables of what may be measured later, on the kept weights of a completed cell; a file only where there are rows."""
 
 
 FLOAT_FORMAT = "%.9g"
@@ -58,6 +61,7 @@ class Results:
     robustness: pd.DataFrame
     curves: pd.DataFrame
     spectra: pd.DataFrame
+    conditioning: pd.DataFrame
     provenance: dict[str, dict[str, Any]]
     missing: tuple[str, ...] = ()
 
@@ -68,15 +72,19 @@ class Results:
         return frame.merge(self.runs[about], on="run_id", validate="many_to_one")
 
 
+def _columns(table: str) -> tuple[str, ...]:
+    return {**COLUMNS, **AFTERWARDS}[table]
+
+
 def _read_table(folder: Path, table: str) -> pd.DataFrame:
     path = folder / f"{table}.csv"
     if not path.exists():
-        return pd.DataFrame(columns=list(COLUMNS[table]))
+        return pd.DataFrame(columns=list(_columns(table)))
     try:
         frame = pd.read_csv(path, keep_default_na=True)
     except (ValueError, OSError) as error:
         raise invalid("file", str(path), f"a readable CSV ({error})") from error
-    absent = [column for column in COLUMNS[table] if column not in frame]
+    absent = [column for column in _columns(table) if column not in frame]
     if absent:
         raise invalid("columns", list(frame.columns), f"including {', '.join(absent)} in {path}")
     return frame
@@ -155,7 +163,7 @@ def load(
     Raises ValueError, naming the changed keys, if a run of that name is of another specification.
     """
     provenance = read_provenance(folder)
-    tables = {table: _read_table(folder, table) for table in COLUMNS}
+    tables = {table: _read_table(folder, table) for table in (*COLUMNS, *AFTERWARDS)}
     runs = tables["runs"]
     for run_id, spec_hash in zip(runs["run_id"], runs["spec_hash"], strict=True):
         if run_id in hashes and hashes[run_id] != spec_hash:
@@ -235,14 +243,32 @@ def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provena
         known[run_id] = dict(provenance)
         with replacing(folder / "provenance.json") as part:
             part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        for table, columns in COLUMNS.items():
-            old = _read_table(folder, table)
-            new = pd.DataFrame([dict(row) for row in tables.get(table, ())], columns=list(columns))
-            old = old[old["run_id"] != run_id]
-            frame = pd.concat([f for f in (old, new) if len(f)], ignore_index=True) if len(old) or len(new) else new
-            frame = frame.apply(_whole)
-            with replacing(folder / f"{table}.csv") as part:
-                frame.to_csv(part, index=False, float_format=FLOAT_FORMAT)
+        for table in (*(t for t in AFTERWARDS if (folder / f"{t}.csv").exists()), *COLUMNS):
+            _replace_rows(folder, table, run_id, tables.get(table, ()))
+
+
+def _replace_rows(folder: Path, table: str, run_id: str, rows: Iterable[Row]) -> None:
+    old = _read_table(folder, table)
+    new = pd.DataFrame([dict(row) for row in rows], columns=list(_columns(table)))
+    old = old[old["run_id"] != run_id]
+    frame = pd.concat([f for f in (old, new) if len(f)], ignore_index=True) if len(old) or len(new) else new
+    frame = frame.apply(_whole)
+    with replacing(folder / f"{table}.csv") as part:
+        frame.to_csv(part, index=False, float_format=FLOAT_FORMAT)
+
+
+def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: Mapping[str, Any]) -> None:
+    """Add what was measured afterwards on a completed cell to one of the tables AFTERWARDS, in place of its old rows.
+
+    provenance: where and how, kept under the table's name in the entry of the run.
+    """
+    with lock(f"results-{folder_key(folder)}"):
+        check_writable(folder)
+        known = read_provenance(folder)
+        known[run_id] = {**known.get(run_id, {}), table: dict(provenance)}
+        with replacing(folder / "provenance.json") as part:
+            part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _replace_rows(folder, table, run_id, rows)
 
 
 def save_table(folder: Path, table: str, rows: Iterable[Row], provenance: Mapping[str, Any], key: str = "") -> None:

@@ -35,6 +35,7 @@ from torch import nn
 from tqdm import tqdm
 
 from wellcond import data, evaluate, models, paths, results
+from wellcond.conditioning import condition_rows
 from wellcond.convert import count_flops, count_parameters, densify
 from wellcond.deployment import deploy
 from wellcond.ensemble import fit_together
@@ -532,6 +533,38 @@ def run_experiment(
                     worker.result()
                 bar.update(len(_done(experiment, folder) & chosen) - bar.n)
     return load(experiment, folder)
+
+
+def measure_conditioning(
+    experiment: Experiment, folder: Path | None = None, *, n_images: int = 500, only: Sequence[str] = ()
+) -> dict[str, str]:
+    """Fill in conditioning.csv: κ_rel at the first n_images test images, and the factors of its bound.
+
+    For the completed cells (matching a pattern of `only`) that have not been measured and whose weights are kept; a
+    network is not trained for it. Returns {run_id: "measured", "known", "no weights" or why it was refused}.
+    Raises ValueError for a pattern that matches no cell, or n_images < 1.
+    """
+    if n_images < 1:
+        raise invalid("n_images", n_images, ">= 1")
+    folder = folder or experiment.folder()
+    found = load(experiment, folder)
+    known, done = set(found.conditioning["run_id"]), set(found.runs.loc[found.runs["status"] == "done", "run_id"])
+    outcome = {}
+    for cell in tqdm(_selected(experiment, only), unit="cell", disable=not sys.stderr.isatty()):
+        if cell.run_id in known or cell.run_id not in done or not _weights(cell).exists():
+            outcome[cell.run_id] = "known" if cell.run_id in known else "no weights"
+            continue
+        started = now()
+        try:
+            rows = condition_rows(_kept(cell, "cpu").model, _cell_data(cell, "cpu").test, n_images)
+        except ValueError as error:
+            outcome[cell.run_id] = str(error)
+            continue
+        command = f"python -m wellcond conditioning {experiment.name} --preset {experiment.preset} --images {n_images}"
+        provenance = {"command": command, "started": started, "finished": now(), **environment("cpu")}
+        results.add(folder, cell.run_id, "conditioning", [{**row, "run_id": cell.run_id} for row in rows], provenance)
+        outcome[cell.run_id] = "measured"
+    return outcome
 
 
 def load(experiment: Experiment, folder: Path | None = None) -> Results:
