@@ -102,15 +102,20 @@ PREDICTORS = {
 """What might predict accuracy under attack; geometric means over the images where it depends on them."""
 
 
-def predictors(results: Results, attack: str) -> pd.DataFrame:
+def predictors(results: Results, attack: str, least: float = 0.0) -> pd.DataFrame:
     """One row a network whose conditioning was measured: name, run_id, PREDICTORS, and the rate (%) under an attack at
-    its largest radius."""
+    its largest radius.
+
+    Networks with less than `least` % of clean accuracy are left out: one that has not learned has nothing to lose.
+    """
     rows = results.conditioning.astype({"value": float})
     kappas = rows[rows["quantity"] == "kappa"].groupby("run_id")["value"].prod().rename("kappas")
     whole = rows[rows["layer"].isna() | (rows["layer"] == "")].pivot_table("value", "run_id", "quantity")
     columns = ["bound", "gain_bound", "kappa_rel"]
     measured = whole.reindex(columns=columns).join(kappas)
+    clean = report.rates(results).query("attack == 'clean'").set_index("run_id")["rate"]
     found = report.sensitivity(results, attack)[["run_id", "name", "rate", "kappa", "gain"]]
+    found = found[found["run_id"].map(clean) >= least]
     return found.merge(measured, left_on="run_id", right_index=True).reset_index(drop=True)
 
 
