@@ -18,6 +18,7 @@ SMOKE = {"preset": "smoke", "run": True}
 SMALL = {  # what would take minutes on a processor
     "08_cifar": {"model": "helpers:Tiny"},
     "10_cost": {"repeats": 2, "batch": 16},
+    "15_relative_condition": {"condition_images": 20},
 }
 FIGURE = re.compile(r"\{numref\}`(fig-[\w-]+)`")
 

@@ -10,7 +10,9 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
+from scipy.stats import rankdata
 
 from wellcond import report
 from wellcond.report import LOOKS, finish, panels
@@ -97,7 +99,7 @@ PREDICTORS = {
     "gain": "product of all ‖W‖₂",
     "bound": "bound on κ_rel, all factors",
     "gain_bound": "bound on κ_rel, actual gains",
-    "kappa_rel": "κ_rel itself",
+    "kappa_rel": "κ_rel, exact",
 }
 """What might predict accuracy under attack; geometric means over the images where it depends on them."""
 
@@ -114,7 +116,9 @@ def predictors(results: Results, attack: str, least: float = 0.0) -> pd.DataFram
     columns = ["bound", "gain_bound", "kappa_rel"]
     measured = whole.reindex(columns=columns).join(kappas)
     clean = report.rates(results).query("attack == 'clean'").set_index("run_id")["rate"]
-    found = report.sensitivity(results, attack)[["run_id", "name", "rate", "kappa", "gain"]]
+    found = report.sensitivity(results, attack)[
+        ["run_id", "name", "method", "label", "max_cond", "rate", "kappa", "gain"]
+    ]
     found = found[found["run_id"].map(clean) >= least]
     return found.merge(measured, left_on="run_id", right_index=True).reset_index(drop=True)
 
@@ -125,24 +129,29 @@ def rank_correlations(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFram
     The bootstrap resamples configurations with all their seeds, since seeds of one configuration are not independent
     evidence on what makes configurations differ. Columns: predictor, rho, low, high, networks, configurations.
     """
-    groups = [rows for _, rows in frame.groupby("name", sort=False)]
+    values = frame[[*PREDICTORS, "rate"]].to_numpy(dtype=float)
+    groups = list(frame.groupby("name", sort=False).indices.values())
     rng = np.random.default_rng(0)
     draws = [rng.integers(len(groups), size=len(groups)) for _ in range(resamples)] if len(groups) > 2 else []
-    table = []
-    for key in PREDICTORS:
-
-        def rho(rows: pd.DataFrame, key: str = key) -> float:
-            return float(rows[key].rank().corr(rows["rate"].rank())) if len(rows) > 2 else math.nan
-
-        resampled = [rho(pd.concat([groups[i] for i in draw])) for draw in draws]
-        low, high = np.nanquantile(resampled, [0.025, 0.975]) if resampled else (math.nan, math.nan)
-        found = {"predictor": key, "rho": rho(frame), "low": float(low), "high": float(high)}
-        table.append({**found, "networks": len(frame), "configurations": len(groups)})
-    return pd.DataFrame(table)
+    resampled = [_spearman(values[np.concatenate([groups[i] for i in draw])]) for draw in draws]
+    blank = np.full(len(PREDICTORS), math.nan)
+    rho = _spearman(values) if draws else blank
+    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0) if draws else (blank, blank)
+    found = pd.DataFrame({"predictor": list(PREDICTORS), "rho": rho, "low": low, "high": high})
+    return found.assign(networks=len(frame), configurations=len(groups))
 
 
-def correlation_table(frame: pd.DataFrame) -> Styler:
-    """`rank_correlations` as a table."""
+def _spearman(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rank correlations of all columns but the last with the last."""
+    ranks = rankdata(values, axis=0)
+    ranks -= ranks.mean(axis=0)
+    with np.errstate(invalid="ignore"):  # of a constant
+        rho: NDArray[np.float64] = ranks[:, :-1].T @ ranks[:, -1] / np.linalg.norm(ranks[:, :-1], axis=0)
+        return rho / np.linalg.norm(ranks[:, -1])
+
+
+def correlation_table(correlations: pd.DataFrame) -> Styler:
+    """What `rank_correlations` returns, as a table."""
 
     def text(value: float) -> str:
         return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
@@ -153,6 +162,19 @@ def correlation_table(frame: pd.DataFrame) -> Styler:
             "ρ with accuracy under attack": text(row["rho"]),
             "95 % interval": f"{text(row['low'])} … {text(row['high'])}",
         }
-        for row in rank_correlations(frame).to_dict("records")
+        for row in correlations.to_dict("records")
     ]
     return report.table(pd.DataFrame(rows))
+
+
+def plot_predictors(frame: pd.DataFrame) -> Figure:
+    """The rate under attack against four predictors, one point a network; frame as of `predictors`."""
+    keys = ("kappa", "gain", "bound", "kappa_rel")
+    fig, axes = panels([PREDICTORS[key].replace("κ_rel", r"$κ_\mathrm{rel}$") for key in keys], 2, 2.6)
+    for i, (ax, key) in enumerate(zip(axes, keys, strict=True)):
+        for label, rows in frame.groupby("label", sort=False):
+            method, max_cond = rows[["method", "max_cond"]].iloc[0]
+            _, color, marker, _ = report.look(method, max_cond)
+            ax.plot(rows[key], rows["rate"], color=color, marker=marker, linestyle="", alpha=0.8, label=label)
+        ax.set(xscale="log" if len(frame) else "linear", ylabel="" if i % 2 else "accuracy under attack, %")
+    return finish(fig)
