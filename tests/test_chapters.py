@@ -85,7 +85,9 @@ def test_every_parameter_reaches_the_specification(name):
     assert ast.unparse(call.args[0]) == "experiment"
     assert passed == {parameter: parameter for parameter in values if parameter != "experiment"}
 
-    overrides = {key: value for key, value in values.items() if key not in ("experiment", "preset", "run", "condition_images")}
+    overrides = {
+        key: value for key, value in values.items() if key not in ("experiment", "preset", "run", "condition_images")
+    }
     other = {"model": "helpers:Tiny", "dataset": "digits32", "seeds": (7,), "device": "cpu"}
 
     def resolved(preset="paper", **changes):

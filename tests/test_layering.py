@@ -42,6 +42,7 @@ ALLOWED = {
     "ensemble": {"errors", "optim", "train"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
     "conditioning": {"convert", "data", "dataflow", "errors", "layers", "models", "tucker"},
+    "provenance": {"paths"},
     "results": {"errors", "paths", "settings"},
     "report": {"errors", "results", "settings"},
     "costs": {"report"},
@@ -49,13 +50,13 @@ ALLOWED = {
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results", "settings"},
     "runner": {
         *("conditioning", "convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers"),
-        *("methods", "models", "paths", "results", "settings", "train"),
+        *("methods", "models", "paths", "provenance", "results", "settings", "train"),
     },
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "paths"),
         *("spectrum", "stiefel"),
     },
-    "__main__": {"bench", "data", "experiments", "paths", "results", "runner"},
+    "__main__": {"bench", "data", "experiments", "paths", "provenance", "results", "runner"},
 }
 FACADE = "__init__"  # gathers the public names of all
 

@@ -106,7 +106,8 @@ def _bench(options: argparse.Namespace) -> None:
     import torch
 
     from wellcond import bench, paths, results
-    from wellcond.runner import environment, now, pick_device
+    from wellcond.provenance import environment, now
+    from wellcond.runner import pick_device
 
     torch.set_num_threads(1)
     device = pick_device(options.device)

@@ -7,14 +7,11 @@ specification. Cells that differ only in their seeds may be trained together, as
 
 from __future__ import annotations
 
-import datetime
 import fnmatch
 import functools
 import math
 import os
-import platform
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +20,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -43,6 +39,7 @@ from wellcond.errors import invalid, unknown
 from wellcond.experiments import Cell, Experiment
 from wellcond.layers import low_rank_layers
 from wellcond.methods import find
+from wellcond.provenance import environment, now
 from wellcond.results import Results, Row
 from wellcond.settings import SETTINGS
 from wellcond.train import Diverged
@@ -327,44 +324,6 @@ def run_cell(
     tables["spectra"] = [row for row in network.spectra if row["epoch"] in wanted_epochs]
     tables["runs"] = [{**about, **_run_row(cell, network, dataset)}]
     return {table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()}
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(paths.ROOT), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-@functools.cache
-def environment(device: str) -> dict[str, Any]:
-    """What the numbers may depend on besides the specification; read once, when the process starts to compute."""
-    packages = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "advertorch", "wellcond")
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "modified": bool(_git("status", "--porcelain", "--", "lib", "book/experiments")),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "cuda": torch.version.cuda if device == "cuda" else None,
-        "device": _device_name(device),
-        "threads": torch.get_num_threads(),
-        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if device == "cuda" else None,
-    }
-
-
-def now() -> str:
-    """UTC, to the second, ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _failure(folder: Path, cell: Cell) -> Path:
