@@ -15,7 +15,7 @@ FOLDER = Path(wellcond.__file__).parent
 # A module may import these modules of the package, and no others. Read from the bottom: geometry, layers, conversion,
 # optimizer, methods; beside them data, models, attacks and training, which know nothing of layers; the ensemble,
 # which trains stacks of networks with the optimizer; results and report, which know only tables; experiments, and the
-# runner that joins everything.
+# runner that joins everything. The checks of the theory stand apart: flows and verdicts, the checks, their figures.
 ALLOWED = {
     "errors": set(),
     "paths": set(),
@@ -56,13 +56,20 @@ ALLOWED = {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "paths"),
         *("spectrum", "stiefel"),
     },
+    "verdicts": set(),
+    "flows": {"basis_update", "integrator", "layers", "optim", "stiefel"},
+    "theory_problems": {"flows", "integrator", "stiefel"},
+    "theory_network": {"data", "flows", "integrator", "layers", "spectrum", "verdicts"},
+    "theory": {"flows", "integrator", "spectrum", "stiefel", "theory_network", "theory_problems", "verdicts"},
+    "theory_figures": {"report", "verdicts"},
     "__main__": {"bench", "data", "experiments", "paths", "provenance", "results", "runner"},
 }
 FACADE = "__init__"  # gathers the public names of all
 
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "matplotlib", "seaborn"}
-TABLES_ONLY = {"results", "report", "costs", "conditioning_report", "paths", "errors", "notebook", "settings"}
+FIGURES = {"report", "costs", "conditioning_report", "theory_figures"}
+TABLES_ONLY = FIGURES | {"results", "paths", "errors", "notebook", "settings", "verdicts"}
 
 
 def imports(path):
@@ -130,9 +137,7 @@ def test_tables_need_no_torch(name):
 @pytest.mark.parametrize("name", sorted(EDGES))
 def test_heavy_packages_are_imported_where_they_are_used(name):
     packages = {module.split(".")[0] for module in IMPORTS[name][1]}
-    assert packages & HEAVY <= (
-        {"matplotlib", "seaborn"} if name in ("report", "costs", "conditioning_report") else set()
-    )
+    assert packages & HEAVY <= ({"matplotlib", "seaborn"} if name in FIGURES else set())
 
 
 def test_only_results_writes_into_the_results_folder():
