@@ -93,15 +93,16 @@ def history(results: Results, quantity: str, layer: str = "") -> pd.DataFrame:
 
 
 def _draw(ax: Axes, frame: pd.DataFrame, quantity: str) -> None:
-    draw(ax, frame, "epoch", "value", log=QUANTITIES[quantity].log, mark=max(1, len(frame["epoch"].unique()) // 5))
-    ax.set_xlabel("epoch")
+    last = frame["epoch"].max() if len(frame) else 1
+    draw(ax, frame, "epoch", "value", log=QUANTITIES[quantity].log, mark=max(1, int(last) // 5))
+    ax.set(xlabel="epoch", xlim=(-0.04 * last, 1.04 * last))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def plot_training(
     results: Results, quantities: Sequence[str], layer: str = "", share: Literal["row", "none"] = "row"
 ) -> Figure:
-    """Keys of QUANTITIES over the epochs, a row of panels each, with a column for each decay α of the initial spectra."""
+    """Keys of QUANTITIES over the epochs: a row of panels each, and a column for each decay α of the start."""
     frames = [history(results, quantity, layer) for quantity in quantities]
     decays = sorted(results.runs["decay"].dropna().astype(float).unique()) or [math.nan]
     titles = ["" if math.isnan(decay) else f"α = {decay:g}" for decay in decays]
@@ -119,8 +120,8 @@ def plot_training(
 def plot_ranks(results: Results, layers: Sequence[str] = ()) -> Figure:
     """The rank of each layer whose rank changes (or of those asked for), and the deployed parameters, over training."""
     ranks = results.curves[results.curves["quantity"] == "rank"]
-    changes = ranks.groupby("layer", sort=False)["value"].nunique() > 1
-    names = list(layers or layers_shown(ranks[ranks["layer"].map(changes).astype(bool)], (), 5))
+    values = ranks.groupby("layer")["value"]
+    names = list(layers or layers_shown(ranks[values.transform("min") < values.transform("max")], (), 5))
     fig, axes = panels([*(f"Rank of {name}" for name in names), "Deployed parameters, % of dense"], 2, 2.2, "none")
     for ax, quantity, name in zip(axes, ["rank"] * len(names) + ["deployed"], [*names, ""], strict=True):
         _draw(ax, history(results, quantity, name), quantity)
@@ -128,8 +129,8 @@ def plot_ranks(results: Results, layers: Sequence[str] = ()) -> Figure:
 
 
 def plot_spectra_over_training(results: Results, layer: str) -> Figure:
-    """All singular values of one layer at the recorded epochs, a panel for each configuration: geometric mean over seeds,
-    and their range."""
+    """All singular values of one layer at the recorded epochs, a panel for each configuration: geometric mean over
+    seeds, and their range."""
     frame = ordered(results.select("spectra"))
     frame = frame[(frame["layer"] == layer) & (frame["singular_value"] > 0)].assign(index=lambda f: f["index"] + 1)
     labels = frame.groupby("name", sort=False)["label"].first()
@@ -159,7 +160,7 @@ def decay_table(results: Results, attack: str = "pgd_linf") -> Styler:
     radius = largest_radius(results, attack)
     attacked = by_seed(results, attack, radius).T
     texts = {
-        "α": frame["decay"].map("{:g}".format),
+        "α": frame["decay"].map(lambda decay: "–" if math.isnan(decay) else f"{decay:g}"),
         "method": frame["label"].str.replace(" = ", "\u00a0=\u00a0"),
         "κ before training": frame["kappa_start"].map(number),
         "largest κ": frame["name"].map(largest).map(number),
@@ -196,15 +197,15 @@ def plot_accuracy_size(results: Results, attack: str = "pgd_linf") -> Figure:
     measured = rates(results).assign(share=lambda frame: frame["run_id"].map(share))
     fig, axes = panels(["Test accuracy", ATTACKS[attack] + (f", ε = {radius:g}" if radius > 0 else "")], 2, 3.2, "none")
     for ax, (name, eps) in zip(axes, (("clean", 0.0), (attack, radius)), strict=True):
-        for label, rows in measured[(measured["attack"] == name) & (measured["eps"] == eps)].groupby("label", sort=False):
-            seeds = rows.groupby("name")
-            at, std, x = seeds[["share", "rate"]].mean(), seeds["rate"].std().fillna(0), seeds["share"]
-            bars = {"xerr": (at["share"] - x.min(), x.max() - at["share"]), "yerr": std}
+        frame = measured[(measured["attack"] == name) & (measured["eps"] == eps)]
+        for label, rows in frame.groupby("label", sort=False):
+            seeds = rows.sort_values("share").groupby("name", sort=False)
+            at, std = seeds[["share", "rate"]].mean(), seeds["rate"].std().fillna(0)
             _, color, marker, dash, fill = look(**rows.iloc[0][["method", *SETTINGS]])
             drawn: Any = {"color": color, "marker": marker, "fillstyle": fill, "linestyle": dash}
-            at = at.sort_values("share")
             ax.plot(at["share"], at["rate"], **drawn, linewidth=0.9, label=label)
-            ax.errorbar(seeds["share"].mean(), seeds["rate"].mean(), **bars, fmt="none", ecolor=color, elinewidth=0.9)
+            ax.vlines(at["share"], at["rate"] - std, at["rate"] + std, color=color, linewidth=0.9)
+            ax.hlines(at["rate"], seeds["share"].min(), seeds["share"].max(), color=color, linewidth=0.9)
         ax.set(xscale="log", xlabel="deployed parameters, % of dense")
     axes[0].set_ylabel("accuracy, %")
     return finish(fig)
@@ -225,8 +226,9 @@ def matched(results: Results, within: float = 10.0) -> pd.DataFrame:
     nearest = pairs.loc[distance.groupby([pairs["name"], pairs["label_fixed"]], sort=False).idxmin()]
     partners = nearest[nearest["fixed"] != ""]
     alone = nearest[~nearest["name"].isin(partners["name"])].sort_values("distance").drop_duplicates("name")
-    found = pd.concat([partners, alone]).sort_index().rename(columns={"name": "adaptive", "adaptive": "is_adaptive"})
-    return found[["adaptive", "fixed", "share", "difference"]].reset_index(drop=True)
+    found = pd.concat([partners, alone]).sort_index().assign(adaptive=lambda frame: frame["name"])
+    chosen: pd.DataFrame = found[["adaptive", "fixed", "share", "difference"]].reset_index(drop=True)
+    return chosen
 
 
 def matched_table(results: Results, within: float = 10.0, attack: str = "pgd_linf") -> Styler:
@@ -234,11 +236,12 @@ def matched_table(results: Results, within: float = 10.0, attack: str = "pgd_lin
     radius = largest_radius(results, attack)
     tests = {"test accuracy": ("clean", 0.0)} | ({attack_name(attack, radius): (attack, radius)} if radius > 0 else {})
     rows = []
-    for pair in matched(results, within).itertuples():
-        row = {"rank-adaptive": pair.adaptive, "deployed": percent(pair.share / 100)}
-        row["fixed rank"] = pair.fixed or f"none within {within:g} %"
-        row["its size"] = f"{pair.difference:+.1f} %".replace("-", "−")
-        for test, (name, eps) in tests.items():
-            row[test] = str(compare(results, pair.adaptive, pair.fixed, name, eps)) if pair.fixed else "–"
+    for pair in matched(results, within).to_dict("records"):
+        adaptive, fixed = pair["adaptive"], pair["fixed"]
+        row = {"rank-adaptive": adaptive, "deployed": percent(pair["share"] / 100)}
+        row["fixed rank"] = fixed or f"none within {within:g} %"
+        row["its size"] = f"{pair['difference']:+.1f} %".replace("-", "−")
+        for test, at in tests.items():
+            row[test] = str(compare(results, adaptive, fixed, *at)) if fixed else "–"
         rows.append(row)
     return table(pd.DataFrame(rows, columns=["rank-adaptive", "deployed", "fixed rank", "its size", *tests]))

@@ -19,7 +19,7 @@ from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 from scipy.special import ndtri, stdtrit
 
@@ -491,13 +491,9 @@ def finish(fig: Figure, x_ticks: bool = True) -> Figure:
             if axis.get_scale() == "log":
                 low, high = axis.get_view_interval()
                 decades = math.log10(high / low)
-                if decades > 6:  # 1, 10⁶, 10¹²
-                    axis.set_major_locator(LogLocator(numticks=6))
-                    axis.set_major_formatter(LogFormatterMathtext())
-                    axis.set_minor_formatter(NullFormatter())
-                    continue
                 fine = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if decades < 0.5 else (1, 1.5, 2, 3, 5, 7)
-                axis.set_major_locator(LogLocator(subs=fine if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)))
+                subs = fine if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+                axis.set_major_locator(LogLocator(subs=subs, numticks=6 if decades > 6 else None))
                 axis.set_major_formatter(lambda x, _: tick(x))
                 axis.set_minor_formatter(NullFormatter())
     if entries:
@@ -537,7 +533,7 @@ def draw(ax: Axes, frame: pd.DataFrame, x: str, y: str, log: bool = False, mark:
         fill = "none" if len(ratios) > 1 and about["ratio"] < ratios[-1] else fill
         ax.plot(line["centre"], color=color, marker=marker, fillstyle=fill, linestyle=dash, markevery=mark, label=label)
         ax.fill_between(line.index, line["low"], line["high"], color=color, alpha=0.18, linewidth=0)
-    if log:
+    if log and ((frame[y] > 0) & (frame[y] < np.inf)).any():  # else there is nothing that such an axis can show
         ax.set_yscale("log")
 
 
