@@ -46,6 +46,7 @@ ALLOWED = {
     "results": {"errors", "paths", "settings"},
     "report": {"errors", "results", "settings"},
     "costs": {"report"},
+    "dynamics": {"report", "results", "settings"},
     "conditioning_report": {"report", "results", "settings"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results", "settings"},
     "runner": {
@@ -68,7 +69,7 @@ FACADE = "__init__"  # gathers the public names of all
 
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "matplotlib", "seaborn"}
-FIGURES = {"report", "costs", "conditioning_report", "theory_figures"}
+FIGURES = {"report", "costs", "conditioning_report", "dynamics", "theory_figures"}
 TABLES_ONLY = FIGURES | {"results", "paths", "errors", "notebook", "settings", "verdicts"}
 
 

@@ -229,6 +229,25 @@ def test_looks_have_the_labels_of_the_methods_and_tell_them_apart():
     assert report.look("condlr", 1.1) == report.look("condlr")
 
 
+@pytest.mark.parametrize("experiment", ["mnist_lenet5", "mnist_condition_growth"])
+def test_configurations_look_different(experiment):
+    """But for the ratio and the start, which a figure shows in other ways; and a family has one colour."""
+    settings = ("method", "max_cond", "tolerance", "beta")
+    frame = report._settings([c.run_id for c in wc.Experiment.load(experiment).cells()])
+    frame = frame[list(settings)].astype(dict.fromkeys(settings[1:], float)).drop_duplicates()
+    looks = [report.look(**row) for row in frame.to_dict("records")]
+    assert len({look[1:] for look in looks}) == len(looks)
+    assert all(look.color == report.LOOKS[method].color for look, method in zip(looks, frame["method"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1, "1"), (0.001, "0.001"), (20000.0, "20000"), (1e5, "10⁵"), (1e-13, "10⁻¹³"), (2e19, "2·10¹⁹")],
+)
+def test_ticks_of_logarithmic_axes_are_short(value, text):
+    assert report.tick(value) == text
+
+
 def test_pick_keeps_what_has_no_such_setting(three_seeds):
     more = results_of(
         cell("uv", 0, 970, ratio=0.5), cell("dense", 0, 980), missing=["condlr-r0.5-c1.1-s0", "condlr-r0.8-c1.5-s0"]

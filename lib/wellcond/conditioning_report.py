@@ -6,6 +6,7 @@ From the rows of `conditioning`, joined with those of the other tables of result
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -173,8 +174,8 @@ def plot_predictors(frame: pd.DataFrame) -> Figure:
     fig, axes = panels([PREDICTORS[key].replace("κ_rel", r"$κ_\mathrm{rel}$") for key in keys], 2, 2.6)
     for i, (ax, key) in enumerate(zip(axes, keys, strict=True)):
         for label, rows in frame.groupby("label", sort=False):
-            method, max_cond = rows[["method", "max_cond"]].iloc[0]
-            _, color, marker, _ = report.look(method, max_cond)
-            ax.plot(rows[key], rows["rate"], color=color, marker=marker, linestyle="", alpha=0.8, label=label)
+            _, color, marker, _, fill = report.look(**rows[["method", *SETTINGS]].iloc[0])
+            drawn: Any = {"color": color, "marker": marker, "fillstyle": fill, "linestyle": "", "alpha": 0.8}
+            ax.plot(rows[key], rows["rate"], **drawn, label=label)
         ax.set(xscale="log" if len(frame) else "linear", ylabel="" if i % 2 else "accuracy under attack, %")
     return finish(fig)

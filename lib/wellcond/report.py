@@ -19,7 +19,7 @@ from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 from scipy.special import ndtri, stdtrit
 
@@ -47,6 +47,7 @@ class Look(NamedTuple):
     color: str
     marker: str
     dash: str = "-"
+    fill: Literal["full", "none"] = "full"
 
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one colour a family, marker and dash within it.
@@ -64,7 +65,7 @@ LOOKS = {
     "dlrt": Look("DLRT", "#7A5195", "d"),
     "dlrt_adaptive": Look("rank-adaptive DLRT", "#7A5195", "*", "--"),
     "robust_dlrt": Look("RobustDLRT", "#A00000", "h"),
-    "robust_dlrt_tucker": Look("RobustDLRT, Tucker", "#A00000", "H", "--"),
+    "robust_dlrt_tucker": Look("RobustDLRT, Tucker", "#A00000", "D", "--"),
     "soft_orthogonal_uv": Look("U Vᵀ, soft orthogonality", "#E69F00", "8", "--"),
     "soft_orthogonal": Look("dense, soft orthogonality", "#666666", "s", "--"),
     "spectral_norm": Look("dense, spectral norm 1", "#666666", "v", ":"),
@@ -72,12 +73,22 @@ LOOKS = {
 }
 
 
-def look(method: str, max_cond: float = math.nan) -> Look:
-    """The look of a method; τ = 0 is dotted, τ > 1/4 dashed; an unknown method is grey."""
+def look(
+    method: str, max_cond: float = math.nan, tolerance: float = math.nan, beta: float = math.nan, **_: object
+) -> Look:
+    """The look of a configuration: of τ and ϑ the middle ones look as the method does, the smallest and the largest
+    have their own marker and dash; without its penalty (β = 0) a marker is open. An unknown method is grey. Other
+    settings change nothing."""
     base = LOOKS.get(method, Look(method, "#888888", "h"))
+    if beta == 0:
+        base = base._replace(fill="none")
     if max_cond == 1:
         return base._replace(marker="<", dash=":")
-    return base._replace(marker=">", dash="--") if max_cond > 1.25 else base
+    if max_cond > 1.25:
+        return base._replace(marker=">", dash="--")
+    if tolerance == 0:
+        return base._replace(marker="s")
+    return base._replace(marker="v", dash="-.") if tolerance > 0.15 else base
 
 
 def style() -> None:
@@ -170,7 +181,7 @@ _TEXT = [
 _DENSE = {"n_params_trained": "n_params_dense", "n_params_deployed": "n_params_dense", "flops_deployed": "flops_dense"}
 
 
-def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+def ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """With a full name for each configuration, by method, then ratio and bound; numbers as floats."""
     frame = frame.astype({column: float for column in frame if column not in _TEXT})
     place = frame["method"].map({method: i for i, method in enumerate(LOOKS)}).fillna(len(LOOKS))
@@ -194,13 +205,17 @@ def _settings(run_ids: Sequence[str]) -> pd.DataFrame:
 
 
 def pick(
-    results: Results, methods: Sequence[str] = (), ratios: Sequence[float] = (), bounds: Sequence[float] = ()
+    results: Results,
+    methods: Sequence[str] = (),
+    ratios: Sequence[float] = (),
+    bounds: Sequence[float] = (),
+    decays: Sequence[float] = (),
 ) -> Results:
-    """The part of the results with these methods, ratios and bounds on κ; what has no such setting stays."""
+    """The part with these methods, ratios, bounds on κ and decays α; what has no such setting stays."""
 
     def chosen(frame: pd.DataFrame) -> list[str]:
         keep = frame["method"].isin(methods or list(frame["method"]))
-        for column, allowed in (("ratio", ratios), ("max_cond", bounds)):
+        for column, allowed in (("ratio", ratios), ("max_cond", bounds), ("decay", decays)):
             values = frame[column].astype(float)
             keep &= values.isna() | values.isin(allowed or list(values))
         return list(frame.loc[keep, "run_id"])
@@ -216,7 +231,7 @@ def rates(results: Results) -> pd.DataFrame:
     runs = results.runs[results.runs["status"] == "done"]
     clean = runs.assign(attack="clean", eps=0.0, n_examples=runs["n_test"])
     attacked = results.select("robustness")
-    frame = _ordered(pd.concat([part[attacked.columns.intersection(part.columns)] for part in (clean, attacked)]))
+    frame = ordered(pd.concat([part[attacked.columns.intersection(part.columns)] for part in (clean, attacked)]))
     bounds = [wilson(k, n) for k, n in zip(frame["n_correct"], frame["n_examples"], strict=True)]
     low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
     return frame.assign(rate=100 * frame["n_correct"] / frame["n_examples"], low=low, high=high)
@@ -240,7 +255,7 @@ def compare(results: Results, first: str, second: str, attack: str = "clean", ep
 
 
 def _kappas(results: Results) -> pd.DataFrame:
-    return _ordered(results.select("curves").query("quantity == 'kappa'"))
+    return ordered(results.select("curves").query("quantity == 'kappa'"))
 
 
 def final(frame: pd.DataFrame) -> pd.DataFrame:
@@ -268,10 +283,11 @@ def summary(results: Results) -> pd.DataFrame:
     """One row a configuration: cells done, diverged, waiting; accuracy (%); counts, and their ratios to dense.
 
     kappa_max, orth_error_max: the largest κ(S) and orthogonality error of any constrained layer, epoch and seed;
-    kappa, kappa_start: the largest κ of any layer and seed after training and before it.
+    kappa, kappa_start: the largest κ of any layer and seed after training and before it. Counts, and the rank kept, are
+    means over the seeds: those of a rank-adaptive method differ.
     """
     absent = _settings(results.missing).reindex(columns=results.runs.columns)
-    cells = _ordered(pd.concat([part for part in (results.runs, absent) if len(part)] or [absent]))
+    cells = ordered(pd.concat([part for part in (results.runs, absent) if len(part)] or [absent]))
     start = _kappas(results).query("epoch == 0").groupby("run_id")["value"].max()
     cells = cells.assign(
         accuracy=100 * cells["n_correct"] / cells["n_test"],
@@ -279,13 +295,14 @@ def summary(results: Results) -> pd.DataFrame:
         kappa_start=cells["run_id"].map(start).astype(float),
     )
     groups = cells.groupby(cells["run_id"].astype(str).str.replace(r"-s\d+$", "", regex=True), sort=False)
-    frame = groups[["name", "method", "label", "ratio", "max_cond", "rank_fraction"]].first()
+    frame = groups[["name", "method", "label", *SETTINGS]].first()
+    frame["rank_fraction"] = groups["rank_fraction"].mean()
     for state in ("done", "diverged", "waiting"):
         seeds = cells["seed"].map("{:.0f}".format).where(cells["status"] == state, "")
         frame[state] = [[seed for seed in seeds.iloc[rows] if seed] for rows in groups.indices.values()]
     frame["accuracy"], frame["accuracy_std"] = groups["accuracy"].mean(), groups["accuracy"].std()
     for count, dense in _DENSE.items():
-        frame[count], frame[f"{count}_ratio"] = groups[count].first(), groups[count].first() / groups[dense].first()
+        frame[count], frame[f"{count}_ratio"] = groups[count].mean(), groups[count].mean() / groups[dense].first()
     extremes = groups[["kappa_start", "kappa", "kappa_max", "orth_error_max"]].max()
     return pd.concat([frame, extremes, groups["wall_s"].mean()], axis=1).reset_index(drop=True)
 
@@ -330,11 +347,11 @@ def _rate(rows: pd.DataFrame) -> str:
     return "{rate:.1f} [{low:.1f}, {high:.1f}]".format(**rows.iloc[0])
 
 
-def _test(attack: str, radius: float) -> str:
+def attack_name(attack: str, radius: float) -> str:
     return f"{ATTACKS[attack]} ε\u00a0=\u00a0{radius:g}"
 
 
-def _accuracy(row: Any) -> str:
+def accuracy_text(row: Any) -> str:
     if not row.done:
         return "diverged" if row.diverged else "waiting"
     spread = f" ± {row.accuracy_std:.2f}" if len(row.done) > 1 else ""
@@ -347,7 +364,7 @@ def _table(results: Results, columns: Sequence[str], radii: int = 0) -> Styler:
     texts: dict[str, Any] = {
         "method": frame["label"].str.replace(" = ", "\u00a0=\u00a0").str.replace("U S V", "U\u00a0S\u00a0V"),
         "rank removed": frame["ratio"].map(lambda r: "–" if math.isnan(r) else f"{100 * r:g} %"),
-        "test accuracy, % (seeds)": pd.Series([_accuracy(row) for row in frame.itertuples()], dtype=object),
+        "test accuracy, % (seeds)": pd.Series([accuracy_text(row) for row in frame.itertuples()], dtype=object),
         "rank kept": frame["rank_fraction"].map(percent),
         "κ before training": frame["kappa_start"].map(number),
         "κ after": frame["kappa"].map(number),
@@ -368,7 +385,7 @@ def _table(results: Results, columns: Sequence[str], radii: int = 0) -> Styler:
         eps = sorted(rows["eps"].unique())
         for radius in eps[:: -math.ceil(len(eps) / radii)][::-1] if eps else ():  # evenly, down from the largest
             found = {name: _rate(group) for name, group in rows[rows["eps"] == radius].groupby("name")}
-            text[_test(attack, radius)] = frame["name"].map(found).fillna("–")
+            text[attack_name(attack, radius)] = frame["name"].map(found).fillna("–")
     return table(text)
 
 
@@ -424,7 +441,7 @@ def comparison_table(results: Results, pairs: Sequence[tuple[str, str]], attacks
     tests = {"test accuracy": ("clean", 0.0)}
     for attack in ATTACKS if attacks else ():
         radius = measured.loc[(measured["attack"] == attack) & (measured["eps"] > 0), "eps"].max()
-        tests |= {_test(attack, radius): (attack, radius)} if radius > 0 else {}
+        tests |= {attack_name(attack, radius): (attack, radius)} if radius > 0 else {}
     rows = [[_minus(*pair), *(str(compare(results, *pair, *test)) for test in tests.values())] for pair in pairs]
     return table(pd.DataFrame(rows, columns=["difference in points", *tests]))
 
@@ -455,6 +472,15 @@ def panels(
     return fig, axes[: len(titles)]
 
 
+def tick(value: float) -> str:
+    """A number at a logarithmic axis: 0.001, 50, 10000, and powers of ten beyond, 10⁻⁷, 2·10¹²."""
+    if 1e-3 <= value < 1e5:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{power}" if mantissa == "1" else f"{mantissa}·10{power}"
+
+
 def finish(fig: Figure, x_ticks: bool = True) -> Figure:
     """One legend below the panels, or the remark that nothing has been computed; plain numbers on logarithmic axes
     (with x_ticks=False, on the vertical ones only)."""
@@ -465,17 +491,14 @@ def finish(fig: Figure, x_ticks: bool = True) -> Figure:
             if axis.get_scale() == "log":
                 low, high = axis.get_view_interval()
                 decades = math.log10(high / low)
-                if decades > 6:  # 1, 10⁶, 10¹²
-                    axis.set_major_locator(LogLocator(numticks=6))
-                    axis.set_major_formatter(LogFormatterMathtext())
-                    axis.set_minor_formatter(NullFormatter())
-                    continue
                 fine = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if decades < 0.5 else (1, 1.5, 2, 3, 5, 7)
-                axis.set_major_locator(LogLocator(subs=fine if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)))
-                axis.set_major_formatter("{x:g}")
+                subs = fine if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+                axis.set_major_locator(LogLocator(subs=subs, numticks=6 if decades > 6 else None))
+                axis.set_major_formatter(lambda x, _: tick(x))
                 axis.set_minor_formatter(NullFormatter())
     if entries:
-        columns = 3 if max(map(len, entries)) < 31 else 2
+        short = len(entries) == 4 and len("".join(entries)) < 60
+        columns = 4 if short else 3 if max(map(len, entries)) < 31 else 2
         fig.set_figheight(fig.get_figheight() + 0.21 * math.ceil(len(entries) / columns))
         fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
     else:
@@ -487,7 +510,7 @@ def finish(fig: Figure, x_ticks: bool = True) -> Figure:
     return fig
 
 
-def _spread(rows: pd.DataFrame, x: str, y: str, log: bool) -> pd.DataFrame:
+def spread(rows: pd.DataFrame, x: str, y: str, log: bool) -> pd.DataFrame:
     """centre, low, high over the seeds at each x: mean ± standard deviation, the interval of a single count; for log,
     geometric mean and range (what a logarithmic axis cannot show is left out)."""
     if log:
@@ -500,21 +523,21 @@ def _spread(rows: pd.DataFrame, x: str, y: str, log: bool) -> pd.DataFrame:
     return pd.DataFrame({"centre": centre, "low": low, "high": high})
 
 
-def _draw(ax: Axes, frame: pd.DataFrame, x: str, y: str, log: bool = False, mark: int | list[int] = 1) -> None:
+def draw(ax: Axes, frame: pd.DataFrame, x: str, y: str, log: bool = False, mark: int | list[int] = 1) -> None:
     """A line and a band per configuration. Of several ratios the highest has full markers; a single one is unnamed."""
     ratios = sorted(frame["ratio"].dropna().unique())
     for _, rows in frame.groupby("name", sort=False):
-        about, line = rows.iloc[0], _spread(rows, x, y, log)
-        _, color, marker, dash = look(about["method"], about["max_cond"])
+        about, line = rows.iloc[0], spread(rows, x, y, log)
+        _, color, marker, dash, fill = look(**about[["method", *SETTINGS]])
         label = about["name" if len(ratios) > 1 else "label"]
-        fill: Any = "none" if len(ratios) > 1 and about["ratio"] < ratios[-1] else "full"
+        fill = "none" if len(ratios) > 1 and about["ratio"] < ratios[-1] else fill
         ax.plot(line["centre"], color=color, marker=marker, fillstyle=fill, linestyle=dash, markevery=mark, label=label)
         ax.fill_between(line.index, line["low"], line["high"], color=color, alpha=0.18, linewidth=0)
-    if log:
+    if log and ((frame[y] > 0) & (frame[y] < np.inf)).any():  # else there is nothing that such an axis can show
         ax.set_yscale("log")
 
 
-def _layers(frame: pd.DataFrame, layers: Sequence[str], most: int = 6) -> Sequence[str]:
+def layers_shown(frame: pd.DataFrame, layers: Sequence[str], most: int = 6) -> Sequence[str]:
     """The layers asked for, or all; of a deep network first and last and some evenly between."""
     names = [name for name in frame["layer"].dropna().unique() if name]
     return layers or [names[round(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
@@ -523,23 +546,23 @@ def _layers(frame: pd.DataFrame, layers: Sequence[str], most: int = 6) -> Sequen
 def plot_condition_growth(results: Results, layers: Sequence[str] = ()) -> Figure:
     """κ of each layer over the epochs: of S, or of the dense or U Vᵀ weight where there is no S."""
     frame = _kappas(results)
-    titles = _layers(frame, layers)
+    titles = layers_shown(frame, layers)
     fig, axes = panels(titles, 2, 2.3)
     for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
-        _draw(ax, frame[frame["layer"] == layer], "epoch", "value", log=True, mark=4)
+        draw(ax, frame[frame["layer"] == layer], "epoch", "value", log=True, mark=4)
         ax.set(xlabel="epoch", ylabel="" if i % 2 else "κ")
     return finish(fig)
 
 
 def plot_spectra(results: Results, layers: Sequence[str] = ()) -> Figure:
     """Singular values of each layer after training over the largest one: a curve ends at 1/κ."""
-    frame = _ordered(final(results.select("spectra")))
+    frame = ordered(final(results.select("spectra")))
     largest = frame.groupby(["run_id", "layer"])["singular_value"].transform("max")
     frame = frame.assign(relative=frame["singular_value"] / largest, index=frame["index"] + 1)
-    titles = _layers(frame, layers)
+    titles = layers_shown(frame, layers)
     fig, axes = panels(titles, 2, 2.3)
     for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
-        _draw(ax, frame[frame["layer"] == layer], "index", "relative", log=True, mark=[-1])
+        draw(ax, frame[frame["layer"] == layer], "index", "relative", log=True, mark=[-1])
         ax.set(xscale="log", xlabel="index i", ylabel="" if i % 2 else "σᵢ / σ₁")
     return finish(fig)
 
@@ -555,8 +578,8 @@ def plot_robustness(results: Results) -> Figure:
     fig, axes = panels([ATTACKS[attack] for attack in attacks] + [""] * len(attacks), max(1, len(attacks)), 2.5, "row")
     for i, attack in enumerate(attacks):
         rows, (above, below) = frame[frame["attack"] == attack], (axes[i], axes[i + len(attacks)])
-        _draw(above, rows, "eps", "rate")
-        _draw(below, rows.assign(low=math.nan, high=math.nan), "eps", "gap")
+        draw(above, rows, "eps", "rate")
+        draw(below, rows.assign(low=math.nan, high=math.nan), "eps", "gap")
         eps = sorted(rows["eps"].unique())
         for ax in (above, below):
             ax.set_xticks(eps[:: math.ceil(len(eps) / 4)])
@@ -572,8 +595,8 @@ def plot_sensitivity(results: Results, attack: str) -> Figure:
     fig, axes = panels(["Condition number, worst layer", "Product of all ‖W‖₂"], 2, 2.8)
     for ax, column in zip(axes, ("kappa", "gain"), strict=True):
         for label, rows in frame.groupby("label", sort=False):
-            _, color, marker, _ = look(rows["method"].iloc[0], rows["max_cond"].iloc[0])
-            ax.plot(rows[column], rows["rate"], color=color, marker=marker, linestyle="", label=label)
+            _, color, marker, _, fill = look(**rows.iloc[0][["method", *SETTINGS]])
+            ax.plot(rows[column], rows["rate"], color=color, marker=marker, fillstyle=fill, linestyle="", label=label)
         ax.set(xscale="log", xlabel="κ" if column == "kappa" else "Π σ₁")
     radius = f", ε = {frame['eps'].max():g}" if len(frame) else ""
     axes[0].set_ylabel(f"accuracy, %, {ATTACKS.get(attack, attack)}{radius}")
@@ -585,9 +608,9 @@ def plot_headline(results: Results) -> Figure:
     fig, (left, right) = panels(["Condition number, worst layer", "Accuracy under FGSM"], 2, 2.8, "none")
     frame = _kappas(results)
     worst = frame.sort_values("value", na_position="first").drop_duplicates(["run_id", "epoch"], keep="last")
-    _draw(left, worst.sort_index(), "epoch", "value", log=True, mark=4)
+    draw(left, worst.sort_index(), "epoch", "value", log=True, mark=4)
     left.set(xlabel="epoch", ylabel="κ")
-    _draw(right, rates(results).query("attack == 'fgsm'"), "eps", "rate")
+    draw(right, rates(results).query("attack == 'fgsm'"), "eps", "rate")
     right.set(xlabel="radius ε", ylabel="accuracy, %")
     return finish(fig)
 
@@ -605,11 +628,12 @@ def plot_accuracy_compression(results: Results) -> Figure:
     levels = sorted(frame["level"].unique())
     groups = {level: list(frame.loc[frame["level"] == level, "label"].unique()) for level in levels}
     for label, rows in frame.groupby("label", sort=False):
-        error = _spread(rows, "level", "rate", log=False)
-        _, color, marker, dash = look(rows["method"].iloc[0], rows["max_cond"].iloc[0])
+        error = spread(rows, "level", "rate", log=False)
+        _, color, marker, dash, fill = look(**rows.iloc[0][["method", *SETTINGS]])
         place = {x: levels.index(x) + 0.08 * (groups[x].index(label) - (len(groups[x]) - 1) / 2) for x in error.index}
         x = list(place.values())
-        ax.plot(x, error["centre"], color=color, marker=marker, linestyle=dash, linewidth=0.9, label=label)
+        drawn: Any = {"color": color, "marker": marker, "fillstyle": fill, "linestyle": dash, "linewidth": 0.9}
+        ax.plot(x, error["centre"], **drawn, label=label)
         ax.vlines(x, error["low"], error["high"], color=color)
     lines = [[f"rank removed: {100 * level:g} %" for level in levels]]
     for title, count in (
