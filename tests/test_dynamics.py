@@ -143,18 +143,21 @@ def test_pairs_have_the_same_size():
 def test_matched_table_compares_seed_by_seed():
     data = dynamics.matched_table(SIZES, within=5).data
     row = data.iloc[0]
-    assert (row["deployed"], row["its size"]) == ("30.0 %", "+3.3 %")
+    first = row["difference in points"].replace("\u00a0", " ")
+    assert first == "rank-adaptive DLRT, ϑ = 0.1, ratio 0.5 − U Vᵀ, ratio 0.8"
+    assert (row["deployed, adaptive"], row["deployed, fixed"]) == ("30.0 %", "31.0 %")
     # 96.0 - 95.0 and 98.5 - 95.5; t(1; 0.975) = 12.706
     gap = report.Gap(2.0, 12.706205, 2)
     assert row["test accuracy"] == str(gap)
     assert row["PGD ℓ∞ ε\u00a0=\u00a00.1"] == "+0.00 ± 0.00"  # the numbers of a seed are the same
-    assert data.iloc[2]["fixed rank"] == "none within 5 %"
+    assert data.iloc[2]["difference in points"].endswith("(none within 5 %)")
+    assert data.iloc[2]["deployed, fixed"] == "31.0 %"
     assert data.iloc[2]["test accuracy"] == "–"
 
 
 def test_decay_table_is_ordered_by_the_start():
     data = dynamics.decay_table(GROWTH).data
-    assert data[["α", "method"]].to_numpy().tolist() == [["1", "U Vᵀ"], ["1", "DLRT"], ["10", "U Vᵀ"], ["10", "DLRT"]]
+    assert data[["method", "α"]].to_numpy().tolist() == [["U Vᵀ", "1"], ["DLRT", "1"], ["U Vᵀ", "10"], ["DLRT", "10"]]
     assert data.iloc[3]["κ before training"] == "1.00"
     assert data.iloc[3]["largest κ"] == "9.00"
     assert data.iloc[3]["test accuracy, % (seeds)"] == "98.00 ± 0.00 (2)"

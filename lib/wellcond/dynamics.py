@@ -160,8 +160,8 @@ def decay_table(results: Results, attack: str = "pgd_linf") -> Styler:
     radius = largest_radius(results, attack)
     attacked = by_seed(results, attack, radius).T
     texts = {
-        "α": frame["decay"].map(lambda decay: "–" if math.isnan(decay) else f"{decay:g}"),
         "method": frame["label"].str.replace(" = ", "\u00a0=\u00a0"),
+        "α": frame["decay"].map(lambda decay: "–" if math.isnan(decay) else f"{decay:g}"),
         "κ before training": frame["kappa_start"].map(number),
         "largest κ": frame["name"].map(largest).map(number),
         "κ after": frame["kappa"].map(number),
@@ -238,10 +238,9 @@ def matched_table(results: Results, within: float = 10.0, attack: str = "pgd_lin
     rows = []
     for pair in matched(results, within).to_dict("records"):
         adaptive, fixed = pair["adaptive"], pair["fixed"]
-        row = {"rank-adaptive": adaptive, "deployed": percent(pair["share"] / 100)}
-        row["fixed rank"] = fixed or f"none within {within:g} %"
-        row["its size"] = f"{pair['difference']:+.1f} %".replace("-", "−")
-        for test, at in tests.items():
-            row[test] = str(compare(results, adaptive, fixed, *at)) if fixed else "–"
-        rows.append(row)
-    return table(pd.DataFrame(rows, columns=["rank-adaptive", "deployed", "fixed rank", "its size", *tests]))
+        sizes = [percent(share / 100) for share in (pair["share"], pair["share"] * (1 + pair["difference"] / 100))]
+        gaps = [str(compare(results, adaptive, fixed, *at)) if fixed else "–" for at in tests.values()]
+        names = f"{adaptive} − {fixed or f'(none within {within:g} %)'}".replace(" = ", "\u00a0=\u00a0")
+        rows.append([names, *sizes, *gaps])
+    columns = ["difference in points", "deployed, adaptive", "deployed, fixed", *tests]
+    return table(pd.DataFrame(rows, columns=columns))
