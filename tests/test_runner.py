@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 from wellcond import conditioning_report, convert, models, paths, results, runner
 from wellcond.experiments import Experiment
@@ -649,6 +650,9 @@ def test_conditioning_is_measured_on_the_kept_networks(project):
     frame = conditioning_report.predictors(found, "fgsm")
     assert frame["kappa_rel"].item() == rows["kappa_rel"]
     assert frame["kappas"].item() == pytest.approx(rows["kappa"].prod())
+    assert conditioning_report.predictors(found, "fgsm", least=100.5).empty
+    assert len(conditioning_report.plot_predictors(frame).axes) == 4
+    plt.close("all")
     results.save(spec.folder(), "dense-s0", {"runs": found.runs.to_dict("records")[:1]}, record)
     assert runner.load(spec).conditioning.empty
 

@@ -114,12 +114,10 @@ def predictors(results: Results, attack: str, least: float = 0.0) -> pd.DataFram
     rows = results.conditioning.astype({"value": float})
     kappas = rows[rows["quantity"] == "kappa"].groupby("run_id")["value"].prod().rename("kappas")
     whole = rows[rows["layer"].isna() | (rows["layer"] == "")].pivot_table("value", "run_id", "quantity")
-    columns = ["bound", "gain_bound", "kappa_rel"]
-    measured = whole.reindex(columns=columns).join(kappas)
+    measured = whole.reindex(columns=["bound", "gain_bound", "kappa_rel"]).join(kappas)
     clean = report.rates(results).query("attack == 'clean'").set_index("run_id")["rate"]
-    found = report.sensitivity(results, attack)[
-        ["run_id", "name", "method", "label", "max_cond", "rate", "kappa", "gain"]
-    ]
+    about = ["run_id", "name", "method", "label", *SETTINGS, "rate", "kappa", "gain"]
+    found = report.sensitivity(results, attack)[about]
     found = found[found["run_id"].map(clean) >= least]
     return found.merge(measured, left_on="run_id", right_index=True).reset_index(drop=True)
 
