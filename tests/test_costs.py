@@ -51,6 +51,14 @@ def test_training_table():
     assert row["latency"] == "0.30"  # 1.2 times the FLOP ratio 0.25
 
 
+def test_integrators_table():
+    rows = [{**row, "passes": 2.0 if row["method"] == "usv" else 1.0} for row in TRAINING.to_dict("records")]
+    table = costs.integrators_table(pd.DataFrame(rows)).data.set_index("method")
+    assert list(table.index) == ["U Vᵀ", "projected U S Vᵀ", "CondLR"]
+    assert table.loc["projected U S Vᵀ", "passes"] == "2.00"
+    assert table.loc["CondLR", "step, 80 % removed"] == "0.40 (25 %)"
+
+
 def test_the_slower_layout_of_the_dense_network_is_left_out():
     assert list(costs.fastest_dense(TRAINING)["layout"]) == ["channels_last"] * 4
 

@@ -47,6 +47,15 @@ MAX_COND = 1.1
 INTEGRATORS = ("dense", "usv", "condlr", "dlrt", "dlrt_adaptive", "robust_dlrt")
 SETTINGS: dict[str, dict[str, float]] = {"condlr": {"max_cond": MAX_COND}, "robust_dlrt": {"beta": 0.03}}
 SPLIT = ("forward", "backward", "optimizer")
+
+
+def _product_flops(summand: Sequence[int], A: Sequence[int], B: Sequence[int], **_: object) -> int:
+    """Of C + A B, A (..., n, k) and B (..., k, m)."""
+    return 2 * math.prod(A) * B[-1]
+
+
+IN_PLACE: Any = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _product_flops)
+"""Products that overwrite a summand: torch's counter does not know them."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -200,7 +209,7 @@ class Trainee:
 
     def flops(self) -> int:
         """Of a training step's convolutions and products, forward, backward and optimizer (factorizations not)."""
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
             for _ in range(self.cycle):
                 self.step()
         return int(counter.get_total_flops()) // self.cycle

@@ -54,6 +54,18 @@ def training_table(frame: pd.DataFrame) -> Styler:
     return table(pd.DataFrame(rows))
 
 
+def integrators_table(frame: pd.DataFrame) -> Styler:
+    """Passes over a batch and step time to the dense network, one row an integrator, one column a rank ratio."""
+    rows = []
+    for method, group in frame[frame["method"] != "dense"].groupby("method", sort=False):
+        steps = {
+            f"step, {100 * ratio:g} % removed": f"{_times(step)} ({100 * share:.0f} %)"
+            for ratio, step, share in zip(group["ratio"], group["step_ratio"], group["optimizer_share"], strict=True)
+        }
+        rows.append({"method": LOOKS[str(method)].label, "passes": _times(group["passes"].iloc[0]), **steps})
+    return table(pd.DataFrame(rows))
+
+
 def plot_split(frame: pd.DataFrame) -> Figure:
     """Forward, backward and optimizer time of a training step, in units of the dense step; a tick at the FLOP ratio."""
     nets = list(frame["net"].unique())
