@@ -1,6 +1,7 @@
 """The exact number against closed forms and differences; its bound on every point of random networks; the figure."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -23,10 +24,12 @@ from wellcond.conditioning_report import (
     correlation_table,
     log_factors,
     plot_factors,
+    predictors,
     rank_correlations,
 )  # fmt: skip
 from wellcond.data import Images
 from wellcond.layers import LowRankConv2d, LowRankLinear
+from wellcond.runner import load
 
 
 class Narrow(models.VGG16):
@@ -505,3 +508,14 @@ def test_tucker_kernels_and_spectral_normalization_have_their_factors():
         torch.testing.assert_close(found.kappa_rel, relative_condition_number(wc.densify(model), x))
         assert (found.kappa_rel <= found.gain_bound * (1 + 1e-9)).all()
         assert (found.gain_bound <= found.bound * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("also", [[], ["runs", "robustness", "curves", "spectra"]])
+def test_nothing_measured_gives_no_predictors_and_no_correlations(also):
+    """A study of which no network was measured, or none trained: its chapter must say so, not fail."""
+    study = load(wc.Experiment.load("mnist_condition_growth"))
+    measured = predictors(study, "pgd_linf")
+    bare = {name: pd.DataFrame(columns=getattr(study, name).columns) for name in ["conditioning", *also]}
+    frame = predictors(dataclasses.replace(study, **bare), "pgd_linf")
+    assert len(measured) > 3 and frame.empty and list(frame.columns) == list(measured.columns)
+    assert rank_correlations(frame)["rho"].isna().all()

@@ -119,7 +119,7 @@ def predictors(results: Results, attack: str, least: float = 0.0) -> pd.DataFram
     about = ["run_id", "name", "method", "label", *SETTINGS, "rate", "kappa", "gain"]
     found = report.sensitivity(results, attack)[about]
     found = found[found["run_id"].map(clean) >= least]
-    return found.merge(measured, left_on="run_id", right_index=True).reset_index(drop=True)
+    return found[found["run_id"].isin(measured.index)].join(measured, on="run_id").reset_index(drop=True)
 
 
 def rank_correlations(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:

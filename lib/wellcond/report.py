@@ -275,8 +275,8 @@ def sensitivity(results: Results, attack: str) -> pd.DataFrame:
     frame = rates(results)
     frame = frame[frame["attack"] == attack]
     largest = frame[frame["eps"] == frame["eps"].max()]
-    joined: pd.DataFrame = largest.merge(spectral(results), left_on="run_id", right_index=True)
-    return joined
+    measured = spectral(results)
+    return largest[largest["run_id"].isin(measured.index)].join(measured, on="run_id")
 
 
 def summary(results: Results) -> pd.DataFrame:
