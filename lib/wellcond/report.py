@@ -276,7 +276,8 @@ def sensitivity(results: Results, attack: str) -> pd.DataFrame:
     frame = frame[frame["attack"] == attack]
     largest = frame[frame["eps"] == frame["eps"].max()]
     measured = spectral(results)
-    return largest[largest["run_id"].isin(measured.index)].join(measured, on="run_id")
+    joined: pd.DataFrame = largest[largest["run_id"].isin(measured.index)].join(measured, on="run_id")
+    return joined
 
 
 def summary(results: Results) -> pd.DataFrame:
