@@ -147,9 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler, which counts memory, reports every start otherwise
     options = _parser().parse_args(arguments)
     try:
-        {"run": _run, "conditioning": _conditioning, "status": _status, "data": _data, "bench": _bench}[
-            options.command
-        ](options)
+        COMMANDS[options.command](options)
     except (ValueError, FileNotFoundError) as error:
         print(f"wellcond: {error}", file=sys.stderr)
         return 2
