@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wellcond.attacks import ATTACKS
+
 DOUBLE = torch.float64
+GRADIENT_ATTACKS = [name for name in ATTACKS if not name.startswith(("square", "autoattack"))]  # those take seconds
 
 
 def generator(seed: int = 0) -> torch.Generator:

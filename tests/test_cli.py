@@ -40,11 +40,11 @@ def project(tmp_path, monkeypatch):
 
 def test_run_and_status(project, capsys):
     assert main(["status"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["tiny", "2", "0", "2", "0", "0"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["tiny", "2", "0", "2", "0", "0", "0", "0"]
     assert main(["run", "tiny", "--device", "cpu"]) == 0
     assert "tiny (paper): 2 cells done, 0 missing; " in capsys.readouterr().out
     assert main(["status", "--verbose"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["tiny", "2", "2", "0", "0", "0"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["tiny", "2", "2", "0", "0", "0", "0", "0"]
     assert (project / "results" / "tiny" / "runs.csv").exists()
 
 

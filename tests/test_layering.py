@@ -41,6 +41,7 @@ ALLOWED = {
     "attacks": {"errors"},
     "train": {"errors"},
     "ensemble": {"errors", "optim", "train"},
+    "suite": {"attacks", "data", "evaluate", "outcomes"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
     "conditioning": {"convert", "data", "dataflow", "errors", "layers", "models", "tucker"},
     "provenance": {"paths"},
@@ -54,6 +55,7 @@ ALLOWED = {
         *("conditioning", "convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers"),
         *("methods", "models", "paths", "provenance", "results", "settings", "train"),
     },
+    "assessment": {"errors", "experiments", "provenance", "results", "runner", "suite"},
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "paths"),
         *("spectrum", "stiefel"),
@@ -64,12 +66,12 @@ ALLOWED = {
     "theory_network": {"data", "flows", "integrator", "layers", "spectrum", "verdicts"},
     "theory": {"flows", "integrator", "spectrum", "stiefel", "theory_network", "theory_problems", "verdicts"},
     "theory_figures": {"report", "verdicts"},
-    "__main__": {"bench", "data", "experiments", "paths", "provenance", "results", "runner"},
+    "__main__": {"assessment", "bench", "data", "experiments", "paths", "provenance", "results", "runner"},
 }
 FACADE = "__init__"  # gathers the public names of all
 
 # What is not needed to train or to measure is imported where it is used
-HEAVY = {"torchvision", "sklearn", "advertorch", "matplotlib", "seaborn"}
+HEAVY = {"torchvision", "sklearn", "advertorch", "pyautoattack", "matplotlib", "seaborn"}
 FIGURES = {"report", "costs", "conditioning_report", "dynamics", "theory_figures"}
 TABLES_ONLY = FIGURES | {"outcomes", "results", "paths", "errors", "notebook", "settings", "verdicts"}
 

@@ -141,7 +141,7 @@ def test_a_run_is_done_only_with_its_specification_and_all_its_attacks(folder):
     assert results.done(folder, hashes, [*ATTACKS, Measurement("fgsm", 0.2, 100)]) == set()
     assert results.done(folder, hashes, [*ATTACKS, Measurement("pgd_l2", 0.1, 100)]) == set()
     # with other steps, or on other images, it is another measurement; more images than there are means all
-    assert results.done(folder, hashes, [ATTACKS[0]._replace(steps=40)]) == set()
+    assert results.done(folder, hashes, [ATTACKS[0]._replace(options="steps=40")]) == set()
     assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=99)]) == set()
     assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=None)]) == set()
     save(folder, "a-s0", n_test=100)

@@ -127,7 +127,7 @@ def test_rows_describe_the_network(complete):
         assert row["peak_bytes"] > 1e6
         assert row["device"] == "cpu"
         assert row["spec_hash"] == cell.spec_hash
-        test = runner._cell_data(cell, "cpu").test
+        test = runner.cell_data(cell, "cpu").test
         correct = model(test.pixels(slice(None))).argmax(1) == test.labels
         assert row["n_correct"] == int(correct.sum())
 
@@ -174,9 +174,8 @@ def test_attacks_are_measured_as_asked(complete):
         assert fgsm["eps"].tolist() == pytest.approx([0.0, 2 / 255, 0.05], rel=1e-8)
         assert fgsm["n_correct"].iloc[0] == counts(found)[run_id]
         assert (fgsm["n_examples"] == 40).all()
-        assert pgd[["norm", "eps", "steps", "relative_step", "n_examples"]].to_numpy().tolist() == [
-            ["l2", 0.5, 2, 2.5, 15]
-        ]
+        options = "relative_step=2.5 restarts=1 steps=2"
+        assert pgd[["norm", "eps", "options", "n_examples"]].to_numpy().tolist() == [["l2", 0.5, options, 15]]
 
 
 def test_spectra_are_those_of_the_trained_weights(complete):
@@ -283,7 +282,7 @@ def test_loaded_weights_give_the_logits_of_the_trained_ones(project):
     (cell,) = spec.cells()
     trained, loaded = runner.trained(cell), runner.trained(cell)
     assert loaded.curves == trained.curves
-    x = runner._cell_data(cell, "cpu").test.pixels(slice(None))
+    x = runner.cell_data(cell, "cpu").test.pixels(slice(None))
     assert torch.equal(loaded.model(x), trained.model(x))
 
 

@@ -1,4 +1,4 @@
-"""python -m wellcond: run experiments, show what is missing, fetch data, measure costs."""
+"""python -m wellcond: run experiments, attack their networks, show what is missing, fetch data, measure costs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def _parser() -> argparse.ArgumentParser:
     conditioning.add_argument("--preset", default="paper", help="paper (default) or smoke")
     conditioning.add_argument("--images", type=int, default=500, help="the first test images (default 500)")
     conditioning.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids")
+    attack = commands.add_parser("attack", help="measure the robustness of the trained networks of an experiment")
+    attack.add_argument("experiment", help="name of a file in book/experiments, or a path to a TOML file")
+    attack.add_argument("--preset", default="paper", help="paper (default) or smoke")
+    attack.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    attack.add_argument("--max-minutes", type=float, help="start nothing after this")
+    attack.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default 1)")
+    attack.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids")
     status = commands.add_parser("status", help="cells done, missing, diverged and failed per experiment")
     status.add_argument("--verbose", action="store_true", help="list the run_ids")
     fetch = commands.add_parser("data", help="fetch data sets into the cache and check them")
@@ -79,13 +86,32 @@ def _conditioning(options: argparse.Namespace) -> None:
         print(f"{count} {'cell' if count == 1 else 'cells'}: {reason}")
 
 
+def _attack(options: argparse.Namespace) -> None:
+    import torch
+
+    from wellcond.assessment import assess, progress
+    from wellcond.experiments import Experiment
+
+    torch.set_num_threads(1)
+    spec = Experiment.load(options.experiment, options.preset)
+    how = {key: getattr(options, key) for key in ("device", "max_minutes", "jobs", "only")}
+    assess(spec, **how)
+    done, total = progress(spec, only=options.only)
+    print(f"{spec.name} ({spec.preset}): {done} of {total} measurements on completed cells; {spec.folder()}")
+
+
 def _status(options: argparse.Namespace) -> None:
+    from wellcond.assessment import progress
+    from wellcond.experiments import Experiment
     from wellcond.runner import status
 
-    print(f"{'experiment':<20} {'cells':>6} {'done':>6} {'missing':>8} {'diverged':>9} {'failed':>7}")
+    head = ("cells", "done", "missing", "diverged", "failed", "measured", "to measure")
+    print(f"{'experiment':<24}" + "".join(f" {name:>10}" for name in head))
     for row in status():
+        measured, wanted = progress(Experiment.load(row["experiment"]))
         counts = [row["cells"], row["done"], *(len(row[key]) for key in ("missing", "diverged", "failed"))]
-        print("{:<20} {:>6} {:>6} {:>8} {:>9} {:>7}".format(row["experiment"], *counts))
+        counts += [measured, wanted - measured]
+        print(f"{row['experiment']:<24}" + "".join(f" {count:>10}" for count in counts))
         for key in ("missing", "diverged", "failed") if options.verbose else ():
             for run_id in row[key]:
                 print(f"  {key}: {run_id}")
@@ -137,7 +163,14 @@ def _bench(options: argparse.Namespace) -> None:
         print(pd.DataFrame(shown).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
-COMMANDS = {"run": _run, "conditioning": _conditioning, "status": _status, "data": _data, "bench": _bench}
+COMMANDS = {
+    "run": _run,
+    "conditioning": _conditioning,
+    "attack": _attack,
+    "status": _status,
+    "data": _data,
+    "bench": _bench,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,9 +6,11 @@ own first layer, so eps is in units of the pixel range.
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wellcond.errors import invalid
+from wellcond.errors import invalid, unknown
 
 
 def _advertorch(name: str) -> ModuleType:
@@ -48,30 +50,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 Attack = Callable[..., Tensor]
-
-
-def _fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float) -> Tensor:
-    attack = _advertorch("attacks").GradientSignAttack(model, loss_fn=_summed_loss, eps=float(eps))
-    return attack.perturb(x, y)  # type: ignore[no-any-return]
-
-
-def _pgd(cls: str) -> Attack:
-    def attack(
-        model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int = 40, relative_step: float = 2.5
-    ) -> Tensor:
-        adversary = getattr(_advertorch("attacks"), cls)(
-            model,
-            loss_fn=_ascent_loss,
-            eps=float(eps),
-            nb_iter=steps,
-            eps_iter=relative_step * eps / steps,
-            rand_init=True,
-            clip_min=0.0,
-            clip_max=1.0,
-        )
-        return adversary.perturb(x, y)  # type: ignore[no-any-return]
-
-    return attack
+"""(model, x, y, *, eps, index, seed, ...) -> x'; index (B,): the numbers of the images, from which random starts are
+drawn, so that an image is attacked alike in any batch and on any device."""
 
 
 def _summed_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -85,12 +65,123 @@ def _ascent_loss(logits: Tensor, y: Tensor) -> Tensor:
     return 1e12 * _summed_loss(logits, y)
 
 
+def _scaled_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """The loss of logits that are shifted and scaled to mean 0 and largest modulus 10, image by image.
+
+    Of large logits the softmax is saturated and the gradient of the loss rounds to zero; here it cannot.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    scale = centred.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
+    return _ascent_loss(10 * centred / scale, y)
+
+
+def _fgsm(loss: Callable[[Tensor, Tensor], Tensor] = _summed_loss) -> Attack:
+    def attack(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
+        adversary = _advertorch("attacks").GradientSignAttack(model, loss_fn=loss, eps=float(eps))
+        return adversary.perturb(x, y)  # type: ignore[no-any-return]
+
+    return attack
+
+
+def random_start(x: Tensor, eps: float, norm: str, index: Tensor, seed: int) -> Tensor:
+    """δ (B, C, H, W) with x + δ in [0, 1], ‖δ‖ <= eps: uniform in the cube ("linf"); in the ball ("l2"), a normal
+    direction times eps u^(1/d) with u uniform in [0, 1]. Drawn image by image from (seed, index)."""
+    draws = []
+    for number in index.tolist():
+        generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+        delta = torch.empty(x.shape[1:])
+        if norm == "linf":
+            draws.append(delta.uniform_(-1, 1, generator=generator))
+        else:
+            delta.normal_(generator=generator)
+            radius = torch.rand((), generator=generator) ** (1 / delta.numel())
+            draws.append(radius * delta / delta.norm())
+    start = eps * torch.stack(draws).to(x)
+    return (x + start).clamp(0, 1) - x
+
+
+def _pgd(norm: str, loss: Callable[[Tensor, Tensor], Tensor] = _ascent_loss) -> Attack:
+    def attack(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: float,
+        index: Tensor,
+        seed: int,
+        steps: int = 40,
+        relative_step: float = 2.5,
+        restarts: int = 1,
+    ) -> Tensor:
+        iterate = _advertorch("attacks.iterative_projected_gradient").perturb_iterative
+        adversarial, left = x.clone(), torch.arange(len(x), device=x.device)
+        for restart in range(int(restarts)):
+            found = iterate(
+                x[left],
+                y[left],
+                model,
+                nb_iter=int(steps),
+                eps=float(eps),
+                eps_iter=relative_step * eps / steps,
+                loss_fn=loss,
+                ord=math.inf if norm == "linf" else 2,
+                delta_init=random_start(x[left], eps, norm, index[left], seed + 7919 * restart),
+            ).detach()
+            adversarial[left] = found
+            left = left[_correct(model, found, y[left])]
+            if not len(left):
+                break
+        return adversarial
+
+    return attack
+
+
+def _momentum(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int, steps: int, relative_step: float
+) -> Tensor:
+    adversary = _advertorch("attacks").LinfMomentumIterativeAttack(
+        model, loss_fn=_ascent_loss, eps=float(eps), nb_iter=int(steps), eps_iter=relative_step * eps / steps
+    )
+    return adversary.perturb(x, y)  # type: ignore[no-any-return]
+
+
+def _autoattack(norm: str, **version: Any) -> Attack:
+    def attack(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
+        from pyautoattack import AutoAttack
+
+        adversary = AutoAttack(model, eps=eps, norm=norm, seed=seed, device=x.device, **version)
+        for part in (adversary, adversary.apgd, adversary.apgd_targeted):
+            part.logger = _SILENT  # what it warns of, `wellcond.flags` finds in the tables
+        adversarial, _ = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
+        return adversarial  # type: ignore[no-any-return]
+
+    return attack
+
+
+def _square(norm: str) -> Attack:
+    return _autoattack(norm, version="custom", attacks=["square"])
+
+
+def _standard(norm: str) -> Attack:
+    return _autoattack(norm, version="standard")
+
+
+_SILENT = logging.Logger("silent", logging.CRITICAL)
+
+
+@torch.no_grad()
+def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    correct: Tensor = model(x).argmax(1) == y
+    return correct
+
+
 @dataclass(frozen=True)
 class AttackKind:
     """An attack of the registry: its norm, the call, its options with defaults, and whether eps-balls are nested.
 
     nested: an image that falls at one eps has fallen at every larger one, since the smaller perturbation is allowed
-    there too; a single-step attack is reported at each eps on its own.
+    there too; a single-step attack is reported at each eps on its own. follows: cheaper attacks; an image which has
+    fallen to one of them at the same eps need not be attacked again.
     """
 
     name: str
@@ -99,28 +190,53 @@ class AttackKind:
     call: Attack
     options: tuple[tuple[str, Any], ...] = ()
     nested: bool = True
+    follows: tuple[str, ...] = ()
 
+
+_STEPS = (("steps", 40), ("relative_step", 2.5))
+_RESTARTS = (*_STEPS, ("restarts", 1))
 
 ATTACKS: dict[str, AttackKind] = {
     kind.name: kind
     for kind in (
-        AttackKind("fgsm", "linf", "FGSM", _fgsm, nested=False),
-        AttackKind("pgd_linf", "linf", "PGD, l∞", _pgd("LinfPGDAttack"), (("steps", 40), ("relative_step", 2.5))),
-        AttackKind("pgd_l2", "l2", "PGD, l2", _pgd("L2PGDAttack"), (("steps", 40), ("relative_step", 2.5))),
+        AttackKind("fgsm", "linf", "FGSM", _fgsm(), nested=False),
+        AttackKind("pgd_linf", "linf", "PGD, l∞", _pgd("linf"), _RESTARTS),
+        AttackKind("pgd_l2", "l2", "PGD, l2", _pgd("l2"), _RESTARTS),
+        AttackKind("mim_linf", "linf", "momentum PGD, l∞", _momentum, _STEPS, follows=("pgd_linf",)),
+        AttackKind("fgsm_scaled", "linf", "FGSM, scaled logits", _fgsm(_scaled_loss), nested=False),
+        AttackKind("pgd_linf_scaled", "linf", "PGD, l∞, scaled logits", _pgd("linf", _scaled_loss), _RESTARTS),
+        AttackKind("pgd_l2_scaled", "l2", "PGD, l2, scaled logits", _pgd("l2", _scaled_loss), _RESTARTS),
+        AttackKind("square_linf", "linf", "Square, l∞", _square("Linf"), follows=("pgd_linf",)),
+        AttackKind("square_l2", "l2", "Square, l2", _square("L2"), follows=("pgd_l2",)),
+        AttackKind("autoattack_linf", "linf", "AutoAttack, l∞", _standard("Linf"), follows=("pgd_linf", "square_linf")),
+        AttackKind("autoattack_l2", "l2", "AutoAttack, l2", _standard("L2"), follows=("pgd_l2", "square_l2")),
     )
 }
-"""FGSM: x + eps sign ∇L (Goodfellow, 2015). PGD: `steps` projected steps of relative_step·eps/steps from a random
-start in the ball (Madry, 2018)."""
+"""FGSM: x + eps sign ∇L (Goodfellow, 2015). PGD: `steps` projected steps of relative_step·eps/steps from `restarts`
+random starts in the ball (Madry, 2018). Momentum PGD: steps along the sign of Σ ∇L/‖∇L‖₁ (Dong, 2018). Square: a random
+search of 5,000 queries without gradients (Andriushchenko, 2020). AutoAttack: its standard version, APGD-CE, APGD-T,
+FAB-T and Square, 100 iterations each (Croce and Hein, 2020), by its authors' package. scaled: on scaled logits."""
 
 
 def perturb(
-    kind: AttackKind, model: nn.Module, x: Tensor, y: Tensor, eps: float, *, seed: int = 0, **options: Any
+    kind: AttackKind,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    *,
+    index: Tensor | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> Tensor:
     """Adversarial images for x (B, C, H, W) in [0, 1] with labels y (B,), ||x' - x|| <= eps in kind.norm.
 
-    eps >= 0 in pixel units; eps = 0 returns x. The model, x and the global random state are left as they were found.
+    eps >= 0 in pixel units; eps = 0 returns x. index (B,): the numbers of the images, 0, 1, ... unless given; with the
+    seed they determine random starts. The model, x and the global random state are left as they were found.
     Raises ValueError for eps < 0 or pixels outside [0, 1].
     """
+    if not len(x):
+        return x.clone()
     if not eps >= 0:
         raise invalid("eps", eps, ">= 0, in units of the pixel range")
     low, high = x.amin().item(), x.amax().item()
@@ -129,9 +245,38 @@ def perturb(
     if eps == 0:
         return x.clone()
     devices = [x.device] if x.is_cuda else []
+    index = torch.arange(len(x)) if index is None else index
     with torch.random.fork_rng(devices), frozen(model), torch.enable_grad():
         torch.manual_seed(seed)
-        return kind.call(model, x.clone(), y, eps=eps, **{**dict(kind.options), **options}).detach()
+        settings = {**dict(kind.options), **options}
+        return kind.call(model, x.clone(), y, eps=eps, index=index.to(x.device), seed=seed, **settings).detach()
+
+
+def options_text(kind: AttackKind, options: Mapping[str, Any]) -> str:
+    """ "relative_step=2.5 restarts=1 steps=40": all options of an attack, its defaults included.
+
+    Raises ValueError for an option that it does not have.
+    """
+    for name in options.keys() - dict(kind.options).keys():
+        raise unknown(f"option of {kind.name}", name, dict(kind.options))
+    return " ".join(f"{name}={value:g}" for name, value in sorted({**dict(kind.options), **options}.items()))
+
+
+def smallest_perturbation(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 100, seed: int = 0) -> Tensor:
+    """‖x' - x‖₂ (B,) of the smallest perturbation found that changes the prediction, for images classified correctly;
+    inf where none is found.
+
+    The decoupled direction and norm attack (DDN; Rony, 2019) on 8-bit pixels.
+    """
+    if not len(x):
+        return torch.zeros(0, device=x.device)
+    with torch.random.fork_rng([x.device] if x.is_cuda else []), frozen(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it steps its scheduler before its optimizer
+        torch.manual_seed(seed)
+        with torch.enable_grad():
+            found = _advertorch("attacks").DDNL2Attack(model, nb_iter=steps).perturb(x.clone(), y).detach()
+        distance: Tensor = (found - x).flatten(1).norm(dim=1)
+        return distance.where(~_correct(model, found, y), torch.inf)
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

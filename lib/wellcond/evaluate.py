@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wellcond.attacks import ATTACKS, frozen, input_gradient, perturb
+from wellcond.attacks import ATTACKS, AttackKind, frozen, input_gradient, options_text, perturb
 from wellcond.data import Images
 from wellcond.errors import unknown
 from wellcond.layers import LowRankLayer, matricize, weight_layers
@@ -31,7 +31,7 @@ class Score:
 
 
 @torch.no_grad()
-def _predictions(model: nn.Module, images: Images) -> tuple[Tensor, float]:
+def predictions(model: nn.Module, images: Images) -> tuple[Tensor, float]:
     """Which images are classified correctly (N,), and the summed cross-entropy."""
     correct, loss = [torch.zeros(0, dtype=torch.bool, device=images.labels.device)], 0.0  # there may be no images
     with frozen(model):
@@ -44,13 +44,26 @@ def _predictions(model: nn.Module, images: Images) -> tuple[Tensor, float]:
 
 def count_correct(model: nn.Module, images: Images) -> Score:
     """Counts over all images, the last short batch included; the model is left as it was found."""
-    correct, loss = _predictions(model, images)
+    correct, loss = predictions(model, images)
     return Score(len(images), int(correct.sum()), loss)
 
 
 def zero_gradients(model: nn.Module, images: Images) -> int:
     """The number of images whose input gradient is exactly zero: a gradient attack cannot move those."""
     return sum(int((input_gradient(model, x, y).flatten(1).abs().amax(1) == 0).sum()) for x, y in images.chunks(CHUNK))
+
+
+def survivors(
+    kind: AttackKind, model: nn.Module, images: Images, alive: Tensor, eps: float, *, seed: int = 0, **options: Any
+) -> Tensor:
+    """Which of the images `alive` (N,), bool, are classified correctly after an attack too; only those are attacked."""
+    alive = alive.clone()
+    for index in torch.split(alive.nonzero().flatten(), CHUNK):
+        y = images.labels[index]
+        adversarial = perturb(kind, model, images.pixels(index), y, eps, index=index, seed=seed, **options)
+        with torch.no_grad(), frozen(model):
+            alive[index] = model(adversarial).argmax(1) == y
+    return alive
 
 
 def robustness_curve(
@@ -60,41 +73,21 @@ def robustness_curve(
 
     n_correct counts the images that are classified correctly both as they are and after the attack, so only survivors
     are attacked; where the attack's eps-balls are nested, an image that has fallen stays fallen. eps = 0 is the clean
-    count. Columns: attack, norm, eps, n_examples, n_correct, n_zero_gradient, and the attack's options.
+    count. Columns: attack, norm, eps, options, n_examples, n_correct, n_zero_gradient.
     Raises ValueError for an unknown attack or option.
     """
     if attack not in ATTACKS:
         raise unknown("attack", attack, ATTACKS)
     kind = ATTACKS[attack]
-    settings = dict(kind.options)
-    for name, value in options.items():
-        if name not in settings:
-            raise unknown(f"option of {attack}", name, settings)
-        settings[name] = value
-    clean, _ = _predictions(model, images)
+    text = options_text(kind, options)
+    clean, _ = predictions(model, images)
     n_zero = zero_gradients(model, images)
     alive = clean
     rows = []
     for eps in sorted(epsilons):
-        alive = (alive if kind.nested else clean).clone()
-        survivors = alive.nonzero().flatten()
-        for start in range(0, len(survivors), CHUNK):
-            index = survivors[start : start + CHUNK]
-            y = images.labels[index]
-            adversarial = perturb(kind, model, images.pixels(index), y, eps, seed=seed, **settings)
-            with torch.no_grad(), frozen(model):
-                alive[index] = model(adversarial).argmax(1) == y
-        rows.append(
-            {
-                "attack": attack,
-                "norm": kind.norm,
-                "eps": eps,
-                "n_examples": len(images),
-                "n_correct": int(alive.sum()),
-                "n_zero_gradient": n_zero,
-                **{name: settings.get(name, math.nan) for name in ("steps", "relative_step")},
-            }
-        )
+        alive = survivors(kind, model, images, alive if kind.nested else clean, eps, seed=seed, **options)
+        counts = {"n_examples": len(images), "n_correct": int(alive.sum()), "n_zero_gradient": n_zero}
+        rows.append({"attack": attack, "norm": kind.norm, "eps": eps, "options": text, **counts})
     return rows
 
 

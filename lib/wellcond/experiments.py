@@ -7,6 +7,7 @@ Attacks are not part of it: they are identified by their own columns in robustne
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from wellcond import paths
-from wellcond.attacks import ATTACKS
+from wellcond.attacks import ATTACKS, options_text
 from wellcond.data import AUGMENTATIONS, DATASETS
 from wellcond.errors import invalid, unknown
 from wellcond.methods import METHODS, Settings, find
@@ -106,9 +107,29 @@ class AttackGrid(Strict):
         return value
 
     def measurements(self) -> list[Measurement]:
-        """One for each eps, with the attack's own defaults for the options that are not given."""
-        options = {**dict(ATTACKS[self.name].options), **self.options}
-        return [Measurement(self.name, eps, self.n_examples, **options) for eps in self.eps]
+        """One for each eps."""
+        options = options_text(ATTACKS[self.name], self.options)
+        return [Measurement(self.name, eps, self.n_examples, options) for eps in self.eps]
+
+
+class Selective(Strict):
+    """Something measured on the runs whose run_id matches a glob pattern of `only`; on all if it is empty."""
+
+    only: tuple[str, ...] = ()
+
+    def applies(self, run_id: str) -> bool:
+        return not self.only or any(fnmatch.fnmatchcase(run_id, pattern) for pattern in self.only)
+
+
+class SuiteGrid(AttackGrid, Selective):
+    """An attack of the suite that is run on trained networks."""
+
+
+class DistortionGrid(Selective):
+    """The smallest perturbation of each of the first n_examples test images, by DDN of so many steps."""
+
+    n_examples: int | None = Field(None, ge=1)
+    steps: int = Field(100, ge=1)
 
 
 class Cell(Strict):
@@ -165,7 +186,8 @@ def canonical_hash(value: object) -> str:
 
 class Experiment(Strict):
     """A grid of methods on one data set and model, with its attacks. spectra_epochs: the epochs whose singular values
-    are recorded besides the last (0: before training)."""
+    are recorded besides the last (0: before training). suite, distortion, transfer: what is measured afterwards on the
+    trained networks (`wellcond.assessment`)."""
 
     name: str
     title: str
@@ -175,6 +197,9 @@ class Experiment(Strict):
     train: Train
     method: tuple[MethodGrid, ...]
     attack: tuple[AttackGrid, ...] = ()
+    suite: tuple[SuiteGrid, ...] = ()
+    distortion: DistortionGrid | None = None
+    transfer: SuiteGrid | None = None
     n_train: int | None = Field(None, ge=1)
     n_test: int | None = Field(None, ge=1)
     spectra_epochs: tuple[int, ...] = ()
@@ -294,7 +319,14 @@ def _kept(entry: dict[str, Any], keep: Mapping[str, list[Any]]) -> dict[str, Any
     return entry
 
 
-_TABLES: dict[str, type[BaseModel]] = {"train": Train, "method": MethodGrid, "attack": AttackGrid}
+_TABLES: dict[str, type[BaseModel]] = {
+    "train": Train,
+    "method": MethodGrid,
+    "attack": AttackGrid,
+    "suite": SuiteGrid,
+    "distortion": DistortionGrid,
+    "transfer": SuiteGrid,
+}
 
 
 def _one_line(error: ValidationError, file: str) -> ValueError:

@@ -5,6 +5,10 @@
     curves.csv       long format: run_id, epoch, layer (or empty), quantity, value
     spectra.csv      run_id, epoch, layer, index, singular_value: at the end, and earlier if wanted
     conditioning.csv the same columns without epoch: κ_rel at test images and the factors of its bound, where measured
+    attacks.csv      one row per (run, attack, eps, options): which of the first n_examples test images survive it
+    distortions.csv  the smallest perturbation found of each image
+    confidence.csv   calibration, logits and gradients on clean images: run_id, quantity, value
+    transfer.csv     images crafted on one run against another, the target
     provenance.json  per run: specification and its hash, commit, versions, device, data hash, times, command
 
 A cell is done when its row in runs.csv, which is written last, carries the hash of its specification. Writes replace
@@ -38,7 +42,7 @@ RUNS = (
     "kappa_max", "orth_error_max", "wall_s", "peak_bytes", "device", "status", "spec_hash",
 )  # fmt: skip
 ROBUSTNESS = (
-    "run_id", "attack", "norm", "eps", "steps", "relative_step", "n_examples", "n_correct", "n_zero_gradient",
+    "run_id", "attack", "norm", "eps", "options", "n_examples", "n_correct", "n_zero_gradient",
 )  # fmt: skip
 COLUMNS: dict[str, tuple[str, ...]] = {
     "spectra": ("run_id", "epoch", "layer", "index", "singular_value"),
@@ -46,9 +50,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "robustness": ROBUSTNESS,
     "runs": RUNS,  # last: its row says that the cell is complete
 }
-AFTERWARDS = {"conditioning": ("run_id", "layer", "quantity", "value")}
-"""Tables of what may be measured later, on the kept weights of a completed cell; a file only where there are rows."""
-
+_OUTCOMES = ("attack", "norm", "eps", "options", "n_examples", "n_attacked", "n_correct", "outcomes")
+AFTERWARDS = {
+    "conditioning": ("run_id", "layer", "quantity", "value"),
+    "attacks": ("run_id", *_OUTCOMES, "wall_s", "device", "commit"),
+    "distortions": ("run_id", "attack", "norm", "options", "n_examples", "distances", "wall_s", "device", "commit"),
+    "confidence": ("run_id", "n_examples", "quantity", "value"),
+    "transfer": ("run_id", "target", *_OUTCOMES),
+}
+"""Tables of what may be measured later, on the trained weights of a completed cell; a file only if there are rows."""
 
 FLOAT_FORMAT = "%.9g"
 
@@ -62,6 +72,10 @@ class Results:
     curves: pd.DataFrame
     spectra: pd.DataFrame
     conditioning: pd.DataFrame
+    attacks: pd.DataFrame
+    distortions: pd.DataFrame
+    confidence: pd.DataFrame
+    transfer: pd.DataFrame
     provenance: dict[str, dict[str, Any]]
     missing: tuple[str, ...] = ()
 
@@ -76,12 +90,12 @@ def _columns(table: str) -> tuple[str, ...]:
     return {**COLUMNS, **AFTERWARDS}[table]
 
 
-def _read_table(folder: Path, table: str) -> pd.DataFrame:
+def read_table(folder: Path, table: str) -> pd.DataFrame:
     path = folder / f"{table}.csv"
     if not path.exists():
         return pd.DataFrame(columns=list(_columns(table)))
     try:
-        frame = pd.read_csv(path, keep_default_na=True)
+        frame = pd.read_csv(path, keep_default_na=True, dtype={"outcomes": str, "distances": str, "options": str})
     except (ValueError, OSError) as error:
         raise invalid("file", str(path), f"a readable CSV ({error})") from error
     absent = [column for column in _columns(table) if column not in frame]
@@ -92,7 +106,7 @@ def _read_table(folder: Path, table: str) -> pd.DataFrame:
 
 def read_runs(folder: Path) -> pd.DataFrame:
     """runs.csv as it stands; empty if there is none."""
-    return _read_table(folder, "runs")
+    return read_table(folder, "runs")
 
 
 def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
@@ -107,20 +121,18 @@ def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 class Measurement(NamedTuple):
-    """An attack at one radius, as a run must have it. n_examples None: all test images; an option None: not one of
-    this attack's."""
+    """An attack at one radius, as a run must have it. n_examples None: all test images; options: all of the attack's,
+    as text."""
 
     attack: str
     eps: float
     n_examples: int | None = None
-    steps: int | None = None
-    relative_step: float | None = None
+    options: str = ""
 
 
 def measurement(row: Mapping[Any, Any]) -> Measurement:
-    """What a row of robustness.csv measured; blanks are None."""
-    values: dict[str, Any] = {field: None if pd.isna(row[field]) else row[field] for field in Measurement._fields}
-    return Measurement(**values)
+    """What a row of robustness.csv, or of attacks.csv, measured."""
+    return Measurement(row["attack"], row["eps"], row["n_examples"], "" if pd.isna(row["options"]) else row["options"])
 
 
 def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]) -> set[str]:
@@ -128,8 +140,8 @@ def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]
 
     attacks: what a run must have been measured under, unless it diverged.
     """
-    runs = _read_table(folder, "runs")
-    measured = {(row["run_id"], *measurement(row)) for row in _read_table(folder, "robustness").to_dict("records")}
+    runs = read_table(folder, "runs")
+    measured = {(row["run_id"], *measurement(row)) for row in read_table(folder, "robustness").to_dict("records")}
     wanted = [attack._replace(eps=float(FLOAT_FORMAT % attack.eps)) for attack in attacks]  # as it is in the file
     complete = set()
     for run_id, spec_hash, status, n_test in zip(
@@ -145,11 +157,20 @@ def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]
 
 def measured_rows(folder: Path, run_id: str, spec_hash: str) -> list[dict[str, Any]]:
     """The rows of robustness.csv that a run of this specification already has."""
-    runs, robustness = _read_table(folder, "runs"), _read_table(folder, "robustness")
-    if not ((runs["run_id"] == run_id) & (runs["spec_hash"] == spec_hash)).any():
-        return []
-    rows = robustness[robustness["run_id"] == run_id].to_dict("records")
-    return [{str(column): value for column, value in row.items()} for row in rows]
+    runs = read_table(folder, "runs")
+    known = ((runs["run_id"] == run_id) & (runs["spec_hash"] == spec_hash)).any()
+    return rows_of(folder, "robustness", run_id) if known else []
+
+
+def rows_of(folder: Path, table: str, run_id: str) -> list[dict[str, Any]]:
+    """What a table of `folder` has on a run."""
+    frame = read_table(folder, table)
+    return records(frame[frame["run_id"] == run_id])
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dicts."""
+    return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
 
 
 def load(
@@ -163,7 +184,7 @@ def load(
     Raises ValueError, naming the changed keys, if a run of that name is of another specification.
     """
     provenance = read_provenance(folder)
-    tables = {table: _read_table(folder, table) for table in (*COLUMNS, *AFTERWARDS)}
+    tables = {table: read_table(folder, table) for table in (*COLUMNS, *AFTERWARDS)}
     runs = tables["runs"]
     for run_id, spec_hash in zip(runs["run_id"], runs["spec_hash"], strict=True):
         if run_id in hashes and hashes[run_id] != spec_hash:
@@ -248,7 +269,7 @@ def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provena
 
 
 def _replace_rows(folder: Path, table: str, run_id: str, rows: Iterable[Row]) -> None:
-    old = _read_table(folder, table)
+    old = read_table(folder, table)
     new = pd.DataFrame([dict(row) for row in rows], columns=list(_columns(table)))
     old = old[old["run_id"] != run_id]
     frame = pd.concat([f for f in (old, new) if len(f)], ignore_index=True) if len(old) or len(new) else new

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -56,7 +56,8 @@ def _data(name: str, seed: int, validation: float, n_train: int | None, n_test: 
     return data.load(name, seed=seed, validation=validation, n_train=n_train, n_test=n_test, device=device)
 
 
-def _cell_data(cell: Cell, device: str) -> data.Data:
+def cell_data(cell: Cell, device: str) -> data.Data:
+    """The data of a cell, its split of training and validation images included."""
     return _data(cell.dataset, cell.seed, cell.train.validation, cell.n_train, cell.n_test, device)
 
 
@@ -105,7 +106,7 @@ class Trained:
 
 
 def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
-    dataset = _cell_data(cell, device)
+    dataset = cell_data(cell, device)
     if cell.base is not None:
         base = trained(cell.base, device, deadline)
         if base.diverged:
@@ -149,7 +150,7 @@ def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]
         networks = [_initial(cell, device, deadline) for cell in cells]
     except Diverged as error:
         return [Trained(nn.Module(), [], [], math.nan, 0, environment(device), str(error)) for _ in cells]
-    datasets = [_cell_data(cell, device) for cell in cells]
+    datasets = [cell_data(cell, device) for cell in cells]
     images = [dataset.validation.first(CURVE_IMAGES) for dataset in datasets]
     method, protocol = find(cells[0].method), cells[0].train
     _reset_peak(device)
@@ -197,7 +198,8 @@ def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]
     ]
 
 
-def _weights(cell: Cell) -> Path:
+def weights_file(cell: Cell) -> Path:
+    """Where the trained weights of a cell are kept."""
     return paths.local() / "weights" / f"{cell.spec_hash}.pt"
 
 
@@ -215,7 +217,7 @@ def trained_together(cells: Sequence[Cell], device: str, deadline: float) -> lis
     with ExitStack() as locks:
         for key in sorted(cell.spec_hash for cell in cells):  # sorted: two processes cannot wait for each other
             locks.enter_context(results.lock(f"weights-{key}"))
-        new = [cell for cell in cells if not _weights(cell).exists()]
+        new = [cell for cell in cells if not weights_file(cell).exists()]
         fresh = _train(new, device, deadline) if new else []
         found = {cell.spec_hash: network for cell, network in zip(new, fresh, strict=True)}
         for cell in new:
@@ -227,12 +229,12 @@ def _keep(cell: Cell, network: Trained) -> None:
     if network.diverged:
         return
     record = {field.name: getattr(network, field.name) for field in fields(Trained) if field.name != "diverged"}
-    with results.replacing(_weights(cell)) as part:
+    with results.replacing(weights_file(cell)) as part:
         torch.save({**record, "model": network.model.state_dict()}, part)
 
 
 def _kept(cell: Cell, device: str) -> Trained:
-    saved = torch.load(_weights(cell), map_location=device, weights_only=True)
+    saved = torch.load(weights_file(cell), map_location=device, weights_only=True)
     model = _skeleton(cell, device)
     model.load_state_dict(saved["model"], strict=True)
     return Trained(**{**saved, "model": model.eval()})
@@ -240,7 +242,7 @@ def _kept(cell: Cell, device: str) -> Trained:
 
 def _skeleton(cell: Cell, device: str) -> nn.Module:
     """A network of the cell's architecture and ranks, with arbitrary weights."""
-    dataset = _cell_data(cell, device)
+    dataset = cell_data(cell, device)
     with torch.random.fork_rng([]):
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0])
     return find(cell.method).prepare(model, cell.settings).to(device)
@@ -288,7 +290,7 @@ def run_cell(
     A diverged cell has a row without counts. measured: rows of robustness.csv that the cell already has; an attack
     with all its radii among them is not repeated.
     """
-    dataset = _cell_data(cell, device)
+    dataset = cell_data(cell, device)
     about = {
         "run_id": cell.run_id,
         "dataset": cell.dataset,
@@ -334,7 +336,7 @@ def _done(experiment: Experiment, folder: Path) -> set[str]:
     return results.done(folder, experiment.hashes(), experiment.attacks())
 
 
-def _selected(experiment: Experiment, only: Sequence[str]) -> list[Cell]:
+def selected(experiment: Experiment, only: Sequence[str]) -> list[Cell]:
     """The cells whose run_id matches a pattern of `only`, in the order of the patterns; all if there is none."""
     cells = {cell.run_id: cell for cell in experiment.cells()}
     chosen: dict[str, Cell] = {} if only else cells
@@ -400,7 +402,7 @@ def _run_batch(
         provenance = {
             "spec": cell.spec(),
             "spec_hash": cell.spec_hash,
-            "data_sha256": _cell_data(cell, device).sha256,
+            "data_sha256": cell_data(cell, device).sha256,
             "started": started,
             "finished": now(),
             "command": f"python -m wellcond run {experiment.name} --preset {experiment.preset}",
@@ -416,7 +418,7 @@ def _work(
     experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str] = (), together: int = 1
 ) -> Iterator[str]:
     """Run the missing cells that nobody else is running, yielding each run_id as it is recorded."""
-    cells = _selected(experiment, only)
+    cells = selected(experiment, only)
     for cell in cells:
         if time.monotonic() > deadline:
             return
@@ -426,17 +428,30 @@ def _work(
                 yield from _run_batch(batch, experiment, folder, device, deadline)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the parent process to end, then end this one: for a thread of a worker."""
     parent = parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)  # nothing is half-written: a cell is recorded by atomic replacement
 
 
+def in_processes(jobs: int, bar: tqdm[Any], count: Callable[[], int], work: Callable[..., Any], *given: Any) -> None:
+    """Call work(*given) in so many spawned processes, which share the work by locks; the bar follows count()."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        workers = [pool.submit(work, *given) for _ in range(jobs)]
+        while not all(worker.done() for worker in workers):
+            time.sleep(1)
+            bar.update(count() - bar.n)
+        for worker in workers:
+            worker.result()
+        bar.update(count() - bar.n)
+
+
 def _drain(
     experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str], together: int = 1
 ) -> int:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     environment(device)  # as in run_experiment: the code that this process has loaded
     return sum(1 for _ in _work(experiment, folder, device, deadline, only, together))
@@ -473,7 +488,7 @@ def run_experiment(
     results.check_writable(folder)
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-    chosen = {cell.run_id for cell in _selected(experiment, only)}
+    chosen = {cell.run_id for cell in selected(experiment, only)}
     finished = len(_done(experiment, folder) & chosen)
     with tqdm(total=len(chosen), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
         if jobs == 1:
@@ -481,16 +496,8 @@ def run_experiment(
                 bar.update()
                 bar.set_postfix_str(run_id)
         else:
-            context = get_context("spawn")
-            with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-                arguments = (experiment, folder, device, deadline, only, together)
-                workers = [pool.submit(_drain, *arguments) for _ in range(jobs)]
-                while not all(worker.done() for worker in workers):
-                    time.sleep(1)
-                    bar.update(len(_done(experiment, folder) & chosen) - bar.n)
-                for worker in workers:
-                    worker.result()
-                bar.update(len(_done(experiment, folder) & chosen) - bar.n)
+            count = lambda: len(_done(experiment, folder) & chosen)  # noqa: E731
+            in_processes(jobs, bar, count, _drain, experiment, folder, device, deadline, only, together)
     return load(experiment, folder)
 
 
@@ -509,13 +516,13 @@ def measure_conditioning(
     found = load(experiment, folder)
     known, done = set(found.conditioning["run_id"]), set(found.runs.loc[found.runs["status"] == "done", "run_id"])
     outcome = {}
-    for cell in tqdm(_selected(experiment, only), unit="cell", disable=not sys.stderr.isatty()):
-        if cell.run_id in known or cell.run_id not in done or not _weights(cell).exists():
+    for cell in tqdm(selected(experiment, only), unit="cell", disable=not sys.stderr.isatty()):
+        if cell.run_id in known or cell.run_id not in done or not weights_file(cell).exists():
             outcome[cell.run_id] = "known" if cell.run_id in known else "no weights"
             continue
         started = now()
         try:
-            rows = condition_rows(_kept(cell, "cpu").model, _cell_data(cell, "cpu").test, n_images)
+            rows = condition_rows(_kept(cell, "cpu").model, cell_data(cell, "cpu").test, n_images)
         except ValueError as error:
             outcome[cell.run_id] = str(error)
             continue

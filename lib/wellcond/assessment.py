@@ -1,0 +1,197 @@
+"""Fill in the robustness tables of an experiment: the attack suite on its trained networks, transfer, confidence.
+
+The work is cut into tasks, each one measurement on one network, in the order of the experiment file: a task is
+recorded when it is complete, so an interrupted assessment is continued by running it again, and several processes
+share it by locks. A network whose weights are not kept is trained again.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import Timeout
+from torch import nn
+from tqdm import tqdm
+
+from wellcond import results, suite
+from wellcond.errors import invalid
+from wellcond.experiments import Cell, Experiment, SuiteGrid
+from wellcond.provenance import environment, now
+from wellcond.results import Results, Row
+from wellcond.runner import (
+    OutOfTime,
+    cell_data,
+    end_with_parent,
+    in_processes,
+    load,
+    pick_device,
+    selected,
+    trained,
+)  # fmt: skip
+from wellcond.suite import Trial
+
+TABLES = ("attacks", "distortions", "confidence", "transfer")
+
+
+class Task(NamedTuple):
+    """One measurement of one network: `measure` returns the new rows of `table`, given those of the run so far."""
+
+    run_id: str
+    table: str
+    known: Callable[[Sequence[Row]], bool]
+    measure: Callable[[Sequence[Row], str, float], list[dict[str, Any]]]
+
+
+def _model(cell: Cell, device: str, deadline: float) -> nn.Module:
+    return trained(cell, device, deadline).model
+
+
+def _attack(cell: Cell, trial: Trial) -> Task:
+    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+        model, test = _model(cell, device, deadline), cell_data(cell, device).test
+        images = test.first(trial.n_examples)
+        clean = [row for row in rows if row["attack"] == suite.CLEAN and int(row["n_examples"]) >= len(images)]
+        new = [] if clean else [suite.clean_row(model, images)]
+        return [*new, suite.attack_row(model, test, trial, [*rows, *new], seed=cell.seed)]
+
+    def known(rows: Sequence[Row]) -> bool:
+        wanted = trial.key(len(cell_data(cell, "cpu").test))
+        return any(suite.key(row) == wanted for row in rows)
+
+    return Task(cell.run_id, "attacks", known, measure)
+
+
+def _distortion(cell: Cell, steps: int, n_examples: int | None) -> Task:
+    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+        images = cell_data(cell, device).test.first(n_examples)
+        return [suite.distortion_row(_model(cell, device, deadline), images, steps, seed=cell.seed)]
+
+    return Task(cell.run_id, "distortions", bool, measure)
+
+
+def _transfer(cell: Cell, trial: Trial, targets: Sequence[Cell]) -> Task:
+    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+        networks = {target.run_id: _model(target, device, deadline) for target in targets}
+        images = cell_data(cell, device).test.first(trial.n_examples)
+        return suite.transfer_rows(_model(cell, device, deadline), networks, images, trial, seed=cell.seed)
+
+    def known(rows: Sequence[Row]) -> bool:
+        return {row["target"] for row in rows} >= {target.run_id for target in targets}
+
+    return Task(cell.run_id, "transfer", known, measure)
+
+
+def _trials(grid: SuiteGrid) -> Iterator[Trial]:
+    for eps in sorted(grid.eps):
+        yield Trial(grid.name, eps, grid.n_examples, tuple(sorted(grid.options.items())))
+
+
+def tasks(experiment: Experiment, completed: Container[str], only: Sequence[str] = ()) -> list[Task]:
+    """All measurements that the experiment declares on its completed networks (a set of run_ids), in the order of the
+    file, each on all networks before the next."""
+    cells = [cell for cell in selected(experiment, only) if cell.run_id in completed]
+    found = [_attack(c, trial) for g in experiment.suite for c in cells if g.applies(c.run_id) for trial in _trials(g)]
+    if (wanted := experiment.distortion) is not None:
+        found += [_distortion(c, wanted.steps, wanted.n_examples) for c in cells if wanted.applies(c.run_id)]
+    if (grid := experiment.transfer) is not None:
+        targets = [cell for cell in experiment.cells() if cell.run_id in completed and grid.applies(cell.run_id)]
+        sources = [cell for cell in cells if grid.applies(cell.run_id)]
+        found += [_transfer(cell, trial, targets) for cell in sources for trial in _trials(grid)]
+    return found
+
+
+class _Ledger:
+    """What the tables of a folder have, by run."""
+
+    def __init__(self, folder: Path) -> None:
+        tables = {table: results.read_table(folder, table) for table in TABLES}
+        self._rows: Mapping[tuple[str, str], Sequence[Row]] = {
+            (table, str(run_id)): results.records(rows)
+            for table, frame in tables.items()
+            for run_id, rows in frame.groupby("run_id")
+        }
+
+    def has(self, task: Task) -> bool:
+        return task.known(self._rows.get((task.table, task.run_id), []))
+
+
+def _open(experiment: Experiment, folder: Path, only: Sequence[str]) -> list[Task]:
+    runs = load(experiment, folder).runs
+    return tasks(experiment, set(runs.loc[runs["status"] == "done", "run_id"]), only)
+
+
+def progress(experiment: Experiment, folder: Path | None = None, only: Sequence[str] = ()) -> tuple[int, int]:
+    """(measured, all) tasks of the completed cells."""
+    folder = folder or experiment.folder()
+    wanted, ledger = _open(experiment, folder, only), _Ledger(folder)
+    return sum(ledger.has(task) for task in wanted), len(wanted)
+
+
+def _work(experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str]) -> Iterator[str]:
+    """Do the tasks that are missing and that nobody else is doing, yielding the run_id of each."""
+    where = environment(device)
+    command = f"python -m wellcond attack {experiment.name} --preset {experiment.preset}"
+    for task in _open(experiment, folder, only):
+        if time.monotonic() > deadline:
+            return
+        with ExitStack() as locks, suppress(OutOfTime, Timeout):
+            locks.enter_context(results.lock(f"assess-{results.folder_key(folder)}-{task.run_id}", timeout=0))
+            rows = results.rows_of(folder, task.table, task.run_id)
+            if task.known(rows):
+                continue
+            started = now()
+            new = task.measure(rows, device, deadline)
+            about = {"run_id": task.run_id, "device": where["device"], "commit": where["commit"]}
+            provenance = {"command": command, "started": started, "finished": now(), **where}
+            results.add(folder, task.run_id, task.table, [*rows, *({**row, **about} for row in new)], provenance)
+            yield task.run_id
+
+
+def _drain(experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str]) -> int:
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    return sum(1 for _ in _work(experiment, folder, device, deadline, only))
+
+
+def assess(
+    experiment: Experiment,
+    folder: Path | None = None,
+    *,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    jobs: int = 1,
+    only: Sequence[str] = (),
+    bar: bool = True,
+) -> Results:
+    """Fill in attacks.csv, distortions.csv, confidence.csv and transfer.csv of an experiment in `folder` (default: its
+    own) for its completed cells, and load what is there.
+
+    device, max_minutes, jobs, only: as of `run_experiment`; what is unfinished when the time is up is dropped.
+    Raises ValueError for a device that cannot be used, jobs < 1, max_minutes <= 0, or a pattern that matches no cell.
+    """
+    device = pick_device(device)
+    if jobs < 1:
+        raise invalid("jobs", jobs, ">= 1")
+    if max_minutes is not None and not max_minutes > 0:
+        raise invalid("max_minutes", max_minutes, "> 0")
+    folder = folder or experiment.folder()
+    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+    environment(device)  # the commit now, not after somebody has edited the code under a long run
+    done, total = progress(experiment, folder, only)
+    with tqdm(total=total, initial=done, unit="task", desc=experiment.name, disable=not bar, file=sys.stderr) as shown:
+        if jobs == 1:
+            for run_id in _work(experiment, folder, device, deadline, only):
+                shown.update()
+                shown.set_postfix_str(run_id)
+        else:
+            count = lambda: progress(experiment, folder, only)[0]  # noqa: E731
+            in_processes(jobs, shown, count, _drain, experiment, folder, device, deadline, only)
+    return load(experiment, folder)

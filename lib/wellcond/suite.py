@@ -1,0 +1,136 @@
+"""The attack suite on one network: which images survive each attack at each radius.
+
+Outcomes are kept image by image, so that a stronger attack is spared the images that a cheaper one has felled, and an
+interrupted suite is continued where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wellcond.attacks import ATTACKS, AttackKind, options_text, perturb, smallest_perturbation
+from wellcond.data import Images
+from wellcond.evaluate import CHUNK, predictions, survivors
+from wellcond.outcomes import pack, pack_distances, unpack
+
+Row = Mapping[str, Any]
+CLEAN = "clean"
+
+
+class Trial(NamedTuple):
+    """One attack at one radius on the first n_examples images (all if None)."""
+
+    attack: str
+    eps: float
+    n_examples: int | None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def key(self, n_images: int) -> tuple[str, str, str, int]:
+        """What a row of the table of attacks has, if it is this one's."""
+        n = n_images if self.n_examples is None else min(self.n_examples, n_images)
+        text = options_text(ATTACKS[self.attack], dict(self.options))
+        return self.attack, f"{self.eps:.9g}", text, n
+
+
+def key(row: Row) -> tuple[str, str, str, int]:
+    """As of Trial.key."""
+    options = row["options"] if isinstance(row["options"], str) else ""
+    return row["attack"], f"{row['eps']:.9g}", options, int(row["n_examples"])
+
+
+def _row(kind: str, norm: str, eps: float, options: str, attacked: int, alive: Tensor) -> dict[str, Any]:
+    return {
+        "attack": kind,
+        "norm": norm,
+        "eps": eps,
+        "options": options,
+        "n_examples": len(alive),
+        "n_attacked": attacked,
+        "n_correct": int(alive.sum()),
+        "outcomes": pack(alive.tolist()),
+    }
+
+
+def _known(row: Row, n: int, device: torch.device) -> Tensor:
+    outcomes = unpack(str(row["outcomes"]), int(row["n_examples"]))
+    return torch.from_numpy(outcomes[:n].copy()).to(device)
+
+
+def _before(kind: AttackKind, trial: Trial, options: str, rows: Iterable[Row], n: int) -> Iterator[Row]:
+    """The rows of which this trial need only attack the survivors: the same attack in a smaller ball, and the attacks
+    it follows in this one or a smaller one."""
+    for row in rows:
+        wide = int(row["n_examples"]) >= n
+        same = kind.nested and row["attack"] == kind.name and key(row)[2] == options and row["eps"] < trial.eps
+        followed = row["attack"] in kind.follows and row["eps"] <= trial.eps
+        if wide and (same or followed or row["attack"] == CLEAN):
+            yield row
+
+
+def clean_row(model: nn.Module, images: Images) -> dict[str, Any]:
+    """The row of the images as they are."""
+    alive, _ = predictions(model, images)
+    return _row(CLEAN, "", 0.0, "", 0, alive)
+
+
+def attack_row(model: nn.Module, images: Images, trial: Trial, rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
+    """The outcome of one trial: image i survives if it is classified correctly as it is, in every row that the trial
+    builds on, and after the attack. rows: what is known of this network, the clean row included.
+
+    Columns: attack, norm, eps, options, n_examples, n_attacked, n_correct, outcomes (`wellcond.outcomes.pack`), wall_s.
+    """
+    kind, started = ATTACKS[trial.attack], time.perf_counter()
+    options = options_text(kind, dict(trial.options))
+    images = images.first(trial.n_examples)
+    alive = torch.ones(len(images), dtype=torch.bool, device=images.labels.device)
+    for row in _before(kind, trial, options, rows, len(images)):
+        alive &= _known(row, len(images), alive.device)
+    after = survivors(kind, model, images, alive, trial.eps, seed=seed, **dict(trial.options))
+    row = _row(kind.name, kind.norm, trial.eps, options, int(alive.sum()), after)
+    return {**row, "wall_s": time.perf_counter() - started}
+
+
+def distortion_row(model: nn.Module, images: Images, steps: int, *, seed: int = 0) -> dict[str, Any]:
+    """The l2 distance of the smallest perturbation that DDN finds for each image: 0 where an image is misclassified as
+    it is, inf where none is found. Columns: attack, norm, options, n_examples, distances, wall_s."""
+    started = time.perf_counter()
+    correct, _ = predictions(model, images)
+    distances = torch.zeros(len(images), device=correct.device)
+    for index in torch.split(correct.nonzero().flatten(), CHUNK):
+        pixels = images.pixels(index)
+        distances[index] = smallest_perturbation(model, pixels, images.labels[index], steps=steps, seed=seed).float()
+    return {
+        "attack": "ddn",
+        "norm": "l2",
+        "options": f"steps={steps}",
+        "n_examples": len(images),
+        "distances": pack_distances(distances.tolist()),
+        "wall_s": time.perf_counter() - started,
+    }
+
+
+def transfer_rows(
+    source: nn.Module, targets: Mapping[str, nn.Module], images: Images, trial: Trial, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Images crafted on `source`, all of them, against each target; the source itself is the white-box attack.
+
+    Columns: target (its key), and those of `attack_row`.
+    """
+    kind = ATTACKS[trial.attack]
+    images = images.first(trial.n_examples)
+    alive = {name: torch.zeros(len(images), dtype=torch.bool, device=images.labels.device) for name in targets}
+    for index in torch.split(torch.arange(len(images), device=images.labels.device), CHUNK):
+        x, y = images.pixels(index), images.labels[index]
+        crafted = perturb(kind, source, x, y, trial.eps, index=index, seed=seed, **dict(trial.options))
+        for name, target in targets.items():
+            with torch.no_grad():
+                alive[name][index] = (target(crafted).argmax(1) == y) & (target(x).argmax(1) == y)
+    options = options_text(kind, dict(trial.options))
+    return [
+        {"target": name, **_row(kind.name, kind.norm, trial.eps, options, len(images), alive[name])} for name in targets
+    ]
