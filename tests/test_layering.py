@@ -23,6 +23,7 @@ ALLOWED = {
     "notebook": {"errors"},
     "outcomes": {"errors"},
     "settings": {"errors"},
+    "comparison": {"errors"},
     "matrix_sign": {"precision"},
     "regularizers": set(),
     "spectrum": {"errors", "matrix_sign", "precision", "settings"},
@@ -45,9 +46,9 @@ ALLOWED = {
     "conditioning": {"convert", "data", "dataflow", "errors", "layers", "models", "tucker"},
     "provenance": {"paths"},
     "results": {"errors", "paths", "settings"},
-    "report": {"errors", "results", "settings"},
+    "report": {"comparison", "errors", "results", "settings"},
     "costs": {"report"},
-    "dynamics": {"report", "results", "settings"},
+    "dynamics": {"comparison", "report", "results", "settings"},
     "conditioning_report": {"report", "results", "settings"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results", "settings"},
     "runner": {
@@ -71,7 +72,7 @@ FACADE = "__init__"  # gathers the public names of all
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "matplotlib", "seaborn"}
 FIGURES = {"report", "costs", "conditioning_report", "dynamics", "theory_figures"}
-TABLES_ONLY = FIGURES | {"outcomes", "results", "paths", "errors", "notebook", "settings", "verdicts"}
+TABLES_ONLY = FIGURES | {"comparison", "outcomes", "results", "paths", "errors", "notebook", "settings", "verdicts"}
 
 
 def imports(path):
