@@ -24,6 +24,7 @@ ALLOWED = {
     "outcomes": {"errors"},
     "settings": {"errors"},
     "comparison": {"errors"},
+    "flags": {"errors", "outcomes"},
     "matrix_sign": {"precision"},
     "regularizers": set(),
     "spectrum": {"errors", "matrix_sign", "precision", "settings"},
@@ -74,7 +75,17 @@ FACADE = "__init__"  # gathers the public names of all
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "matplotlib", "seaborn"}
 FIGURES = {"report", "costs", "conditioning_report", "dynamics", "theory_figures"}
-TABLES_ONLY = FIGURES | {"comparison", "outcomes", "results", "paths", "errors", "notebook", "settings", "verdicts"}
+TABLES_ONLY = FIGURES | {
+    "comparison",
+    "errors",
+    "flags",
+    "notebook",
+    "outcomes",
+    "paths",
+    "results",
+    "settings",
+    "verdicts",
+}
 
 
 def imports(path):
