@@ -10,7 +10,11 @@ from torch.nn import functional as F
 from wellcond.attacks import ATTACKS
 
 DOUBLE = torch.float64
-GRADIENT_ATTACKS = [name for name in ATTACKS if not name.startswith(("square", "autoattack"))]  # those take seconds
+GRADIENT_ATTACKS = [  # AutoAttack and its parts take seconds
+    name
+    for name, kind in ATTACKS.items()
+    if kind.norm != "corruption" and not name.startswith(("square", "autoattack"))
+]
 
 
 def generator(seed: int = 0) -> torch.Generator:

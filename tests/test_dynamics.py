@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 
 import wellcond as wc
 from wellcond import dynamics, report
+from wellcond.comparison import Gap, wilson
 from wellcond.results import AFTERWARDS, COLUMNS, Results
 from wellcond.settings import SETTINGS, suffix
 
@@ -116,7 +117,7 @@ def test_history_has_the_worst_layer_or_the_one_asked_for():
 def test_validation_rates_have_the_intervals_of_their_counts():
     first = dynamics.history(SITUATIONS["one network"], "error").set_index("epoch")
     assert first["value"].tolist() == pytest.approx([50, 20, 4])
-    assert tuple(first.loc[2, ["low", "high"]]) == pytest.approx([100 * bound for bound in report.wilson(4, 100)])
+    assert tuple(first.loc[2, ["low", "high"]]) == pytest.approx([100 * bound for bound in wilson(4, 100)])
     assert dynamics.history(SITUATIONS["one network"], "accuracy")["value"].tolist() == pytest.approx([50, 80, 96])
 
 
@@ -147,7 +148,7 @@ def test_matched_table_compares_seed_by_seed():
     assert first == "rank-adaptive DLRT, ϑ = 0.1, ratio 0.5 − U Vᵀ, ratio 0.8"
     assert (row["deployed, adaptive"], row["deployed, fixed"]) == ("30.0 %", "31.0 %")
     # 96.0 - 95.0 and 98.5 - 95.5; t(1; 0.975) = 12.706
-    gap = report.Gap(2.0, 12.706205, 2)
+    gap = Gap(2.0, 12.706205, 2)
     assert row["test accuracy"] == str(gap)
     assert row["PGD ℓ∞ ε\u00a0=\u00a00.1"] == "+0.00 ± 0.00"  # the numbers of a seed are the same
     assert data.iloc[2]["difference in points"].endswith("(none within 5 %)")

@@ -23,6 +23,8 @@ ALLOWED = {
     "notebook": {"errors"},
     "outcomes": {"errors"},
     "settings": {"errors"},
+    "comparison": {"errors"},
+    "flags": {"errors", "outcomes"},
     "matrix_sign": {"precision"},
     "regularizers": set(),
     "spectrum": {"errors", "matrix_sign", "precision", "settings"},
@@ -38,24 +40,26 @@ ALLOWED = {
     "methods": {"basis_update", "convert", "errors", "layers", "optim", "regularizers", "settings"},
     "models": {"errors"},
     "data": {"errors", "paths"},
-    "attacks": {"errors"},
+    "attacks": {"corruptions", "errors"},
+    "corruptions": {"errors"},
     "train": {"errors"},
     "ensemble": {"errors", "optim", "train"},
     "suite": {"attacks", "data", "evaluate", "outcomes"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
+    "calibration": {"attacks", "data", "errors"},
     "conditioning": {"convert", "data", "dataflow", "errors", "layers", "models", "tucker"},
     "provenance": {"paths"},
     "results": {"errors", "paths", "settings"},
-    "report": {"errors", "results", "settings"},
+    "report": {"comparison", "errors", "results", "settings"},
     "costs": {"report"},
-    "dynamics": {"report", "results", "settings"},
+    "dynamics": {"comparison", "report", "results", "settings"},
     "conditioning_report": {"report", "results", "settings"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results", "settings"},
     "runner": {
         *("conditioning", "convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers"),
         *("methods", "models", "paths", "provenance", "results", "settings", "train"),
     },
-    "assessment": {"errors", "experiments", "provenance", "results", "runner", "suite"},
+    "assessment": {"calibration", "errors", "evaluate", "experiments", "provenance", "results", "runner", "suite"},
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "paths"),
         *("spectrum", "stiefel"),
@@ -73,7 +77,17 @@ FACADE = "__init__"  # gathers the public names of all
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "pyautoattack", "matplotlib", "seaborn"}
 FIGURES = {"report", "costs", "conditioning_report", "dynamics", "theory_figures"}
-TABLES_ONLY = FIGURES | {"outcomes", "results", "paths", "errors", "notebook", "settings", "verdicts"}
+TABLES_ONLY = FIGURES | {
+    "comparison",
+    "errors",
+    "flags",
+    "notebook",
+    "outcomes",
+    "paths",
+    "results",
+    "settings",
+    "verdicts",
+}
 
 
 def imports(path):

@@ -176,6 +176,7 @@ suite = [
     { name = "pgd_linf", eps = [0.05, 0.02], options = { steps = 3 } },
     { name = "mim_linf", eps = [0.05], n_examples = 20, options = { steps = 3 }, only = ["uv-*"] },
 ]
+confidence = { only = ["uv-*"] }
 distortion = { n_examples = 10, steps = 5, only = ["*-s0"] }
 transfer = { name = "pgd_linf", eps = [0.05], n_examples = 20, options = { steps = 3 }, only = ["*-s0"] }
 """
@@ -196,9 +197,9 @@ def quiet(spec, **options):
 
 
 def test_an_experiment_is_assessed_as_declared(trained):
-    assert progress(trained) == (0, 4 * 4 + 2 + 2 + 2)
+    assert progress(trained) == (0, 4 * 4 + 2 + 2 + 2 + 2)
     found = quiet(trained)
-    assert progress(trained) == (22, 22)
+    assert progress(trained) == (24, 24)
     rows = found.attacks
     assert rows.groupby("run_id").size().to_dict() == {"dense-s0": 6, "dense-s1": 6, "uv-r0.5-s0": 7, "uv-r0.5-s1": 7}
     assert set(rows.query("attack == 'clean'")["n_examples"]) == {30, 40}  # first the 30 of FGSM, then all
@@ -209,6 +210,8 @@ def test_an_experiment_is_assessed_as_declared(trained):
         assert row["n_correct"] <= row["n_attacked"] or row["attack"] == "clean"
     clean = rows.query("attack == 'clean' and n_examples == 40").set_index("run_id")["n_correct"]
     assert clean.to_dict() == found.runs.set_index("run_id")["n_correct"].to_dict()
+    sure = found.confidence.query("quantity == 'n_correct'")
+    assert sure[["run_id", "value"]].to_numpy().tolist() == [[r, clean[r]] for r in ("uv-r0.5-s0", "uv-r0.5-s1")]
     assert set(found.distortions["run_id"]) == {"dense-s0", "uv-r0.5-s0"}
     assert sorted(zip(found.transfer["run_id"], found.transfer["target"], strict=True)) == [
         (a, b) for a in ("dense-s0", "uv-r0.5-s0") for b in ("dense-s0", "uv-r0.5-s0")
@@ -249,7 +252,7 @@ def test_an_interrupted_assessment_is_continued_with_the_same_outcomes(trained, 
         patch.setattr(suite, "attack_row", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quiet(trained)
-    assert progress(trained)[0] == 5
+    assert progress(trained)[0] == 2 + 5  # confidence comes first
     again = quiet(trained, jobs=2).attacks.set_index(["run_id", "attack", "eps", "n_examples"])["outcomes"]
     assert again.sort_index().to_dict() == whole.sort_index().to_dict()
 

@@ -22,7 +22,9 @@ from torch import nn
 from tqdm import tqdm
 
 from wellcond import results, suite
+from wellcond.calibration import confidence_rows
 from wellcond.errors import invalid
+from wellcond.evaluate import count_correct
 from wellcond.experiments import Cell, Experiment, SuiteGrid
 from wellcond.provenance import environment, now
 from wellcond.results import Results, Row
@@ -69,6 +71,19 @@ def _attack(cell: Cell, trial: Trial) -> Task:
     return Task(cell.run_id, "attacks", known, measure)
 
 
+def _confidence(cell: Cell, n_examples: int | None) -> Task:
+    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+        model, images = _model(cell, device, deadline), cell_data(cell, device).test.first(n_examples)
+        n_correct = {
+            "quantity": "n_correct",
+            "value": count_correct(model, images).n_correct,
+            "n_examples": len(images),
+        }
+        return [n_correct, *confidence_rows(model, images)]
+
+    return Task(cell.run_id, "confidence", bool, measure)
+
+
 def _distortion(cell: Cell, steps: int, n_examples: int | None) -> Task:
     def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
         images = cell_data(cell, device).test.first(n_examples)
@@ -99,6 +114,8 @@ def tasks(experiment: Experiment, completed: Container[str], only: Sequence[str]
     file, each on all networks before the next."""
     cells = [cell for cell in selected(experiment, only) if cell.run_id in completed]
     found = [_attack(c, trial) for g in experiment.suite for c in cells if g.applies(c.run_id) for trial in _trials(g)]
+    if (sure := experiment.confidence) is not None:
+        found = [_confidence(c, sure.n_examples) for c in cells if sure.applies(c.run_id)] + found
     if (wanted := experiment.distortion) is not None:
         found += [_distortion(c, wanted.steps, wanted.n_examples) for c in cells if wanted.applies(c.run_id)]
     if (grid := experiment.transfer) is not None:

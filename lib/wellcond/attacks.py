@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wellcond.corruptions import CORRUPTIONS, corrupt
 from wellcond.errors import invalid, unknown
 
 
@@ -166,6 +167,13 @@ def _standard(norm: str) -> Attack:
     return _autoattack(norm, version="standard")
 
 
+def _corruption(name: str) -> AttackKind:
+    def corruption(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
+        return corrupt(name, x, eps, index, seed=seed)
+
+    return AttackKind(name, "corruption", CORRUPTIONS[name].label, corruption, nested=False)
+
+
 _SILENT = logging.Logger("silent", logging.CRITICAL)
 
 
@@ -210,12 +218,14 @@ ATTACKS: dict[str, AttackKind] = {
         AttackKind("square_l2", "l2", "Square, l2", _square("L2"), follows=("pgd_l2",)),
         AttackKind("autoattack_linf", "linf", "AutoAttack, l∞", _standard("Linf"), follows=("pgd_linf", "square_linf")),
         AttackKind("autoattack_l2", "l2", "AutoAttack, l2", _standard("L2"), follows=("pgd_l2", "square_l2")),
+        *map(_corruption, CORRUPTIONS),
     )
 }
 """FGSM: x + eps sign ∇L (Goodfellow, 2015). PGD: `steps` projected steps of relative_step·eps/steps from `restarts`
 random starts in the ball (Madry, 2018). Momentum PGD: steps along the sign of Σ ∇L/‖∇L‖₁ (Dong, 2018). Square: a random
 search of 5,000 queries without gradients (Andriushchenko, 2020). AutoAttack: its standard version, APGD-CE, APGD-T,
-FAB-T and Square, 100 iterations each (Croce and Hein, 2020), by its authors' package. scaled: on scaled logits."""
+FAB-T and Square, 100 iterations each (Croce and Hein, 2020), by its authors' package. scaled: on scaled logits. Of
+corruptions, which know no network, eps is the severity, 0 to 5."""
 
 
 def perturb(

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 
+from wellcond.comparison import wilson
 from wellcond.report import (
     ATTACKS,
     accuracy_text,
@@ -36,7 +37,6 @@ from wellcond.report import (
     spread,
     summary,
     table,
-    wilson,
 )
 from wellcond.results import Results
 from wellcond.settings import SETTINGS

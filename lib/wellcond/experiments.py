@@ -132,6 +132,12 @@ class DistortionGrid(Selective):
     steps: int = Field(100, ge=1)
 
 
+class ConfidenceGrid(Selective):
+    """Calibration, logits and input gradients on the first n_examples test images (all if absent)."""
+
+    n_examples: int | None = Field(None, ge=1)
+
+
 class Cell(Strict):
     """One network to train and evaluate. `base`: the cell whose trained weights it starts from."""
 
@@ -186,8 +192,8 @@ def canonical_hash(value: object) -> str:
 
 class Experiment(Strict):
     """A grid of methods on one data set and model, with its attacks. spectra_epochs: the epochs whose singular values
-    are recorded besides the last (0: before training). suite, distortion, transfer: what is measured afterwards on the
-    trained networks (`wellcond.assessment`)."""
+    are recorded besides the last (0: before training). suite, confidence, distortion, transfer: what is measured
+    afterwards on the trained networks (`wellcond.assessment`)."""
 
     name: str
     title: str
@@ -198,6 +204,7 @@ class Experiment(Strict):
     method: tuple[MethodGrid, ...]
     attack: tuple[AttackGrid, ...] = ()
     suite: tuple[SuiteGrid, ...] = ()
+    confidence: ConfidenceGrid | None = None
     distortion: DistortionGrid | None = None
     transfer: SuiteGrid | None = None
     n_train: int | None = Field(None, ge=1)
@@ -324,6 +331,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "method": MethodGrid,
     "attack": AttackGrid,
     "suite": SuiteGrid,
+    "confidence": ConfidenceGrid,
     "distortion": DistortionGrid,
     "transfer": SuiteGrid,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
-from scipy.special import ndtri, stdtrit
 
+from wellcond.comparison import Gap, student, wilson
 from wellcond.results import Results
 from wellcond.settings import SETTINGS, label_suffix, name_suffix, parsed
 
@@ -99,15 +99,6 @@ def style() -> None:
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def wilson(n_correct: float, n: float) -> tuple[float, float]:
-    """The 95 % Wilson score interval of the rate n_correct/n, as fractions; (nan, nan) for n = 0."""
-    if not n > 0:
-        return math.nan, math.nan
-    z, p = float(ndtri(0.975)), n_correct / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
-
-
 def mean_std(values: Iterable[float], digits: int = 2) -> str:
     """ "98.93 ± 0.05": mean and sample standard deviation; the mean alone of one value; "–" of none."""
     known = pd.Series(list(values), dtype=float).dropna()
@@ -129,37 +120,6 @@ def number(value: float) -> str:
 def percent(fraction: float) -> str:
     """ "32.8 %"; – for nan."""
     return "–" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
-
-
-@dataclass(frozen=True)
-class Gap:
-    """first - second over their common seeds: mean difference in points, half-width of its 95 % Student interval."""
-
-    difference: float
-    margin: float
-    seeds: int
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval excludes zero; never with fewer than two seeds."""
-        return abs(self.difference) > self.margin
-
-    @property
-    def words(self) -> str:
-        """ "0.12 ± 0.20 points lower (no clear difference, 3 seeds)"."""
-        if not self.seeds:
-            return "not computed yet"
-        margin = f" ± {self.margin:.2f}" if self.seeds > 1 else ""
-        size = f"{abs(self.difference):.2f}{margin} points {'higher' if self.difference > 0 else 'lower'}"
-        if self.seeds == 1:
-            return f"{size} (one seed: spread unknown)"
-        return f"{size} ({'a clear' if self.clear else 'no clear'} difference, {self.seeds} seeds)"
-
-    def __str__(self) -> str:
-        if not self.seeds:
-            return "–"
-        margin = f" ± {self.margin:.2f}{'*' * self.clear}" if self.seeds > 1 else ""
-        return f"{self.difference:+.2f}".replace("-", "−") + margin
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
@@ -249,9 +209,7 @@ def compare(results: Results, first: str, second: str, attack: str = "clean", ep
     """Two configurations, by full name. They share split and initial draw of a seed, so the differences are paired."""
     found = by_seed(results, attack, eps)
     pairs = (found.reindex(columns=[first])[first] - found.reindex(columns=[second])[second]).dropna()
-    n = len(pairs)
-    margin = float(stdtrit(n - 1, 0.975)) * float(pairs.std()) / math.sqrt(n) if n > 1 else math.nan
-    return Gap(float(pairs.mean()), margin, n)
+    return student(pairs.tolist())
 
 
 def _kappas(results: Results) -> pd.DataFrame:
