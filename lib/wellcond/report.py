@@ -23,7 +23,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
 from wellcond.comparison import Gap, student, wilson
-from wellcond.results import Results
+from wellcond.results import AFTERWARDS, COLUMNS, Results
 from wellcond.settings import SETTINGS, label_suffix, name_suffix, parsed
 
 ATTACKS = {"clean": "clean", "fgsm": "FGSM", "pgd_linf": "PGD ℓ∞", "pgd_l2": "PGD ℓ₂"}
@@ -137,6 +137,11 @@ _TEXT = [
     "quantity",
     "attack",
     "norm",
+    "options",
+    "outcomes",
+    "distances",
+    "target",
+    "commit",
 ]
 _DENSE = {"n_params_trained": "n_params_dense", "n_params_deployed": "n_params_dense", "flops_deployed": "flops_dense"}
 
@@ -181,7 +186,7 @@ def pick(
         return list(frame.loc[keep, "run_id"])
 
     runs = chosen(results.runs)
-    frames = {table: getattr(results, table) for table in ("runs", "robustness", "curves", "spectra")}
+    frames = {table: getattr(results, table) for table in (*COLUMNS, *AFTERWARDS)}
     tables = {table: frame[frame["run_id"].isin(runs)] for table, frame in frames.items()}
     return replace(results, missing=tuple(chosen(_settings(results.missing))), **tables)
 

@@ -1,0 +1,295 @@
+"""Tables and figures of the attack suite: what survives, with intervals, flags and paired tests. Never imports torch.
+
+Rates are counted on the first test images, the same for every network. Under "the strongest attack" of a norm and
+radius an image counts as robust if it survives every attack of a list, at that radius and at smaller ones; only
+networks that were measured under all of them are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pandas.io.formats.style import Styler
+
+from wellcond.comparison import SeedComparison, holm, over_seeds, wilson
+from wellcond.flags import FLAGS, flags_of, symbols
+from wellcond.outcomes import unpack, unpack_distances
+from wellcond.report import draw, finish, look, mean_std, number, ordered, panels, percent, summary, table
+from wellcond.results import Results
+from wellcond.settings import SETTINGS
+
+NAMES = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "pgd_linf": "PGD ℓ∞",
+    "pgd_l2": "PGD ℓ₂",
+    "mim_linf": "momentum PGD",
+    "fgsm_scaled": "FGSM, scaled logits",
+    "pgd_linf_scaled": "PGD ℓ∞, scaled logits",
+    "pgd_l2_scaled": "PGD ℓ₂, scaled logits",
+    "square_linf": "Square ℓ∞",
+    "square_l2": "Square ℓ₂",
+    "autoattack_linf": "AutoAttack ℓ∞",
+    "autoattack_l2": "AutoAttack ℓ₂",
+    "gaussian_noise": "Gaussian noise",
+    "blur": "blur",
+    "contrast": "contrast",
+}
+
+Bits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The strongest of several attacks at a radius, on the first n images."""
+
+    label: str
+    attacks: tuple[str, ...]
+    eps: float
+    n: int
+
+
+def measured(results: Results) -> pd.DataFrame:
+    """The table of attacks with the settings and full names of its runs, and rate, low, high in % (Wilson).
+
+    Of several rows of an attack at a radius, with other options, the one on the most images.
+    """
+    frame = ordered(results.select("attacks"))
+    frame = frame.sort_values("n_examples", ascending=False, kind="stable")
+    frame = frame.drop_duplicates(["run_id", "attack", "eps"]).sort_index()
+    bounds = [wilson(k, n) for k, n in zip(frame["n_correct"], frame["n_examples"], strict=True)]
+    low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
+    return frame.assign(rate=100 * frame["n_correct"] / frame["n_examples"], low=low, high=high)
+
+
+def _alive(row: Mapping[Any, Any], n: int) -> Bits:
+    return unpack(row["outcomes"], int(row["n_examples"]))[:n]
+
+
+def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
+    """{run_id: which of the first n images survive all attacks of the threat}, for runs measured under each of them."""
+    found = {}
+    frame = results.attacks[results.attacks["n_examples"].astype(float) >= threat.n]
+    for run_id, rows in frame.groupby("run_id", sort=False):
+        eps = rows["eps"].astype(float)
+        at = rows["attack"].isin(threat.attacks) & np.isclose(eps, threat.eps)
+        if set(rows.loc[at, "attack"]) == set(threat.attacks):
+            # FGSM at a smaller radius counts too: its images lie in the ball
+            inside = rows[(rows["attack"] == "clean") | (rows["attack"].isin(threat.attacks) & (eps <= threat.eps))]
+            found[str(run_id)] = np.logical_and.reduce([_alive(row, threat.n) for row in inside.to_dict("records")])
+    return found
+
+
+def strongest(results: Results, threat: Threat) -> pd.DataFrame:
+    """One row a network: the settings and full name of its run, rate, low and high in % under a threat."""
+    alive = survivors(results, threat)
+    runs = ordered(results.runs[results.runs["run_id"].isin(alive)])
+    kept = [int(alive[run_id].sum()) for run_id in runs["run_id"]]
+    bounds = [wilson(k, threat.n) for k in kept]
+    low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
+    return runs.assign(rate=[100 * k / threat.n for k in kept], low=low, high=high)
+
+
+def compare(results: Results, first: str, second: str, threat: Threat) -> SeedComparison:
+    """Two configurations, by full name, under a threat: paired image by image, and seed by seed."""
+    alive, runs = survivors(results, threat), ordered(results.runs)
+    by_seed = [
+        {int(row.seed): alive[row.run_id] for row in runs[runs["name"] == name].itertuples() if row.run_id in alive}
+        for name in (first, second)
+    ]
+    return over_seeds(*by_seed)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def flags(results: Results) -> pd.DataFrame:
+    """The flags on all numbers of the suite; see `wellcond.flags`."""
+    return flags_of(results.attacks, results.confidence)
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    """mean ± standard deviation over seeds, or a rate with its Wilson interval."""
+    if rows.empty:
+        return "waiting"
+    if len(rows) > 1:
+        return mean_std(rows["rate"], 1)
+    return "{rate:.1f} [{low:.1f}, {high:.1f}]".format(**rows.iloc[0])
+
+
+def _at(eps: float) -> str:
+    return f" ε\u00a0=\u00a0{eps:g}"
+
+
+def _head(threat: Threat) -> str:
+    return f"{threat.label}{_at(threat.eps)} (N\u00a0=\u00a0{threat.n:,})"
+
+
+def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats: Sequence[Threat] = ()) -> Styler:
+    """Deployed size, and the accuracy in % under each (attack, radius) and threat; after a number the symbols of its
+    flags (of any seed). N: the number of images."""
+    frame, raised, sizes = measured(results), flags(results), summary(results)
+    text = pd.DataFrame({"configuration": sizes["name"], "deployed": sizes["n_params_deployed_ratio"].map(percent)})
+    for attack, eps in attacks:
+        rows = frame[(frame["attack"] == attack) & np.isclose(frame["eps"], eps)]
+        n = "/".join(f"{n:,.0f}" for n in sorted(rows["n_examples"].unique()))
+        head = f"{NAMES[attack]}{_at(eps) if eps else ''} (N\u00a0=\u00a0{n or '–'})"
+        cells = {}
+        for name, group in rows.groupby("name"):
+            marks = {symbol for run_id in group["run_id"] for symbol in symbols(raised, run_id, attack, eps)}
+            cells[name] = _cell(group) + "".join(f" {mark}" for mark in sorted(marks))
+        text[head] = sizes["name"].map(cells).fillna("waiting")
+    for threat in threats:
+        rows = strongest(results, threat)
+        cells = {name: _cell(group) for name, group in rows.groupby("name")}
+        text[_head(threat)] = sizes["name"].map(cells).fillna("waiting")
+    return table(text)
+
+
+def comparison_table(results: Results, pairs: Sequence[tuple[str, str]], threats: Sequence[Threat]) -> Styler:
+    """first - second in points under each threat, seed by seed with the Student interval over seeds; then the exact
+    McNemar p-values of the seeds, each about two networks, adjusted by Holm over the whole table."""
+    cells = [(pair, threat, compare(results, *pair, threat)) for pair in pairs for threat in threats]
+    adjusted = iter(holm([test.p_value for _, _, found in cells for test in found.images.values()]))
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for pair, threat, found in cells:
+        p_values = ", ".join(p_text(next(adjusted)) for _ in found.images)
+        text = f"{found.gap}" + (f" (p: {p_values})" if p_values else "")
+        rows.setdefault(pair, {})[_head(threat)] = text
+    lines = [{"difference in points": f"{first} − {second}", **texts} for (first, second), texts in rows.items()]
+    return table(pd.DataFrame(lines))
+
+
+def p_text(p: float) -> str:
+    """ "0.03", "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def flag_table(results: Results) -> Styler:
+    """Each flag that is raised, on which attack and how many networks, with the evidence of one of them."""
+    raised = flags(results)
+    rows = [
+        {
+            "flag": f"{FLAGS[str(flag)].symbol}: {FLAGS[str(flag)].title}",
+            "attack": NAMES.get(str(attack), str(attack)),
+            "radius": f"{float(str(eps)):g}",
+            "networks": str(group["run_id"].nunique()),
+            "for example": f"{group['run_id'].iloc[0]}: {group['evidence'].iloc[0]}",
+        }
+        for (flag, attack, eps), group in raised.groupby(["flag", "attack", "eps"], sort=False)
+    ]
+    return table(pd.DataFrame(rows, columns=["flag", "attack", "radius", "networks", "for example"]))
+
+
+CONFIDENCE = {
+    "ece": "calibration error, %",
+    "nll": "negative log-likelihood",
+    "logit_scale": "logit scale",
+    "logit_margin_q50": "median margin",
+    "gradient_l1_q50": "median ‖∇L‖₁",
+    "zero_gradient": "zero gradients, %",
+    "saturated": "loss exactly 0, %",
+}
+_PERCENT = {"ece", "zero_gradient", "saturated"}
+
+
+def confidence_table(results: Results) -> Styler:
+    """Calibration, logits and gradients on clean images, means over seeds."""
+    frame = ordered(results.select("confidence"))
+    means = frame.pivot_table("value", "name", "quantity", sort=False).reindex(columns=list(CONFIDENCE))
+    percents = 100 * means[sorted(_PERCENT)]
+    rows = [
+        {"configuration": name, **{CONFIDENCE[key]: number(row[key]) for key in CONFIDENCE}}
+        for name, row in means.assign(**percents).iterrows()
+    ]
+    return table(pd.DataFrame(rows, columns=["configuration", *CONFIDENCE.values()]))
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def plot_radii(results: Results, attacks: Sequence[str], largest: Mapping[str, float]) -> Figure:
+    """Accuracy under each attack against the radius (or the severity of a corruption), up to `largest` of its norm."""
+    frame = measured(results)
+    clean = frame[frame["attack"] == "clean"].drop_duplicates("run_id")
+    fig, axes = panels([NAMES[attack] for attack in attacks], 3, 2.5, "row")
+    for i, (ax, attack) in enumerate(zip(axes, attacks, strict=True)):
+        rows = frame[frame["attack"] == attack]
+        norm = rows["norm"].iloc[0] if len(rows) else ""
+        rows = rows[rows["eps"] <= largest.get(norm, math.inf)]
+        start = clean[clean["run_id"].isin(rows["run_id"])]
+        draw(ax, pd.concat([start, rows]), "eps", "rate")
+        what = "severity" if norm == "corruption" else "radius ε"
+        ax.set(xlabel=what, ylabel="" if i % 3 else "accuracy, %")
+    return finish(fig)
+
+
+def plot_pareto(results: Results, threats: Sequence[Threat]) -> Figure:
+    """Accuracy under each threat against deployed parameters, one point a network."""
+    fig, axes = panels([f"{threat.label}, ε = {threat.eps:g}" for threat in threats], 2, 3.0, "none")
+    for i, (ax, threat) in enumerate(zip(axes, threats, strict=True)):
+        for name, rows in strongest(results, threat).groupby("name", sort=False):
+            _, color, marker, _, fill = look(**rows.iloc[0][["method", *SETTINGS]])
+            size = 100 * rows["n_params_deployed"] / rows["n_params_dense"]
+            ax.plot(size, rows["rate"], color=color, marker=marker, fillstyle=fill, linestyle="", label=name)
+        ax.set(xscale="log", xlabel="deployed parameters, %", ylabel="" if i else "accuracy, %")
+    return finish(fig)
+
+
+def plot_transfer(results: Results) -> Figure:
+    """Accuracy of each network (column) on images crafted against each network (row); the diagonal is white-box."""
+    names = ordered(results.runs).set_index("run_id")["name"]
+    frame = results.transfer[results.transfer["target"].isin(names.index)]
+    frame = frame.assign(rate=100 * frame["n_correct"].astype(float) / frame["n_examples"].astype(float))
+    order = [run_id for run_id in names.index if run_id in set(frame["run_id"])]
+    matrix = frame.pivot_table("rate", "run_id", "target").reindex(index=order, columns=order)
+    fig, (ax,) = panels([""], 1, 0.45 * max(4, len(order)) + 1.2)
+    if not order:
+        return finish(fig)
+    labels = [names[run_id] for run_id in order]
+    sns.heatmap(
+        matrix, annot=True, fmt=".1f", cmap="cividis", vmin=0, vmax=100, ax=ax, linewidths=0.5,
+        xticklabels=labels, yticklabels=labels, cbar_kws={"label": "accuracy, %"},
+    )  # fmt: skip
+    ax.set(xlabel="attacked network", ylabel="images crafted on")
+    ax.tick_params(axis="x", rotation=30)
+    for text in ax.get_xticklabels():
+        text.set_horizontalalignment("right")
+    return fig
+
+
+def distances(results: Results) -> pd.DataFrame:
+    """One row an image and network: name and settings of the run, distance (l2; 0 if misclassified as it is)."""
+    frame = ordered(results.select("distortions"))
+    parts = [
+        pd.DataFrame({**{key: row[key] for key in ("run_id", "name", "label", "method", *SETTINGS, "seed")},
+                      "distance": unpack_distances(row["distances"], int(row["n_examples"]))})
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+    columns = ["run_id", "name", "label", "method", *SETTINGS, "seed", "distance"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def plot_distances(results: Results) -> Figure:
+    """The fraction of images whose smallest adversarial perturbation is longer than a distance; seeds pooled."""
+    frame = distances(results)
+    fig, (ax,) = panels([""], 1, 3.2)
+    for name, rows in frame.groupby("name", sort=False):
+        _, color, _, dash, _ = look(**rows.iloc[0][["method", *SETTINGS]])
+        ordered_distances = np.sort(rows["distance"].to_numpy(dtype=float))
+        above = 100 * (1 - np.arange(1, len(ordered_distances) + 1) / len(ordered_distances))
+        median = f", median {np.median(ordered_distances):.2f}"
+        ax.step(ordered_distances, above, where="post", color=color, linestyle=dash, label=f"{name}{median}")
+    ax.set(xlabel="ℓ₂ distance", ylabel="images farther away, %", ylim=(0, 101))
+    finite = frame["distance"][np.isfinite(frame["distance"].astype(float))]
+    if len(finite):
+        ax.set_xlim(0, float(np.quantile(finite.astype(float), 0.999)))
+    return finish(fig)
