@@ -165,8 +165,10 @@ def test_zero_gradients_concern_the_attacks_that_need_them():
 
 def test_a_measured_scale_counts_more_than_saturated_losses():
     """Where the attack on scaled logits fells no more, saturation did no harm."""
-    rows = [PGD, row("pgd_linf_scaled", 0.1, standing(0.6)), row("fgsm", 0.1, standing(0.8))]
-    assert set(raised(rows, confidence(saturated=0.4))) == {("logit_scale", "fgsm", 0.1)}
+    rows = [PGD, row("pgd_linf_scaled", 0.1, standing(0.6)), row("mim_linf", 0.1, standing(0.598))]
+    rows += [row("fgsm", 0.1, standing(0.8)), row("pgd_l2", 1.0, standing(0.6))]
+    found = raised(rows, confidence(saturated=0.4))
+    assert set(found) == {("logit_scale", "fgsm", 0.1), ("logit_scale", "pgd_l2", 1.0)}
 
 
 def test_images_lost_by_chance_are_set_against_those_won():

@@ -74,7 +74,7 @@ def logit_scale(logits: Tensor, labels: Tensor) -> float:
 def saturated(logits: Tensor, labels: Tensor) -> float:
     """Share of the images whose cross-entropy in float32 is exactly zero: z_y ahead of the others by about 17.
 
-    There the term p_y - 1 of the gradient is lost to rounding, and its direction is no longer that of the ascent.
+    There the term p_y - 1 of the gradient is lost to rounding: it no longer points along the steepest ascent.
     """
     _checked(logits, labels)
     return float((F.cross_entropy(logits.float(), labels, reduction="none") == 0).double().mean())

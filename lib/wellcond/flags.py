@@ -36,9 +36,12 @@ LARGEST_CLASS = 0.12
 GREY_RADIUS all images share a point, so that no network keeps more than the images of one class."""
 
 NORMS = ("linf", "l2")
-SCALED = {attack: f"{attack}_scaled" for attack in ("fgsm", "pgd_linf", "pgd_l2")}
-"""Gradient attacks on the cross-entropy, and the same on logits brought to a fixed scale."""
-PLAIN = (*SCALED, "mim_linf", "mim_l2")
+SCALED = {
+    "fgsm": "fgsm_scaled",
+    **{f"{name}_{norm}": f"pgd_{norm}_scaled" for norm in NORMS for name in ("pgd", "mim")},
+}
+"""Gradient attacks on the cross-entropy, and the one on logits of a fixed scale that each is measured against."""
+GRADIENT = (*SCALED, *dict.fromkeys(SCALED.values()))
 SINGLE_STEP = ("fgsm", "fgsm_scaled")
 EFFORT = ("steps", "restarts", "queries")
 
@@ -137,7 +140,7 @@ def felled_only(first: Bits, second: Bits) -> tuple[int, int]:
 def _zero_gradients(run: Run) -> Iterator[Concern]:
     share = run.shares.get("zero_gradient")
     if share and clearly_above(round(share.value * share.n), share.n, TOLERATED):
-        for row in run.of(*PLAIN, *SCALED.values()):
+        for row in run.of(*GRADIENT):
             yield Concern(*row[:3], f"{100 * share.value:.1f} % of {share.n:,} images have no gradient")
 
 
@@ -180,8 +183,8 @@ def _more_steps_help(run: Run) -> Iterator[Concern]:
 def _logit_scale(run: Run) -> Iterator[Concern]:
     share = run.shares.get("saturated")
     saturated = share if share and clearly_above(round(share.value * share.n), share.n, TOLERATED) else None
-    for attack in PLAIN:
-        scaled = run.radii(SCALED.get(attack, ""))
+    for attack, counterpart in SCALED.items():
+        scaled = run.radii(counterpart)
         for eps, rows in run.radii(attack).items():
             norm = rows[0].norm
             if eps in scaled:

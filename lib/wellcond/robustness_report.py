@@ -100,12 +100,12 @@ def strongest(results: Results, threat: Threat) -> pd.DataFrame:
 
 def compare(results: Results, first: str, second: str, threat: Threat) -> SeedComparison:
     """Two configurations, by full name, under a threat: paired image by image, and seed by seed."""
-    alive, runs = survivors(results, threat), ordered(results.runs)
-    by_seed = [
-        {int(row.seed): alive[row.run_id] for row in runs[runs["name"] == name].itertuples() if row.run_id in alive}
+    alive, runs = survivors(results, threat), ordered(results.runs).to_dict("records")
+    first_seeds, second_seeds = (
+        {int(run["seed"]): alive[run["run_id"]] for run in runs if run["name"] == name and run["run_id"] in alive}
         for name in (first, second)
-    ]
-    return over_seeds(*by_seed)
+    )
+    return over_seeds(first_seeds, second_seeds)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
