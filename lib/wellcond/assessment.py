@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +56,9 @@ def _model(cell: Cell, device: str, deadline: float) -> nn.Module:
     return trained(cell, device, deadline).model
 
 
-def _attack(cell: Cell, trial: Trial) -> Task:
+def _attack(cell: Cell, trial: Trial, n_images: int) -> Task:
+    wanted = trial.key(n_images)
+
     def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
         model, test = _model(cell, device, deadline), cell_data(cell, device).test
         images = test.first(trial.n_examples)
@@ -65,7 +67,6 @@ def _attack(cell: Cell, trial: Trial) -> Task:
         return [*new, suite.attack_row(model, test, trial, [*rows, *new], seed=cell.seed)]
 
     def known(rows: Sequence[Row]) -> bool:
-        wanted = trial.key(len(cell_data(cell, "cpu").test))
         return any(suite.key(row) == wanted for row in rows)
 
     return Task(cell.run_id, "attacks", known, measure)
@@ -109,11 +110,17 @@ def _trials(grid: SuiteGrid) -> Iterator[Trial]:
         yield Trial(grid.name, eps, grid.n_examples, tuple(sorted(grid.options.items())))
 
 
-def tasks(experiment: Experiment, completed: Container[str], only: Sequence[str] = ()) -> list[Task]:
-    """All measurements that the experiment declares on its completed networks (a set of run_ids), in the order of the
-    file, each on all networks before the next."""
+def tasks(experiment: Experiment, completed: Mapping[str, int], only: Sequence[str] = ()) -> list[Task]:
+    """All measurements that the experiment declares on its completed networks ({run_id: number of test images}), in the
+    order of the file, each on all networks before the next."""
     cells = [cell for cell in selected(experiment, only) if cell.run_id in completed]
-    found = [_attack(c, trial) for g in experiment.suite for c in cells if g.applies(c.run_id) for trial in _trials(g)]
+    found = [
+        _attack(cell, trial, completed[cell.run_id])
+        for grid in experiment.suite
+        for cell in cells
+        if grid.applies(cell.run_id)
+        for trial in _trials(grid)
+    ]
     if (sure := experiment.confidence) is not None:
         found = [_confidence(c, sure.n_examples) for c in cells if sure.applies(c.run_id)] + found
     if (wanted := experiment.distortion) is not None:
@@ -142,7 +149,8 @@ class _Ledger:
 
 def _open(experiment: Experiment, folder: Path, only: Sequence[str]) -> list[Task]:
     runs = load(experiment, folder).runs
-    return tasks(experiment, set(runs.loc[runs["status"] == "done", "run_id"]), only)
+    runs = runs[runs["status"] == "done"]
+    return tasks(experiment, dict(zip(runs["run_id"], runs["n_test"].astype(int), strict=True)), only)
 
 
 def progress(experiment: Experiment, folder: Path | None = None, only: Sequence[str] = ()) -> tuple[int, int]:
