@@ -53,12 +53,14 @@ ALLOWED = {
     "report": {"comparison", "errors", "results", "settings"},
     "costs": {"report"},
     "dynamics": {"comparison", "report", "results", "settings"},
+    "robustness_report": {"comparison", "flags", "outcomes", "report", "results", "settings"},
     "conditioning_report": {"report", "results", "settings"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results", "settings"},
     "runner": {
         *("conditioning", "convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers"),
         *("methods", "models", "paths", "provenance", "results", "settings", "train"),
     },
+    "chapters": {"assessment", "errors", "experiments", "results", "runner"},
     "assessment": {"calibration", "errors", "evaluate", "experiments", "provenance", "results", "runner", "suite"},
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "paths"),
@@ -76,7 +78,7 @@ FACADE = "__init__"  # gathers the public names of all
 
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "pyautoattack", "matplotlib", "seaborn"}
-FIGURES = {"report", "costs", "conditioning_report", "dynamics", "theory_figures"}
+FIGURES = {"report", "robustness_report", "costs", "conditioning_report", "dynamics", "theory_figures"}
 TABLES_ONLY = FIGURES | {
     "comparison",
     "errors",

@@ -13,9 +13,10 @@ import torch
 from matplotlib import pyplot as plt
 
 from wellcond import conditioning_report, convert, models, paths, results, runner
+from wellcond.chapters import load_or_run
 from wellcond.experiments import Experiment
 from wellcond.methods import METHODS
-from wellcond.runner import load_or_run, run_experiment
+from wellcond.runner import run_experiment
 
 HEAD = """
 name = "tiny"

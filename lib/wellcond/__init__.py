@@ -7,8 +7,10 @@ small = wc.deploy(model)                                    # for inference: pla
 """
 
 from wellcond import paths
+from wellcond.assessment import assess
 from wellcond.attacks import ATTACKS, frozen, perturb
 from wellcond.basis_update import BUG
+from wellcond.chapters import load_or_run
 from wellcond.conditioning import effective_kappa, relative_condition
 from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
 from wellcond.data import DATASETS, Data, Images
@@ -24,7 +26,7 @@ from wellcond.notebook import check_parameters
 from wellcond.optim import LowRankSGD, constrain, param_groups
 from wellcond.regularizers import robustness_regularizer, soft_orthogonality
 from wellcond.results import Results
-from wellcond.runner import load_or_run, run_experiment, status
+from wellcond.runner import run_experiment, status
 from wellcond.spectrum import clip_condition_number, condition_number, nearest_scaled_orthogonal, singular_values
 from wellcond.stiefel import orthogonality_error, random_stiefel, retract
 from wellcond.train import Diverged, fit
@@ -49,6 +51,7 @@ __all__ = [
     "Results",
     "Settings",
     "Tucker2Conv2d",
+    "assess",
     "build",
     "check_parameters",
     "clip_condition_number",

@@ -57,6 +57,17 @@ class Threat:
     n: int
 
 
+def threat(results: Results, label: str, *attacks: str) -> Threat:
+    """The threat of these attacks at the largest radius, and on the most images, that the results have of each."""
+    rows = results.attacks[results.attacks["attack"].isin(attacks)].astype({"eps": float, "n_examples": int})
+    common = rows.groupby("eps")["attack"].nunique().loc[lambda kinds: kinds == len(attacks)]
+    if common.empty:
+        return Threat(label, attacks, math.nan, 0)
+    eps = float(common.index.max())
+    n = rows[rows["eps"] == eps].groupby("attack")["n_examples"].max().min()
+    return Threat(label, attacks, eps, int(n))
+
+
 def measured(results: Results) -> pd.DataFrame:
     """The table of attacks with the settings and full names of its runs, and rate, low, high in % (Wilson).
 

@@ -539,30 +539,6 @@ def load(experiment: Experiment, folder: Path | None = None) -> Results:
     return results.load(folder or experiment.folder(), specs, experiment.hashes(), experiment.attacks())
 
 
-def load_or_run(
-    experiment: str, *, preset: str = "paper", run: bool = False, condition_images: int = 0, **overrides: Any
-) -> Results:
-    """What a chapter shows: the committed results (run=False), or results computed now (run=True).
-
-    experiment: a file in book/experiments; preset: "paper" or "smoke"; overrides: model="package.module:factory",
-    dataset, seeds, ...; empty ones are ignored; condition_images: the number of test images at which κ_rel of the
-    trained networks is measured too, when running. Computed results go to results/local and never touch the committed
-    ones; rerunning resumes them.
-    Raises ValueError if nothing has been computed for these parameters and run is False.
-    """
-    spec = Experiment.load(experiment, preset, **overrides)
-    if run:
-        found = run_experiment(spec, spec.local_folder(), progress=sys.stderr.isatty())
-        if condition_images:
-            measure_conditioning(spec, spec.local_folder(), n_images=condition_images)
-            found = load(spec, spec.local_folder())
-        return found
-    found = load(spec)
-    if spec.modified() and found.runs.empty:
-        raise invalid("run", run, f"True: there are no results for preset {preset!r} with these parameters yet")
-    return found
-
-
 def status() -> list[dict[str, Any]]:
     """Per experiment of book/experiments: cells done, missing, diverged, failed."""
     rows = []
