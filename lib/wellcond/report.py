@@ -191,6 +191,14 @@ def pick(
     return replace(results, missing=tuple(chosen(_settings(results.missing))), **tables)
 
 
+def attacked(results: Results) -> Results:
+    """The part that the attack suite has measured."""
+    runs = results.runs[results.runs["run_id"].isin(set(results.attacks["run_id"]))]
+    tables = {name: getattr(results, name) for name in (*COLUMNS, *AFTERWARDS)}
+    kept = {name: frame[frame["run_id"].isin(set(runs["run_id"]))] for name, frame in tables.items()}
+    return replace(results, missing=(), **kept)
+
+
 def rates(results: Results) -> pd.DataFrame:
     """One row per (run, attack, eps), attack "clean" included: counts, rate in %, and its Wilson interval."""
     runs = results.runs[results.runs["status"] == "done"]

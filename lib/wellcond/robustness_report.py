@@ -22,7 +22,7 @@ from pandas.io.formats.style import Styler
 from wellcond.comparison import SeedComparison, holm, over_seeds, wilson
 from wellcond.flags import FLAGS, flags_of, symbols
 from wellcond.outcomes import unpack, unpack_distances
-from wellcond.report import draw, finish, look, mean_std, number, ordered, panels, percent, summary, table
+from wellcond.report import draw, finish, look, mean_std, number, ordered, panels, percent, sensitivity, summary, table
 from wellcond.results import Results
 from wellcond.settings import SETTINGS
 
@@ -222,6 +222,73 @@ def confidence_table(results: Results) -> Styler:
         for name, row in means.assign(**percents).iterrows()
     ]
     return table(pd.DataFrame(rows, columns=["configuration", *CONFIDENCE.values()]))
+
+
+def effort(results: Results, attack: str) -> pd.DataFrame:
+    """Where an attack was run at one radius with several options: run_id, eps, n, and `more`, how many of the common n
+    images survive the row on the most images and not the others."""
+    rows = results.attacks[results.attacks["attack"] == attack].astype({"eps": float, "n_examples": int})
+    found = []
+    for (run_id, eps), group in rows.groupby(["run_id", "eps"], sort=False):
+        widest, *others = group.sort_values("n_examples", ascending=False, kind="stable").to_dict("records")
+        for other in others:
+            n = int(other["n_examples"])
+            found.append((run_id, eps, n, int((_alive(widest, n) & ~_alive(other, n)).sum())))
+    return pd.DataFrame(found, columns=["run_id", "eps", "n", "more"])
+
+
+def scale_control(results: Results) -> pd.DataFrame:
+    """attack, run_id, eps, and `more`: by how many points the accuracy on scaled logits is lower than on plain ones."""
+    frame = measured(results)
+    plain = frame[["run_id", "attack", "eps", "rate"]]
+    scaled = plain[plain["attack"].str.endswith("_scaled")]
+    scaled = scaled.assign(attack=scaled["attack"].str.removesuffix("_scaled"))
+    both = plain.merge(scaled, on=["run_id", "attack", "eps"], suffixes=("", "_scaled"))
+    return both.assign(more=both["rate"] - both["rate_scaled"])
+
+
+def transfer_text(results: Results) -> str:
+    """Whether any network is fooled better by images of another than by its own."""
+    frame = results.transfer.assign(rate=lambda f: 100 * f["n_correct"].astype(float) / f["n_examples"].astype(float))
+    own = frame[frame["run_id"] == frame["target"]].set_index("target")["rate"]
+    foreign = frame[(frame["run_id"] != frame["target"]) & frame["target"].isin(own.index)]
+    if foreign.empty:
+        return "No transfer has been measured yet."
+    least = foreign.groupby("target")["rate"].min()
+    margin = (least - own[least.index]).sort_values()
+    worst = margin.index[0]
+    verdict = "No network" if margin.iloc[0] >= 0 else f"{int((margin < 0).sum())} of {len(margin)} networks"
+    return (
+        f"{verdict} is fooled better by foreign images than by its own: the smallest difference, of `{worst}`, is "
+        f"{margin.iloc[0]:+.1f} points. Averaged over targets, own images leave {own.mean():.1f} % and foreign ones "
+        f"{foreign['rate'].mean():.1f} %."
+    )
+
+
+def partial_rank_correlations(frame: pd.DataFrame, of: str, predictors: tuple[str, str]) -> dict[str, float]:
+    """Spearman's ρ of a column with each of two predictors, the other one held: (ρ_xy - ρ_xz ρ_yz) /
+    √((1 - ρ_xz²)(1 - ρ_yz²)). nan for fewer than four rows."""
+    rho = frame[[of, *predictors]].astype(float).rank().corr().to_numpy()
+    found = {}
+    for x, z in ((1, 2), (2, 1)):
+        scale = math.sqrt(max(0.0, (1 - rho[x, z] ** 2) * (1 - rho[0, z] ** 2)))
+        partial = (rho[x, 0] - rho[x, z] * rho[0, z]) / scale if len(frame) > 3 and scale > 0 else math.nan
+        found[predictors[x - 1]] = float(partial)
+    return found
+
+
+def causes_text(results: Results, attack: str) -> str:
+    """What the accuracy under an attack of the grid follows: κ with the norms held, or the norms with κ held."""
+    frame = sensitivity(results, attack)
+    found = partial_rank_correlations(frame, "rate", ("kappa", "gain"))
+    if not all(math.isfinite(value) for value in found.values()):
+        return "Too few different networks are computed for a correlation."
+    leader = "the product of the norms" if abs(found["gain"]) > abs(found["kappa"]) else "κ"
+    return (
+        f"Over all {len(frame)} networks, the rank correlation of the accuracy under {NAMES[attack]} with the largest "
+        f"κ of a layer is {found['kappa']:+.2f} with the product of the spectral norms held, and with that product "
+        f"{found['gain']:+.2f} with κ held: of the two, it follows {leader}."
+    )
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
