@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from wellcond.errors import invalid
 
 
-def _advertorch(name: str) -> ModuleType:
+def advertorch(name: str) -> ModuleType:
     """Import advertorch.<name>. Version 0.2.3 imports a helper that torch has removed, so give it back first."""
     import importlib
 
@@ -43,7 +43,7 @@ def _advertorch(name: str) -> ModuleType:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode, no parameter gradients; modes and requires_grad flags are restored afterwards."""
-    with _advertorch("context").ctx_noparamgrad_and_eval(model):
+    with advertorch("context").ctx_noparamgrad_and_eval(model):
         yield model
 
 
@@ -51,7 +51,7 @@ Attack = Callable[..., Tensor]
 
 
 def _fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float) -> Tensor:
-    attack = _advertorch("attacks").GradientSignAttack(model, loss_fn=_summed_loss, eps=float(eps))
+    attack = advertorch("attacks").GradientSignAttack(model, loss_fn=_summed_loss, eps=float(eps))
     return attack.perturb(x, y)  # type: ignore[no-any-return]
 
 
@@ -59,7 +59,7 @@ def _pgd(cls: str) -> Attack:
     def attack(
         model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int = 40, relative_step: float = 2.5
     ) -> Tensor:
-        adversary = getattr(_advertorch("attacks"), cls)(
+        adversary = getattr(advertorch("attacks"), cls)(
             model,
             loss_fn=_ascent_loss,
             eps=float(eps),
