@@ -35,12 +35,14 @@ ALLOWED = {
     "integrator": {"spectrum", "stiefel"},
     "optim": {"errors", "integrator", "layers", "precision", "spectrum", "stiefel"},
     "basis_update": {"errors", "integrator", "optim", "precision", "stiefel"},
-    "methods": {"basis_update", "convert", "errors", "layers", "optim", "regularizers", "settings"},
+    "methods": {"adversarial", "basis_update", "convert", "errors", "layers", "optim", "regularizers", "settings"},
     "models": {"errors"},
     "data": {"errors", "paths"},
     "attacks": {"errors"},
-    "train": {"errors"},
-    "ensemble": {"errors", "optim", "train"},
+    "adversarial": {"attacks", "errors"},
+    "distributed": {"errors"},
+    "train": {"adversarial", "distributed", "errors"},
+    "ensemble": {"adversarial", "distributed", "errors", "optim", "train"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
     "conditioning": {"convert", "data", "dataflow", "errors", "layers", "models", "tucker"},
     "provenance": {"paths"},
@@ -51,8 +53,8 @@ ALLOWED = {
     "conditioning_report": {"report", "results", "settings"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results", "settings"},
     "runner": {
-        *("conditioning", "convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers"),
-        *("methods", "models", "paths", "provenance", "results", "settings", "train"),
+        *("conditioning", "convert", "data", "deployment", "distributed", "ensemble", "errors", "evaluate"),
+        *("experiments", "layers", "methods", "models", "paths", "provenance", "results", "settings", "train"),
     },
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "paths"),
@@ -64,7 +66,7 @@ ALLOWED = {
     "theory_network": {"data", "flows", "integrator", "layers", "spectrum", "verdicts"},
     "theory": {"flows", "integrator", "spectrum", "stiefel", "theory_network", "theory_problems", "verdicts"},
     "theory_figures": {"report", "verdicts"},
-    "__main__": {"bench", "data", "experiments", "paths", "provenance", "results", "runner"},
+    "__main__": {"bench", "data", "distributed", "experiments", "paths", "provenance", "results", "runner"},
 }
 FACADE = "__init__"  # gathers the public names of all
 

@@ -48,19 +48,25 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     import torch
 
+    from wellcond import distributed
     from wellcond.experiments import Experiment
-    from wellcond.runner import run_experiment
+    from wellcond.runner import pick_device, run_experiment
 
     torch.set_num_threads(1)
     spec = Experiment.load(options.experiment, options.preset)
-    found = run_experiment(
-        spec,
-        device=options.device,
-        max_minutes=options.max_minutes,
-        jobs=options.jobs,
-        only=options.only,
-        together=options.together,
-    )
+    device = pick_device(options.device)
+    with distributed.joined(device) as processes:
+        found = run_experiment(
+            spec,
+            device=device,
+            max_minutes=options.max_minutes,
+            jobs=options.jobs,
+            only=options.only,
+            together=options.together,
+            progress=processes.rank == 0,
+        )
+    if processes.rank > 0:
+        return
     print(f"{spec.name} ({spec.preset}): {len(found.runs)} cells done, {len(found.missing)} missing; {spec.folder()}")
 
 
