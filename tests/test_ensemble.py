@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import Tiny, generator
 from wellcond import models, train
+from wellcond.adversarial import Adversary
 from wellcond.data import Images
+from wellcond.distributed import Processes
 from wellcond.ensemble import fit_together
 from wellcond.methods import Settings, find
 from wellcond.optim import LowRankSGD
@@ -319,6 +321,11 @@ ERRORS = {
     ),
     "a used optimizer": ({"optimizer": used(Tiny())}, "optimizer = 'one that has taken steps': must be new"),
     "a stranger": ({"optimizer": sgd(Tiny())}, "optimizer = 'one with 6 other parameters': must be of the parameters"),
+    "an adversary": ({"adversary": Adversary("mix", 1.0, 0.1)}, "must be None for several models"),
+    "processes": (
+        {"processes": Processes(0, 2)},
+        "processes = Processes(rank=0, size=2): must be Processes(rank=0, size=1)",
+    ),
     "epochs": ({"epochs": -1}, "epochs = -1: must be >= 0"),
     "batch_size": ({"batch_size": 0}, "batch_size = 0: must be >= 1"),
 }
