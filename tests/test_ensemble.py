@@ -124,6 +124,15 @@ def test_members_are_trained_as_if_alone(method, settings):
         assert all(moved)
 
 
+def test_a_warm_up_is_that_of_each_alone():
+    networks, rising = members(), {"warmup": 3, "warmup_start": 0.25}
+    expected, plain = trained_alone(networks, **rising), trained_alone(networks)
+    assert together(networks, **rising) == [None] * 3
+    for found, wanted, other in zip(networks, expected, plain, strict=True):
+        assert_same(found, wanted)
+        assert not torch.equal(found.classifier.weight, other.classifier.weight)
+
+
 @pytest.mark.parametrize("network", [Convolutional, Normalized])
 @pytest.mark.parametrize(("method", "settings"), [METHODS[0], METHODS[1], METHODS[3]], ids=["dense", "uv", "condlr"])
 def test_other_networks(network, method, settings):
