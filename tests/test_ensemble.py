@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import Tiny, generator
 from wellcond import models, train
+from wellcond.adversarial import Adversary
 from wellcond.data import Images
+from wellcond.distributed import Processes
 from wellcond.ensemble import fit_together
 from wellcond.methods import Settings, find
 from wellcond.optim import LowRankSGD
@@ -120,6 +122,15 @@ def test_members_are_trained_as_if_alone(method, settings):
         assert_same(found, wanted)
         moved = [not torch.equal(p, q) for p, q in zip(found.parameters(), before.parameters(), strict=True)]
         assert all(moved)
+
+
+def test_a_warm_up_is_that_of_each_alone():
+    networks, rising = members(), {"warmup": 3, "warmup_start": 0.25}
+    expected, plain = trained_alone(networks, **rising), trained_alone(networks)
+    assert together(networks, **rising) == [None] * 3
+    for found, wanted, other in zip(networks, expected, plain, strict=True):
+        assert_same(found, wanted)
+        assert not torch.equal(found.classifier.weight, other.classifier.weight)
 
 
 @pytest.mark.parametrize("network", [Convolutional, Normalized])
@@ -319,6 +330,11 @@ ERRORS = {
     ),
     "a used optimizer": ({"optimizer": used(Tiny())}, "optimizer = 'one that has taken steps': must be new"),
     "a stranger": ({"optimizer": sgd(Tiny())}, "optimizer = 'one with 6 other parameters': must be of the parameters"),
+    "an adversary": ({"adversary": Adversary("mix", 1.0, 0.1)}, "must be None for several models"),
+    "processes": (
+        {"processes": Processes(0, 2)},
+        "processes = Processes(rank=0, size=2): must be Processes(rank=0, size=1)",
+    ),
     "epochs": ({"epochs": -1}, "epochs = -1: must be >= 0"),
     "batch_size": ({"batch_size": 0}, "batch_size = 0: must be >= 1"),
 }

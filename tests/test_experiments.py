@@ -189,6 +189,7 @@ PROTOCOL = [
     ("milestones = [1]", "milestones = [1]\nweight_decay = 0.01"),
     ("milestones = [1]", 'milestones = [1]\naugment = "crop_flip"'),
     ("milestones = [1]", "milestones = [1]\nvalidation = 0.1"),
+    ("milestones = [1]", "milestones = [1]\nbatch_factor = 2"),
 ]
 
 
@@ -199,6 +200,21 @@ def test_hash_follows_every_edit_of_the_protocol(load, change):
     assert before.keys() == after.keys()
     unchanged = {run_id for run_id in before if before[run_id] == after[run_id]}
     assert unchanged == ({"uv-r0.5-s0", "uv-r0.5-s1"} if change[1] == "lr = 0.2" else set())  # they have their own
+
+
+def test_what_is_absent_is_not_part_of_the_specification(load):
+    """So that the results of a cell stay its results when there are more settings and options than before."""
+    (cell, *_), given = load().cells(), {"mix": 0.5, "radius": 0.1}
+    assert not cell.spec().keys() & {*given, "trades", "decay", "base"}
+    assert not cell.spec()["train"].keys() & {"batch_factor", "warmup"}
+    robust = Cell(**{**dict(cell), **given})
+    assert robust.spec() == {**cell.spec(), **given}
+    assert robust.spec_hash != cell.spec_hash
+    warm = (
+        load(("lr = 0.1", "lr = 0.1\nbatch_factor = 2")),
+        load(("lr = 0.1", "lr = 0.1\nbatch_factor = 2\nwarmup = 1")),
+    )
+    assert not {*warm[0].hashes().values()} & {*warm[1].hashes().values()}
 
 
 def test_hash_tells_all_cells_apart_and_ignores_titles_and_attacks(load):
@@ -308,6 +324,19 @@ MISTAKES = {
         "train.weight_decay = -1.0: .*greater than or equal to 0",
     ),
     "validation": (("milestones = [1]", "validation = 1.0"), "train.validation = 1.0: .*less than 1"),
+    "batch factor": (
+        ("lr = 0.1", "lr = 0.1\nbatch_factor = 0"),
+        "train.batch_factor = 0: .*greater than or equal to 1",
+    ),
+    "warm-up": (
+        ("lr = 0.1", "lr = 0.1\nbatch_factor = 2\nwarmup = 0"),
+        "train.warmup = 0: .*greater than or equal to 1",
+    ),
+    "warm-up to nothing": (
+        ("lr = 0.1", "lr = 0.1\nwarmup = 2"),
+        "train.warmup = 2: must be absent without batch_factor",
+    ),
+    "no radius": (('name = "dense"', 'name = "dense"\nmix = [0.5]'), "radius = None: must be given where mix is"),
     "n_train": (("n_train = 64", "n_train = 0"), "n_train = 0: .*greater than or equal to 1"),
     "radius": (("eps = [0.0, 0.1]", "eps = [-0.1]"), "attack.eps = -0.1: .*greater than or equal to 0"),
     "a missing key": (('title = "Mine"', ""), "title: missing"),

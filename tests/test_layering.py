@@ -37,13 +37,15 @@ ALLOWED = {
     "integrator": {"spectrum", "stiefel"},
     "optim": {"errors", "integrator", "layers", "precision", "spectrum", "stiefel"},
     "basis_update": {"errors", "integrator", "optim", "precision", "stiefel"},
-    "methods": {"basis_update", "convert", "errors", "layers", "optim", "regularizers", "settings"},
+    "methods": {"adversarial", "basis_update", "convert", "errors", "layers", "optim", "regularizers", "settings"},
     "models": {"errors"},
     "data": {"errors", "paths"},
     "attacks": {"corruptions", "errors"},
     "corruptions": {"errors"},
-    "train": {"errors"},
-    "ensemble": {"errors", "optim", "train"},
+    "adversarial": {"attacks", "errors"},
+    "distributed": {"errors"},
+    "train": {"adversarial", "distributed", "errors"},
+    "ensemble": {"adversarial", "distributed", "errors", "optim", "train"},
     "suite": {"attacks", "data", "evaluate", "outcomes"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
     "calibration": {"attacks", "data", "errors"},
@@ -57,8 +59,8 @@ ALLOWED = {
     "conditioning_report": {"report", "results", "settings"},
     "experiments": {"attacks", "data", "errors", "methods", "paths", "results", "settings"},
     "runner": {
-        *("conditioning", "convert", "data", "deployment", "ensemble", "errors", "evaluate", "experiments", "layers"),
-        *("methods", "models", "paths", "provenance", "results", "settings", "train"),
+        *("conditioning", "convert", "data", "deployment", "distributed", "ensemble", "errors", "evaluate"),
+        *("experiments", "layers", "methods", "models", "paths", "provenance", "results", "settings", "train"),
     },
     "chapters": {"assessment", "errors", "experiments", "results", "runner"},
     "assessment": {"calibration", "errors", "evaluate", "experiments", "provenance", "results", "runner", "suite"},
@@ -72,7 +74,9 @@ ALLOWED = {
     "theory_network": {"data", "flows", "integrator", "layers", "spectrum", "verdicts"},
     "theory": {"flows", "integrator", "spectrum", "stiefel", "theory_network", "theory_problems", "verdicts"},
     "theory_figures": {"report", "verdicts"},
-    "__main__": {"assessment", "bench", "data", "experiments", "paths", "provenance", "results", "runner"},
+    "__main__": {
+        *("assessment", "bench", "data", "distributed", "experiments", "paths", "provenance", "results", "runner"),
+    },
 }
 FACADE = "__init__"  # gathers the public names of all
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from helpers import DOUBLE
 from wellcond import data, layers, methods, models, spectrum, stiefel
+from wellcond.adversarial import Adversary
 from wellcond.deployment import deploy
 from wellcond.methods import METHODS, Method, Settings
 
@@ -164,6 +165,12 @@ def test_last_layer_is_the_classifier():
         ("uv", {"ratio": 1.0}, r"ratio = 1.0: must be in \[0, 1\)"),
         ("uv", {"ratio": -0.1}, r"ratio = -0.1: must be in \[0, 1\)"),
         ("condlr", {"ratio": 0.5, "max_cond": 0.9}, "max_cond = 0.9: must be a number >= 1"),
+        ("dense", {"mix": 0.5}, "radius = None: must be given where mix is"),
+        ("dense", {"trades": 6.0}, "radius = None: must be given where trades is"),
+        ("dense", {"radius": 0.1}, "radius = 0.1: must be absent without one of mix and trades"),
+        ("dense", {"radius": 0.1, "mix": 0.5, "trades": 6.0}, "trades = 6.0: must be absent where mix is given"),
+        ("dense", {"radius": 0.1, "mix": 1.5}, r"mix = 1.5: must be in \(0, 1\]"),
+        ("svd", {"ratio": 0.5, "mix": 1.0, "radius": 0.1}, "must be absent: svd has no such setting"),
     ],
 )
 def test_settings_are_checked(name, given, message):
@@ -179,9 +186,17 @@ def test_every_method_accepts_its_own_settings():
             method.check({**{key: value for key, value in chosen.items() if key != "ratio"}, "rank": 20})
         if method.any_start:
             method.check({**chosen, "decay": 10.0})
+        for given in ({"mix": 0.5, "radius": 0.1}, {"trades": 6.0, "radius": 0.1}) if method.trains else ():
+            method.check({**chosen, **given})
         assert method.label
         assert method.summary.endswith(".")
         assert not method.starts_from or METHODS[method.starts_from].trains
+
+
+def test_settings_make_the_adversary():
+    assert Settings().adversary() is None
+    assert Settings(mix=0.5, radius=0.1).adversary() == Adversary("mix", 0.5, 0.1)
+    assert Settings(trades=6.0, radius=0.2).adversary() == Adversary("trades", 6.0, 0.2)
 
 
 def test_titles_name_tau():

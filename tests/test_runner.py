@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import multiprocessing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from wellcond import conditioning_report, convert, models, paths, results, runner
+from wellcond import conditioning_report, convert, models, paths, report, results, runner
 from wellcond.chapters import load_or_run
 from wellcond.experiments import Experiment
 from wellcond.methods import METHODS
@@ -621,6 +622,48 @@ def test_ill_conditioned_starts(project):
     runs = found.runs.set_index("run_id")
     assert runs.loc["uv-k5-a1-s0", "n_correct"] == runs.loc["uv-k5-s0", "n_correct"]
     assert runs.loc["uv-k5-a10-s0", ["rank", "decay"]].tolist() == [5, 10]
+
+
+def weights(cell):
+    return tuple(torch.cat([p.detach().flatten() for p in runner.trained(cell).model.parameters()]).tolist())
+
+
+ROBUST = DENSE + "mix = [0.5, 1.0]\nradius = [0.1]\n", UV + "trades = [6]\nradius = [0.1]\n"
+
+
+def test_adversarial_training_of_any_method(project, monkeypatch):
+    """Each configuration has its row and its name; no batched network is trained adversarially."""
+    spec = project(DENSE, *ROBUST, FGSM, head=HEAD.replace("seeds = [0]", "seeds = [0, 1]"))
+    sizes = sizes_of_batches(monkeypatch)
+    found = quiet(spec, together=2)
+    assert sorted(sizes) == [1] * 6 + [2]
+    runs = found.runs.set_index("run_id")
+    assert runs.loc["dense-m0.5-e0.1-s0", ["mix", "radius"]].tolist() == [0.5, 0.1]
+    assert runs.loc["uv-r0.5-l6-e0.1-s1", ["ratio", "trades", "radius"]].tolist() == [0.5, 6, 0.1]
+    assert len({weights(cell) for cell in spec.cells()}) == 8
+    assert list(report.by_seed(found).columns) == [
+        "dense SGD",
+        "dense SGD, 50 % PGD-AT, ε = 0.1",
+        "dense SGD, PGD-AT, ε = 0.1",
+        "U Vᵀ, ratio 0.5, TRADES 6, ε = 0.1",
+    ]
+    assert set(report.pick(found, ["dense"]).runs["run_id"]) == {id for id in runs.index if id.startswith("dense-")}
+    waiting = report.waiting(replace(found, runs=found.runs[:0], missing=tuple(runs.index)))
+    assert set(waiting["configuration"]) == set(report.by_seed(found).columns)
+
+
+def test_large_batches_follow_the_linear_scaling_rule(project):
+    """k times the batch and k times the rate; the warm-up starts at the rate of the small batches."""
+    small = HEAD.replace("batch_size = 32\nlr = 0.1", "batch_size = 16\nlr = 0.05\nbatch_factor = 2")
+    warm, slow = small.replace("momentum", "warmup = 1\nmomentum"), HEAD.replace("lr = 0.1", "lr = 0.05")
+
+    def trained(head, images=96, epochs=2):
+        head = head.replace("n_train = 96", f"n_train = {images}").replace("epochs = 2", f"epochs = {epochs}")
+        (cell,) = project(DENSE, head=head).cells()
+        return weights(cell)
+
+    assert trained(HEAD) == trained(small) != trained(warm)
+    assert trained(slow, 32, 1) == trained(warm, 32, 1)  # one step only
 
 
 # --------------------------------------------------------------------------------------------------------- conditioning

@@ -35,8 +35,34 @@ def test_labels_and_names():
 
 
 @pytest.mark.parametrize(
+    ("given", "run_id", "name"),
+    [
+        ({"mix": 1.0, "radius": 0.1}, "dense-m1-e0.1-s0", ", PGD-AT, ε = 0.1"),
+        ({"mix": 0.5, "radius": 0.1}, "dense-m0.5-e0.1-s0", ", 50 % PGD-AT, ε = 0.1"),
+        ({"trades": 6, "radius": 1e-5}, "dense-l6-e1e-05-s0", ", TRADES 6, ε = 1e-05"),
+    ],
+)
+def test_adversarial_training_is_named(given, run_id, name):
+    assert f"dense{suffix(given)}-s0" == run_id
+    assert parsed(run_id) == {"method": "dense", "seed": 0, **dict.fromkeys(SETTINGS), **given}
+    assert name_suffix(given) == name
+    assert label_suffix(given) == ""
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
-    [("ratio", 1.0), ("rank", 0), ("rank", 1.5), ("max_cond", 0.9), ("tolerance", 1), ("beta", -1), ("decay", 0.5)],
+    [
+        *[
+            ("ratio", 1.0),
+            ("rank", 0),
+            ("rank", 1.5),
+            ("max_cond", 0.9),
+            ("tolerance", 1),
+            ("beta", -1),
+            ("decay", 0.5),
+        ],
+        *[("mix", 0), ("mix", 1.5), ("trades", 0), ("trades", float("inf")), ("radius", 0), ("radius", -0.1)],
+    ],
 )
 def test_out_of_range(key, value):
     with pytest.raises(ValueError, match=f"^{key} = {value}: must be "):

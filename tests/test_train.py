@@ -98,16 +98,33 @@ def test_the_penalty_is_not_part_of_the_reported_loss():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+class Rates(torch.optim.SGD):
+    """Remembers the learning rate of each step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rates = []
+
+    def step(self, closure=None):
+        self.rates.append(self.param_groups[0]["lr"])
+        return super().step(closure)
+
+
 def test_milestones_are_epochs_after_which_the_rate_falls():
-    model, rates = network(), []
+    model = network()
+    optimizer = Rates(model.parameters(), lr=1.0)
+    fit(model, optimizer, images(), epochs=5, batch_size=100, milestones=[2, 4], gamma=0.5)
+    assert optimizer.rates == [1, 1, 0.5, 0.5, 0.25]
 
-    class Rates(torch.optim.SGD):
-        def step(self, closure=None):
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(closure)
 
-    fit(model, Rates(model.parameters(), lr=1.0), images(), epochs=5, batch_size=100, milestones=[2, 4], gamma=0.5)
-    assert rates == [1, 1, 0.5, 0.5, 0.25]
+def test_the_rate_rises_linearly_over_the_warm_up():
+    """Step t of T has η (1 + (k - 1) t/T) for batches k times larger; then the milestones count."""
+    model, k = network(), 4
+    optimizer = Rates(model.parameters(), lr=0.2 * k)
+    options = {"warmup": 2, "warmup_start": 1 / k, "milestones": [3], "gamma": 0.5}
+    fit(model, optimizer, images(), epochs=4, batch_size=16, **options)
+    rising = [0.2 * (1 + (k - 1) * t / 10) for t in range(10)]  # five batches an epoch
+    assert optimizer.rates == pytest.approx([*rising, *5 * [0.8], *5 * [0.4]])
 
 
 def test_seed_and_epoch_choose_the_batches():
@@ -175,7 +192,13 @@ def test_weights_that_are_not_finite_are_found_though_the_loss_is():
         fit(model, Last(model.parameters()), images(), epochs=1, batch_size=100)
 
 
-@pytest.mark.parametrize(("field", "value"), [("epochs", -1), ("batch_size", 0)])
-def test_arguments_out_of_range(field, value):
-    with pytest.raises(ValueError, match=f"{field} = {value}: must be >= "):
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        *[("epochs", -1, ">= 0"), ("batch_size", 0, ">= 1"), ("warmup", -1, ">= 0")],
+        *[("warmup_start", 0.0, r"in \(0, 1\]"), ("warmup_start", 1.5, r"in \(0, 1\]")],
+    ],
+)
+def test_arguments_out_of_range(field, value, accepted):
+    with pytest.raises(ValueError, match=f"{field} = {value}: must be {accepted}"):
         fit(network(), sgd(network()), images(), **{"epochs": 1, "batch_size": 1, field: value})

@@ -6,7 +6,8 @@ optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=1.1), lr=0.1)
 small = wc.deploy(model)                                    # for inference: plain layers, merged factors
 """
 
-from wellcond import paths
+from wellcond import distributed, paths
+from wellcond.adversarial import Adversary
 from wellcond.assessment import assess
 from wellcond.attacks import ATTACKS, frozen, perturb
 from wellcond.basis_update import BUG
@@ -38,6 +39,7 @@ __all__ = [
     "DATASETS",
     "METHODS",
     "MODELS",
+    "Adversary",
     "Data",
     "Diverged",
     "Experiment",
@@ -62,6 +64,7 @@ __all__ = [
     "count_parameters",
     "densify",
     "deploy",
+    "distributed",
     "effective_kappa",
     "factorize",
     "fit",

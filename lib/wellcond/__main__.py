@@ -55,19 +55,25 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     import torch
 
+    from wellcond import distributed
     from wellcond.experiments import Experiment
-    from wellcond.runner import run_experiment
+    from wellcond.runner import pick_device, run_experiment
 
     torch.set_num_threads(1)
     spec = Experiment.load(options.experiment, options.preset)
-    found = run_experiment(
-        spec,
-        device=options.device,
-        max_minutes=options.max_minutes,
-        jobs=options.jobs,
-        only=options.only,
-        together=options.together,
-    )
+    device = pick_device(options.device)
+    with distributed.joined(device) as processes:
+        found = run_experiment(
+            spec,
+            device=device,
+            max_minutes=options.max_minutes,
+            jobs=options.jobs,
+            only=options.only,
+            together=options.together,
+            progress=processes.rank == 0,
+        )
+    if processes.rank > 0:
+        return
     print(f"{spec.name} ({spec.preset}): {len(found.runs)} cells done, {len(found.missing)} missing; {spec.folder()}")
 
 
@@ -106,12 +112,12 @@ def _status(options: argparse.Namespace) -> None:
     from wellcond.runner import status
 
     head = ("cells", "done", "missing", "diverged", "failed", "measured", "to measure")
-    print(f"{'experiment':<24}" + "".join(f" {name:>10}" for name in head))
+    print(f"{'experiment':<27}" + "".join(f" {name:>10}" for name in head))
     for row in status():
         measured, wanted = progress(Experiment.load(row["experiment"]))
         counts = [row["cells"], row["done"], *(len(row[key]) for key in ("missing", "diverged", "failed"))]
         counts += [measured, wanted - measured]
-        print(f"{row['experiment']:<24}" + "".join(f" {count:>10}" for count in counts))
+        print(f"{row['experiment']:<27}" + "".join(f" {count:>10}" for count in counts))
         for key in ("missing", "diverged", "failed") if options.verbose else ():
             for run_id in row[key]:
                 print(f"  {key}: {run_id}")

@@ -24,7 +24,7 @@ from wellcond.corruptions import CORRUPTIONS, corrupt
 from wellcond.errors import invalid, unknown
 
 
-def _advertorch(name: str) -> ModuleType:
+def advertorch(name: str) -> ModuleType:
     """Import advertorch.<name>. Version 0.2.3 imports a helper that torch has removed, so give it back first."""
     import importlib
 
@@ -46,7 +46,7 @@ def _advertorch(name: str) -> ModuleType:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode, no parameter gradients; modes and requires_grad flags are restored afterwards."""
-    with _advertorch("context").ctx_noparamgrad_and_eval(model):
+    with advertorch("context").ctx_noparamgrad_and_eval(model):
         yield model
 
 
@@ -78,7 +78,7 @@ def _scaled_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 def _fgsm(loss: Callable[[Tensor, Tensor], Tensor] = _summed_loss) -> Attack:
     def attack(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
-        adversary = _advertorch("attacks").GradientSignAttack(model, loss_fn=loss, eps=float(eps))
+        adversary = advertorch("attacks").GradientSignAttack(model, loss_fn=loss, eps=float(eps))
         return adversary.perturb(x, y)  # type: ignore[no-any-return]
 
     return attack
@@ -114,7 +114,7 @@ def _pgd(norm: str, loss: Callable[[Tensor, Tensor], Tensor] = _ascent_loss) -> 
         relative_step: float = 2.5,
         restarts: int = 1,
     ) -> Tensor:
-        iterate = _advertorch("attacks.iterative_projected_gradient").perturb_iterative
+        iterate = advertorch("attacks.iterative_projected_gradient").perturb_iterative
         adversarial, left = x.clone(), torch.arange(len(x), device=x.device)
         for restart in range(int(restarts)):
             found = iterate(
@@ -140,7 +140,7 @@ def _pgd(norm: str, loss: Callable[[Tensor, Tensor], Tensor] = _ascent_loss) -> 
 def _momentum(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int, steps: int, relative_step: float
 ) -> Tensor:
-    adversary = _advertorch("attacks").LinfMomentumIterativeAttack(
+    adversary = advertorch("attacks").LinfMomentumIterativeAttack(
         model, loss_fn=_ascent_loss, eps=float(eps), nb_iter=int(steps), eps_iter=relative_step * eps / steps
     )
     return adversary.perturb(x, y)  # type: ignore[no-any-return]
@@ -284,7 +284,7 @@ def smallest_perturbation(model: nn.Module, x: Tensor, y: Tensor, *, steps: int 
         warnings.simplefilter("ignore")  # it steps its scheduler before its optimizer
         torch.manual_seed(seed)
         with torch.enable_grad():
-            found = _advertorch("attacks").DDNL2Attack(model, nb_iter=steps).perturb(x.clone(), y).detach()
+            found = advertorch("attacks").DDNL2Attack(model, nb_iter=steps).perturb(x.clone(), y).detach()
         distance: Tensor = (found - x).flatten(1).norm(dim=1)
         return distance.where(~_correct(model, found, y), torch.inf)
 

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
+from wellcond.adversarial import Adversary
+from wellcond.distributed import ALONE, Processes
 from wellcond.errors import invalid
 from wellcond.optim import LowRankSGD
-from wellcond.train import Diverged, Images, check_protocol, fit, training_epochs
+from wellcond.train import Diverged, Images, check_protocol, fit, training_epochs, warmup_steps
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -131,22 +133,26 @@ def fit_together(
     batch_size: int,
     milestones: Sequence[int] = (),
     gamma: float = 0.3,
+    warmup: int = 0,
+    warmup_start: float = 1.0,
     augment: str = "none",
     penalty: Callable[[nn.Module], Tensor] | None = None,
+    adversary: Adversary | None = None,
+    processes: Processes = ALONE,
     on_epoch: Callable[[int, int, float], None] | None = None,
 ) -> list[Diverged | None]:
     """`fit` for each of k models of one architecture, with its own data and seed, in one batched computation.
 
     optimizer: a new LowRankSGD of the parameters of models[0]; every model is trained with its groups. on_epoch(k,
     epoch, mean training loss) is called for k = 0, 1, ... after each epoch, every model in evaluation mode and up to
-    date. A single model may have any optimizer, and a penalty.
-    The other options are those of `fit`. A single model goes through `fit` itself.
+    date. A single model goes through `fit` itself, and may have any optimizer, a penalty, an adversary and several
+    processes. The other options are those of `fit`.
     Returns, for each model, None, or the reason why it diverged: it then keeps the parameters of its last whole epoch,
     is reported no further, and does not disturb the others.
     Raises ValueError for models that differ in more than their values, an optimizer that is not new or not of
-    models[0], as many data or seeds as there are not models, data of unequal sizes, epochs < 0 or batch_size < 1.
+    models[0], as many data or seeds as there are not models, data of unequal sizes, or a protocol that `fit` refuses.
     """
-    check_protocol(epochs, batch_size)
+    check_protocol(epochs, batch_size, warmup, warmup_start)
     if not models:
         raise invalid("models", list(models), "one or more")
     for field, given in (("data", data), ("seeds", seeds)):
@@ -163,9 +169,13 @@ def fit_together(
                 batch_size=batch_size,
                 milestones=milestones,
                 gamma=gamma,
+                warmup=warmup,
+                warmup_start=warmup_start,
                 seed=seeds[0],
                 augment=augment,
                 penalty=penalty,
+                adversary=adversary,
+                processes=processes,
                 on_epoch=lambda epoch, loss: report(0, epoch, loss),
             )
         except Diverged as error:
@@ -174,15 +184,21 @@ def fit_together(
 
     if not isinstance(optimizer, LowRankSGD):
         raise invalid("optimizer", type(optimizer).__name__, "LowRankSGD for several models")
-    if penalty is not None:
-        raise invalid("penalty", penalty, "None for several models")
+    for field, value, alone in (
+        ("penalty", penalty, None),
+        ("adversary", adversary, None),
+        ("processes", processes, ALONE),
+    ):
+        if value != alone:
+            raise invalid(field, value, f"{alone} for several models")
     stack = Stack(models)
     optimizer = stack.optimizer(optimizer)
     diverged: list[Diverged | None] = [None] * len(models)
 
-    def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def batches(epoch: int) -> Iterable[tuple[tuple[Tensor, Tensor], int]]:
         pairs = zip(data, seeds, strict=True)
-        return _joined(d.batches(batch_size, seed=seed, epoch=epoch, augment=augment) for d, seed in pairs)
+        for x, y in _joined(d.batches(batch_size, seed=seed, epoch=epoch, augment=augment) for d, seed in pairs):
+            yield (x, y), y.shape[-1]
 
     def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         losses = stack.losses(x, y)
@@ -196,6 +212,8 @@ def fit_together(
         epochs=epochs,
         milestones=milestones,
         gamma=gamma,
+        warmup_steps=warmup_steps(data[0], batch_size, warmup),
+        warmup_start=warmup_start,
         after_backward=lambda: stack.isolate(optimizer),
     ):
         means = losses.where(stack.finite(), math.nan).tolist()

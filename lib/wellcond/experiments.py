@@ -34,7 +34,10 @@ class Strict(BaseModel):
 
 
 class Train(Strict):
-    """The protocol: momentum SGD with a step schedule. milestones: epochs after which lr is multiplied by gamma."""
+    """The protocol: momentum SGD with a step schedule. milestones: epochs after which lr is multiplied by gamma.
+
+    batch_factor k: batches k times larger and k times the learning rate (linear scaling), which rises step by step
+    from lr to k lr over the first `warmup` epochs (Goyal et al., arXiv:1706.02677)."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -45,6 +48,15 @@ class Train(Strict):
     gamma: float = Field(0.3, gt=0)
     augment: str = "none"
     validation: float = Field(0.25, ge=0, lt=1)
+    batch_factor: int | None = Field(None, ge=1)
+    warmup: int | None = Field(None, ge=1)
+
+    @field_validator("warmup")
+    @classmethod
+    def _rises(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("batch_factor") is None:
+            raise ValueError("must be absent without batch_factor")
+        return value
 
     @field_validator("augment")
     @classmethod
@@ -64,6 +76,9 @@ class MethodGrid(Strict):
     tolerance: tuple[float, ...] = ()
     beta: tuple[float, ...] = ()
     decay: tuple[float, ...] = ()
+    mix: tuple[float, ...] = ()
+    trades: tuple[float, ...] = ()
+    radius: tuple[float, ...] = ()
     train: dict[str, Any] = {}
 
     @field_validator("train")
@@ -150,6 +165,9 @@ class Cell(Strict):
     tolerance: float | None = None
     beta: float | None = None
     decay: float | None = None
+    mix: float | None = None
+    trades: float | None = None
+    radius: float | None = None
     seed: int
     n_train: int | None = None
     n_test: int | None = None

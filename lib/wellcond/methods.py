@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from wellcond.adversarial import OBJECTIVES, Adversary
 from wellcond.basis_update import BUG
 from wellcond.convert import decay_spectra, factorize
 from wellcond.errors import invalid, unknown
@@ -36,10 +37,28 @@ class Settings:
     tolerance: float = 0.0
     beta: float = 0.0
     decay: float = 1.0
+    mix: float | None = None
+    trades: float | None = None
+    radius: float = 0.0
 
     def size(self) -> dict[str, Any]:
         """The arguments of `factorize`: rank, or ratio (0 if there is neither)."""
         return {"rank": int(self.rank)} if self.rank is not None else {"ratio": self.ratio or 0.0}
+
+    def adversary(self) -> Adversary | None:
+        """That of adversarial training, whose objective is the one of mix and trades that is given."""
+        weights = {key: weight for key in OBJECTIVES if (weight := getattr(self, key)) is not None}
+        return next((Adversary(key, weight, self.radius) for key, weight in weights.items()), None)
+
+
+def _check_adversary(settings: dict[str, Any]) -> None:
+    given = [key for key in OBJECTIVES if key in settings]
+    if given and "radius" not in settings:
+        raise invalid("radius", None, f"given where {given[0]} is")
+    if "radius" in settings and not given:
+        raise invalid("radius", settings["radius"], f"absent without one of {' and '.join(OBJECTIVES)}")
+    if len(given) > 1:
+        raise invalid(given[1], settings[given[1]], f"absent where {given[0]} is given")
 
 
 def _no_penalty(settings: Settings) -> Penalty | None:
@@ -51,7 +70,7 @@ class Method:
     """name: key in METHODS; label: for figures; summary: one sentence; uses: the settings it needs ("ratio" stands
     for ratio or rank); starts_from: "" or the method whose trained weights it starts from; trains: whether it then
     trains; optimizer: made from the groups with lr, momentum and weight_decay; penalty: what is added to the loss;
-    any_start: whether the spectra of its start may be decayed."""
+    any_start: whether the spectra of its start may be decayed. A method that trains can be trained adversarially."""
 
     name: str
     label: str
@@ -73,6 +92,8 @@ class Method:
     def check(self, settings: dict[str, Any]) -> None:
         """Raise ValueError, naming the setting, unless exactly the used settings are given and in range."""
         allowed = {*self.uses, *(("decay",) if self.any_start else ())}
+        if self.trains:
+            allowed |= {"radius", *OBJECTIVES}
         if "ratio" in self.uses:
             allowed.add("rank")
             if settings.keys() >= {"ratio", "rank"}:
@@ -82,6 +103,7 @@ class Method:
         for key in self.uses - settings.keys():
             if key != "ratio" or "rank" not in settings:
                 raise invalid(key, None, f"given for {self.name}")
+        _check_adversary(settings)
         for key, value in settings.items():
             check_setting(key, value)
 

@@ -2,7 +2,8 @@
 
 A cell is claimed by a lock, so several runners share the work; it is recorded only when complete, so an interrupted
 run is finished by running it again. Trained weights are kept in results/local/weights by the hash of their
-specification. Cells that differ only in their seeds may be trained together, as one batched network.
+specification. Cells that differ only in their seeds may be trained together, as one batched network; or several
+processes train one network (`distributed`): the first of them is then the runner, the others only train with it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from filelock import Timeout
 from torch import nn
 from tqdm import tqdm
 
-from wellcond import data, evaluate, models, paths, results
+from wellcond import data, distributed, evaluate, models, paths, results
 from wellcond.conditioning import condition_rows
 from wellcond.convert import count_flops, count_parameters, densify
 from wellcond.deployment import deploy
@@ -115,7 +116,10 @@ def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
     else:
         torch.manual_seed(cell.seed)  # the same draw for every method of a seed
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0]).to(device)
-    model = find(cell.method).prepare(model, cell.settings)
+    return _placed(find(cell.method).prepare(model, cell.settings), device)
+
+
+def _placed(model: nn.Module, device: str) -> nn.Module:
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -145,16 +149,16 @@ def _epoch_rows(model: nn.Module, epoch: int, images: data.Images) -> list[dict[
 
 
 def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]:
-    """Train cells that differ only in their seeds."""
+    """Train cells that differ only in their seeds, with the other processes if there are any; see `_follow`."""
     try:
         networks = [_initial(cell, device, deadline) for cell in cells]
     except Diverged as error:
         return [Trained(nn.Module(), [], [], math.nan, 0, environment(device), str(error)) for _ in cells]
     datasets = [cell_data(cell, device) for cell in cells]
     images = [dataset.validation.first(CURVE_IMAGES) for dataset in datasets]
-    method, protocol = find(cells[0].method), cells[0].train
+    method = find(cells[0].method)
+    processes = distributed.current()
     _reset_peak(device)
-    torch.manual_seed(cells[0].seed)  # dropout
     started = time.perf_counter()
     curves = [_epoch_rows(model, 0, part) for model, part in zip(networks, images, strict=True)]
     spectra = [_spectra_rows(model, 0) for model in networks]
@@ -164,38 +168,66 @@ def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]
         curves[k].append({"epoch": epoch, "layer": "", "quantity": "train_loss", "value": loss})
         curves[k].extend(_epoch_rows(networks[k], epoch, images[k]))
         spectra[k].extend(_spectra_rows(networks[k], epoch))
-        if time.monotonic() > deadline:
+        if processes.first(time.monotonic() > deadline):
             raise OutOfTime
 
     if method.trains:
-        optimizer = method.optimizer(
-            method.groups(networks[0], cells[0].settings),
-            lr=protocol.lr,
-            momentum=protocol.momentum,
-            weight_decay=protocol.weight_decay,
-        )
-        diverged = fit_together(
-            networks,
-            optimizer,
-            [dataset.train for dataset in datasets],
-            seeds=[cell.seed for cell in cells],
-            epochs=protocol.epochs,
-            batch_size=protocol.batch_size,
-            milestones=protocol.milestones,
-            gamma=protocol.gamma,
-            augment=protocol.augment,
-            penalty=method.penalty(cells[0].settings),
-            on_epoch=on_epoch,
-        )
+        processes.first(cells)
+        diverged = _fit(cells, networks, device, on_epoch)
     if device == "cuda":
         torch.cuda.synchronize()
     wall_s = (time.perf_counter() - started) / len(cells)
-    where = {**environment(device), **({"together": len(cells)} if len(cells) > 1 else {})}
+    shared = {"together": len(cells), "processes": processes.size if method.trains else 1}
+    where = {**environment(device), **{key: n for key, n in shared.items() if n > 1}}
     peak_bytes = _peak_bytes(device)
     return [
         Trained(model.eval(), rows, sigmas, wall_s, peak_bytes, where, str(reason or ""))
         for model, rows, sigmas, reason in zip(networks, curves, spectra, diverged, strict=True)
     ]
+
+
+def _fit(
+    cells: Sequence[Cell], networks: Sequence[nn.Module], device: str, on_epoch: Callable[[int, int, float], None]
+) -> list[Diverged | None]:
+    """`fit_together` as these cells want it; every process of a group calls it."""
+    method, protocol, settings = find(cells[0].method), cells[0].train, cells[0].settings
+    processes, k = distributed.current(), protocol.batch_factor or 1
+    torch.manual_seed(cells[0].seed + 1_000_003 * processes.rank)  # dropout
+    return fit_together(
+        networks,
+        method.optimizer(
+            method.groups(networks[0], settings),
+            lr=k * protocol.lr,
+            momentum=protocol.momentum,
+            weight_decay=protocol.weight_decay,
+        ),
+        [cell_data(cell, device).train for cell in cells],
+        seeds=[cell.seed for cell in cells],
+        epochs=protocol.epochs,
+        batch_size=k * protocol.batch_size,
+        milestones=protocol.milestones,
+        gamma=protocol.gamma,
+        warmup=protocol.warmup or 0,
+        warmup_start=1 / k,
+        augment=protocol.augment,
+        penalty=method.penalty(settings),
+        adversary=settings.adversary(),
+        processes=processes,
+        on_epoch=on_epoch,
+    )
+
+
+def _follow(device: str) -> None:
+    """What every process but the first does: join each training that the first one starts, until it has no more."""
+    processes = distributed.current()
+
+    def on_epoch(k: int, epoch: int, loss: float) -> None:
+        if processes.first(None):
+            raise OutOfTime
+
+    while cells := processes.first(None):
+        with suppress(OutOfTime):
+            _fit(cells, [_placed(_skeleton(cell, device), device) for cell in cells], device, on_epoch)
 
 
 def weights_file(cell: Cell) -> Path:
@@ -364,7 +396,8 @@ def _failures_noted(folder: Path, cells: Iterable[Cell]) -> Iterator[None]:
 
 def _alike(cell: Cell, other: Cell) -> bool:
     """Whether two cells differ only in their seeds, and can be trained as one batched network."""
-    return find(cell.method).stackable and cell.model_copy(update={"seed": other.seed}) == other
+    alone = cell.settings.adversary() is not None or not find(cell.method).stackable
+    return not alone and cell.model_copy(update={"seed": other.seed}) == other
 
 
 def _claim(
@@ -473,15 +506,20 @@ def run_experiment(
     device: auto, cpu or cuda. max_minutes: start nothing after that time and drop what is unfinished. jobs: processes
     of one thread each. only: glob patterns of run_ids, the first pattern first; all cells if empty. together: cells
     that differ only in their seeds are trained so many at a time, which fills a GPU. An exception in a cell ends the
-    run; the finished cells stay.
-    Raises ValueError for a device or folder that cannot be used, jobs < 1, together not an integer >= 1,
-    max_minutes <= 0, or a pattern that matches no cell.
+    run; the finished cells stay. Where torch.distributed has a default group, all its processes call this and train
+    one network after the other, and the first one alone measures and records.
+    Raises ValueError for a device or folder that cannot be used, jobs < 1, together not an integer >= 1, more than
+    one of either for several processes, max_minutes <= 0, or a pattern that matches no cell.
     """
     device = pick_device(device)
+    processes = distributed.current()
     if jobs < 1:
         raise invalid("jobs", jobs, ">= 1")
     if not isinstance(together, int) or together < 1:
         raise invalid("together", together, "an integer >= 1")
+    for field, value in (("jobs", jobs), ("together", together)):
+        if processes.size > 1 and value > 1:
+            raise invalid(field, value, f"1 for {processes.size} processes that train one network")
     if max_minutes is not None and not max_minutes > 0:
         raise invalid("max_minutes", max_minutes, "> 0")
     folder = folder or experiment.folder()
@@ -489,6 +527,9 @@ def run_experiment(
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     chosen = {cell.run_id for cell in selected(experiment, only)}
+    if processes.rank > 0:
+        _follow(device)
+        return load(experiment, folder)
     finished = len(_done(experiment, folder) & chosen)
     with tqdm(total=len(chosen), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
         if jobs == 1:
@@ -498,6 +539,7 @@ def run_experiment(
         else:
             count = lambda: len(_done(experiment, folder) & chosen)  # noqa: E731
             in_processes(jobs, bar, count, _drain, experiment, folder, device, deadline, only, together)
+    processes.first([])  # the others may go
     return load(experiment, folder)
 
 

@@ -6,6 +6,9 @@ max_cond   c   bound on the condition number, the papers' 1 + τ
 tolerance  t   relative truncation error ϑ of a rank-adaptive method, in [0, 1)
 beta       b   weight β >= 0 of a penalty
 decay      a   α >= 1: the k-th singular value of every weight is multiplied by α^-k before training
+mix        m   in (0, 1]: weight of the adversarial loss in adversarial training
+trades     l   weight β > 0 of the divergence in TRADES, the other adversarial training
+radius     e   ε > 0 of the l∞ balls of either, in units of the pixel range
 """
 
 from __future__ import annotations
@@ -45,6 +48,16 @@ SETTINGS: dict[str, Setting] = {
     "tolerance": Setting("t", lambda v: 0 <= v < 1, "in [0, 1)", label=lambda v: f", ϑ = {v:g}" if v else ""),
     "beta": Setting("b", lambda v: 0 <= v < float("inf"), ">= 0", label=lambda v: f", β = {v:g}"),
     "decay": Setting("a", lambda v: 1 <= v < float("inf"), ">= 1", name=lambda v: f", α = {v:g}"),
+    "mix": Setting(
+        "m",
+        lambda v: 0 < v <= 1,
+        "in (0, 1], the weight of the adversarial loss",
+        name=lambda v: ", PGD-AT" if v == 1 else f", {100 * v:g} % PGD-AT",
+    ),
+    "trades": Setting("l", lambda v: 0 < v < float("inf"), "> 0", name=lambda v: f", TRADES {v:g}"),
+    "radius": Setting(
+        "e", lambda v: 0 < v < float("inf"), "> 0, in units of the pixel range", name=lambda v: f", ε = {v:g}"
+    ),
 }
 
 
