@@ -30,7 +30,7 @@ ROUNDING = 1e-9
 METHODS = {
     "dense": Settings(),
     "condlr": Settings(ratio=0.5, max_cond=1.1),
-    "dlrt_adaptive": Settings(ratio=0.5, tolerance=0.1),
+    "dlrt_adaptive": Settings(ratio=0.5, tolerance=0.4),
     "robust_dlrt": Settings(ratio=0.5, tolerance=0.1, beta=0.1),  # nine steps a cycle, and a penalty
 }
 ADVERSARIES = {"plain": None, "mixed": Adversary("mix", 0.5, 0.1), "trades": Adversary("trades", 6.0, 0.1)}

@@ -157,11 +157,11 @@ def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats:
         for name, group in rows.groupby("name"):
             marks = {symbol for run_id in group["run_id"] for symbol in symbols(raised, run_id, attack, eps)}
             cells[name] = _cell(group) + "".join(f" {mark}" for mark in sorted(marks))
-        text[head] = sizes["name"].map(cells).fillna("waiting")
+        text[head] = [cells.get(name, "waiting") for name in sizes["name"]]
     for threat in threats:
         rows = strongest(results, threat)
         cells = {name: _cell(group) for name, group in rows.groupby("name")}
-        text[_head(threat)] = sizes["name"].map(cells).fillna("waiting")
+        text[_head(threat)] = [cells.get(name, "waiting") for name in sizes["name"]]
     return table(text)
 
 

@@ -1,0 +1,227 @@
+"""The report of the attack suite from tables made by hand: who survives, what is compared, what is waiting."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from wellcond import report
+from wellcond import robustness_report as robustness
+from wellcond.outcomes import pack, pack_distances
+from wellcond.results import AFTERWARDS, COLUMNS, Results
+from wellcond.robustness_report import Threat
+
+N = 40
+
+
+def bits(*fallen, n=N):
+    """All survive but these."""
+    alive = np.ones(n, dtype=bool)
+    alive[list(fallen)] = False
+    return alive
+
+
+def row(run_id, attack, eps, alive, norm="linf", options=""):
+    about = {"run_id": run_id, "attack": attack, "norm": norm, "eps": eps, "options": options, "n_examples": len(alive)}
+    return {**about, "n_attacked": len(alive), "n_correct": int(alive.sum()), "outcomes": pack(alive), "wall_s": 1.0}
+
+
+def run(run_id, method, label, seed, **settings):
+    counts = {"n_params_dense": 100, "n_params_trained": 50, "n_params_deployed": 40, "rank_fraction": 0.4}
+    about = {"run_id": run_id, "method": method, "label": label, "seed": seed, "dataset": "mnist", "model": "lenet5"}
+    measured = {"n_test": 100, "n_correct": 95, "flops_dense": 10, "flops_deployed": 5, "status": "done"}
+    return {**about, **counts, **measured, **settings}
+
+
+def results_of(missing=(), **tables):
+    frames = {
+        table: pd.DataFrame(tables.get(table, []), columns=list(columns))
+        for table, columns in {**COLUMNS, **AFTERWARDS}.items()
+    }
+    return Results(**frames, provenance={}, missing=tuple(missing))
+
+
+DENSE, USV = "dense SGD", "projected U S Vᵀ, ratio 0.8"
+
+
+@pytest.fixture
+def study():
+    """Dense loses images 0 to 3 + seed to PGD and one more to FGSM at a smaller radius; U S Vᵀ loses 0 and 1."""
+    runs, attacks = [], []
+    for seed in (0, 1):
+        dense, usv = f"dense-s{seed}", f"usv-r0.8-s{seed}"
+        runs += [run(dense, "dense", "dense SGD", seed), run(usv, "usv", "projected U S Vᵀ", seed, ratio=0.8)]
+        for run_id, felled in ((dense, range(4 + seed)), (usv, range(2))):
+            attacks.append(row(run_id, "clean", 0.0, bits(), norm=""))
+            attacks.append(row(run_id, "fgsm", 0.05, bits(*([20] if run_id == dense else []))))
+            attacks.append(row(run_id, "fgsm", 0.1, bits(0)))
+            attacks.append(row(run_id, "pgd_linf", 0.1, bits(*felled), options="restarts=5 steps=100"))
+            attacks.append(row(run_id, "pgd_linf", 0.1, bits(*felled, 9, n=10), options="restarts=1 steps=500"))
+        attacks.append(row(dense, "pgd_linf_scaled", 0.1, bits(*range(6))))
+    return results_of(runs=runs, attacks=attacks, missing=["uv-r0.8-s0"])
+
+
+STRONG = Threat("gradient attacks", ("fgsm", "pgd_linf"), 0.1, N)
+
+
+def test_survivors_survive_every_attack_at_this_radius_and_at_smaller_ones(study):
+    found = robustness.survivors(study, STRONG)
+    assert found["dense-s1"].tolist() == bits(0, 1, 2, 3, 4, 20).tolist()
+    assert found["usv-r0.8-s0"].tolist() == bits(0, 1).tolist()
+    frame = robustness.strongest(study, STRONG).set_index("run_id")
+    assert frame.loc["dense-s1", ["rate", "name"]].tolist() == [85.0, DENSE]
+    assert frame.loc["dense-s1", "low"] == pytest.approx(100 * report.wilson(34, 40)[0])
+
+
+def test_a_network_that_misses_an_attack_is_not_counted(study):
+    found = robustness.survivors(study, Threat("", ("pgd_linf", "pgd_linf_scaled"), 0.1, N))
+    assert set(found) == {"dense-s0", "dense-s1"}
+    assert robustness.survivors(study, Threat("", ("pgd_linf",), 0.1, N + 1)) == {}
+    assert robustness.survivors(study, Threat("", ("pgd_linf",), 0.3, N)) == {}
+
+
+def test_a_threat_is_read_off_the_tables(study):
+    assert robustness.threat(study, "a", "fgsm", "pgd_linf") == Threat("a", ("fgsm", "pgd_linf"), 0.1, N)
+    nothing = robustness.threat(study, "b", "fgsm", "square_linf")
+    assert nothing.n == 0
+    assert math.isnan(nothing.eps)
+    assert robustness.survivors(study, nothing) == {}
+
+
+def test_methods_are_compared_image_by_image_and_seed_by_seed(study):
+    found = robustness.compare(study, USV, DENSE, STRONG)
+    assert {seed: (pair.n10, pair.n01) for seed, pair in found.images.items()} == {0: (3, 0), 1: (4, 0)}
+    assert found.gap.difference == pytest.approx(100 * (3 / 40 + 4 / 40) / 2)
+    assert found.gap.seeds == 2
+    assert robustness.compare(study, USV, "U Vᵀ, ratio 0.8", STRONG).gap.seeds == 0
+
+
+def test_of_an_attack_with_several_options_the_row_on_most_images_is_shown(study):
+    frame = robustness.measured(study).query("attack == 'pgd_linf'")
+    assert frame["options"].unique().tolist() == ["restarts=5 steps=100"]
+    more = robustness.effort(study, "pgd_linf")
+    assert more[["n", "more"]].drop_duplicates().to_numpy().tolist() == [[10, 1]]  # image 9
+
+
+def test_tables_name_what_is_waiting_and_carry_flags(study):
+    html = robustness.trust_table(study, [("clean", 0), ("pgd_linf", 0.1), ("pgd_l2", 1.0)], [STRONG]).to_html()
+    assert "waiting" in html
+    assert "88.8 ± 1.8" in html  # 36 and 35 of 40
+    assert "PGD ℓ∞ ε\u00a0=\u00a00.1 (N\u00a0=\u00a040)" in html
+    weak = [row("dense-s0", "fgsm", 0.2, bits(*range(20))), row("dense-s0", "pgd_linf", 0.2, bits())]
+    attacks = pd.concat([study.attacks, pd.DataFrame(weak)], ignore_index=True)
+    flagged = results_of(runs=study.runs.to_dict("records"), attacks=attacks.to_dict("records"))
+    html = robustness.trust_table(flagged, [("pgd_linf", 0.2)]).to_html()
+    assert "100.0 [91.2, 100.0] F" in html
+    assert "20 of 40 images survive pgd_linf, not fgsm" in robustness.flag_table(flagged).to_html()
+
+
+def test_p_values_are_adjusted_for_the_whole_table(study):
+    html = robustness.comparison_table(study, [(USV, DENSE)], [STRONG]).to_html()
+    assert "+8.75" in html
+    assert "p: 0.25, 0.25" in html  # 2/2³ and 2/2⁴, twice the smaller one
+    assert robustness.p_text(1e-5) == "< 0.001"
+
+
+def test_the_scale_of_the_logits(study):
+    found = robustness.scale_control(study)
+    assert found[["run_id", "attack", "more"]].to_numpy().tolist() == [
+        ["dense-s0", "pgd_linf", 5.0],
+        ["dense-s1", "pgd_linf", 2.5],
+    ]
+
+
+def test_partial_rank_correlations_against_the_residuals_of_ranks():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=60)
+    z = x + 0.5 * rng.normal(size=60)
+    y = z + 0.3 * rng.normal(size=60)
+    frame = pd.DataFrame({"y": y, "x": x, "z": z})
+    ranks = frame.rank()
+
+    def residual(of, given):
+        slope, level = np.polyfit(ranks[given], ranks[of], 1)
+        return ranks[of] - slope * ranks[given] - level
+
+    found = robustness.partial_rank_correlations(frame, "y", ("x", "z"))
+    assert found["x"] == pytest.approx(np.corrcoef(residual("y", "z"), residual("x", "z"))[0, 1])
+    assert found["z"] == pytest.approx(np.corrcoef(residual("y", "x"), residual("z", "x"))[0, 1])
+    assert abs(found["x"]) < 0.3 < found["z"]
+    assert all(math.isnan(value) for value in robustness.partial_rank_correlations(frame[:3], "y", ("x", "z")).values())
+
+
+def transfers(rates):
+    return [
+        {**row(source, "pgd_linf", 0.1, bits(*range(N - kept))), "target": target}
+        for (source, target), kept in rates.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("foreign", "words"), [(30, "No network is fooled better"), (5, "1 of 2 networks is fooled better by foreign")]
+)
+def test_transfer_is_judged_by_the_diagonal(study, foreign, words):
+    a, b = "dense-s0", "usv-r0.8-s0"
+    rows = transfers({(a, a): 10, (b, b): 20, (a, b): 30, (b, a): foreign})
+    found = results_of(runs=study.runs.to_dict("records"), transfer=rows)
+    text = robustness.transfer_text(found)
+    assert words.removesuffix(" by foreign").replace("is fooled", "").split()[0] in text
+    assert ("No network" in text) == (foreign == 30)
+    fig = robustness.plot_transfer(found)
+    assert "75.0" in {label.get_text() for label in fig.axes[0].texts}
+    plt.close(fig)
+
+
+def test_distances_are_unpacked_and_pooled(study):
+    packed = {"attack": "ddn", "norm": "l2", "options": "steps=5", "n_examples": 3}
+    rows = [{**packed, "run_id": "dense-s0", "distances": pack_distances([0.0, 1.0, np.inf])}]
+    found = results_of(runs=study.runs.to_dict("records"), distortions=rows)
+    assert robustness.distances(found)["distance"].tolist() == [0.0, 1.0, np.inf]
+    fig = robustness.plot_distances(found)
+    assert [line.get_label() for line in fig.axes[0].lines] == ["dense SGD, median 1.00"]
+    plt.close(fig)
+
+
+def test_figures_draw_what_there_is(study):
+    fig = robustness.plot_radii(study, ["fgsm", "pgd_linf"], {"linf": 0.1})
+    lines = {line.get_label(): line for line in fig.axes[0].lines}
+    assert list(lines["projected U S Vᵀ"].get_ydata()) == [100, 100, 97.5]
+    plt.close(fig)
+    fig = robustness.plot_pareto(study, [STRONG])
+    assert sorted(line.get_label() for line in fig.axes[0].lines) == [DENSE, USV]
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("draw", [
+    lambda empty: robustness.plot_radii(empty, ["fgsm"], {}),
+    lambda empty: robustness.plot_pareto(empty, [STRONG]),
+    robustness.plot_distances,
+    robustness.plot_transfer,
+])  # fmt: skip
+def test_figures_of_nothing_say_so(draw):
+    fig = draw(results_of())
+    assert [text.get_text() for ax in fig.axes for text in ax.texts] == ["waiting: nothing is computed"]
+    plt.close(fig)
+
+
+def test_tables_of_nothing():
+    empty = results_of(missing=["dense-s0"])
+    assert "waiting" in robustness.trust_table(empty, [("clean", 0)], [STRONG]).to_html()
+    assert robustness.flags(empty).empty
+    assert robustness.scale_control(empty).empty
+    assert robustness.effort(empty, "pgd_linf").empty
+    for text in (robustness.transfer_text(empty), robustness.causes_text(empty, "pgd_linf")):
+        assert "yet" in text or "Too few" in text
+    for found in (robustness.flag_table(empty), robustness.confidence_table(empty)):
+        assert "<tbody>" in found.to_html()
+
+
+def test_what_was_attacked_is_picked_from_every_table(study):
+    extra = run("uv-r0.8-s1", "uv", "U Vᵀ", 1, ratio=0.8)
+    found = results_of(runs=[*study.runs.to_dict("records"), extra], attacks=study.attacks.to_dict("records"))
+    part = report.attacked(found)
+    assert set(part.runs["run_id"]) == set(study.runs["run_id"])
+    dense = report.pick(part, ["dense"])
+    assert set(dense.attacks["run_id"]) == {"dense-s0", "dense-s1"}
