@@ -252,7 +252,7 @@ def test_an_interrupted_assessment_is_continued_with_the_same_outcomes(trained, 
         patch.setattr(suite, "attack_row", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quiet(trained)
-    assert progress(trained)[0] == 2 + 5  # confidence comes first
+    assert progress(trained)[0] == 2 + 2 + 2 + 5  # the suite comes last
     again = quiet(trained, jobs=2).attacks.set_index(["run_id", "attack", "eps", "n_examples"])["outcomes"]
     assert again.sort_index().to_dict() == whole.sort_index().to_dict()
 

@@ -111,24 +111,25 @@ def _trials(grid: SuiteGrid) -> Iterator[Trial]:
 
 
 def tasks(experiment: Experiment, completed: Mapping[str, int], only: Sequence[str] = ()) -> list[Task]:
-    """All measurements that the experiment declares on its completed networks ({run_id: number of test images}), in the
-    order of the file, each on all networks before the next."""
+    """All measurements that the experiment declares on its completed networks ({run_id: number of test images}): what is
+    cheap, then the suite in the order of the file, each on all networks before the next."""
     cells = [cell for cell in selected(experiment, only) if cell.run_id in completed]
-    found = [
+    found: list[Task] = []
+    if (sure := experiment.confidence) is not None:
+        found += [_confidence(cell, sure.n_examples) for cell in cells if sure.applies(cell.run_id)]
+    if (nearest := experiment.distortion) is not None:
+        found += [_distortion(c, nearest.steps, nearest.n_examples) for c in cells if nearest.applies(c.run_id)]
+    if (grid := experiment.transfer) is not None:
+        targets = [cell for cell in experiment.cells() if cell.run_id in completed and grid.applies(cell.run_id)]
+        sources = [cell for cell in cells if grid.applies(cell.run_id)]
+        found += [_transfer(cell, trial, targets) for cell in sources for trial in _trials(grid)]
+    found += [
         _attack(cell, trial, completed[cell.run_id])
         for grid in experiment.suite
         for cell in cells
         if grid.applies(cell.run_id)
         for trial in _trials(grid)
     ]
-    if (sure := experiment.confidence) is not None:
-        found = [_confidence(c, sure.n_examples) for c in cells if sure.applies(c.run_id)] + found
-    if (wanted := experiment.distortion) is not None:
-        found += [_distortion(c, wanted.steps, wanted.n_examples) for c in cells if wanted.applies(c.run_id)]
-    if (grid := experiment.transfer) is not None:
-        targets = [cell for cell in experiment.cells() if cell.run_id in completed and grid.applies(cell.run_id)]
-        sources = [cell for cell in cells if grid.applies(cell.run_id)]
-        found += [_transfer(cell, trial, targets) for cell in sources for trial in _trials(grid)]
     return found
 
 

@@ -193,7 +193,7 @@ def _logit_scale(run: Run) -> Iterator[Concern]:
                 back, _ = felled_only(other, plain)
                 if clearly_above(k - back, n, TOLERATED):
                     yield Concern(attack, norm, eps, f"on scaled logits {k - back:,} more of {n:,} images fall")
-            elif saturated:
+            elif saturated and not scaled:  # tried at one radius, it speaks for the others
                 text = f"{100 * saturated.value:.1f} % of {saturated.n:,} images have a loss of exactly 0"
                 yield Concern(attack, norm, eps, text)
 
