@@ -111,8 +111,8 @@ def _trials(grid: SuiteGrid) -> Iterator[Trial]:
 
 
 def tasks(experiment: Experiment, completed: Mapping[str, int], only: Sequence[str] = ()) -> list[Task]:
-    """All measurements that the experiment declares on its completed networks ({run_id: number of test images}): what is
-    cheap, then the suite in the order of the file, each on all networks before the next."""
+    """All measurements that the experiment declares on its completed networks ({run_id: number of test images}): the
+    cheap ones, then the suite in the order of the file, each on all networks before the next."""
     cells = [cell for cell in selected(experiment, only) if cell.run_id in completed]
     found: list[Task] = []
     if (sure := experiment.confidence) is not None:
