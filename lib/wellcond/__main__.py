@@ -10,30 +10,27 @@ import sys
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m wellcond", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="fill in the missing cells of an experiment")
-    run.add_argument("experiment", help="name of a file in book/experiments, or a path to a TOML file")
-    run.add_argument("--preset", default="paper", help="paper (default) or smoke")
-    run.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    run.add_argument("--max-minutes", type=float, help="start nothing after this, drop what is unfinished")
-    run.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default 1)")
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("experiment", help="name of a file in book/experiments, or a path to a TOML file")
+    which.add_argument("--preset", default="paper", help="paper (default) or smoke")
+    which.add_argument(
+        "--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids, e.g. 'dense-*' '*-s0'"
+    )
+    how = argparse.ArgumentParser(add_help=False, parents=[which])
+    how.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    how.add_argument("--max-minutes", type=float, help="start nothing after this, drop what is unfinished")
+    how.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default 1)")
+    run = commands.add_parser("run", parents=[how], help="fill in the missing cells of an experiment")
     run.add_argument(
         "--together", type=int, default=1, metavar="K", help="train K seeds at once, as one batch (default 1)"
     )
-    run.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids, e.g. 'dense-*' '*-s0'")
     conditioning = commands.add_parser(
-        "conditioning", help="measure the relative condition number of the trained networks of an experiment"
+        "conditioning",
+        parents=[which],
+        help="measure the relative condition number of the trained networks of an experiment",
     )
-    conditioning.add_argument("experiment", help="name of a file in book/experiments, or a path to a TOML file")
-    conditioning.add_argument("--preset", default="paper", help="paper (default) or smoke")
     conditioning.add_argument("--images", type=int, default=500, help="the first test images (default 500)")
-    conditioning.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids")
-    attack = commands.add_parser("attack", help="measure the robustness of the trained networks of an experiment")
-    attack.add_argument("experiment", help="name of a file in book/experiments, or a path to a TOML file")
-    attack.add_argument("--preset", default="paper", help="paper (default) or smoke")
-    attack.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    attack.add_argument("--max-minutes", type=float, help="start nothing after this")
-    attack.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default 1)")
-    attack.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids")
+    commands.add_parser("attack", parents=[how], help="measure the robustness of the trained networks of an experiment")
     status = commands.add_parser("status", help="cells done, missing, diverged and failed per experiment")
     status.add_argument("--verbose", action="store_true", help="list the run_ids")
     fetch = commands.add_parser("data", help="fetch data sets into the cache and check them")
