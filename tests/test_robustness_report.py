@@ -7,11 +7,14 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from wellcond import report
+from wellcond import paths, report
 from wellcond import robustness_report as robustness
-from wellcond.outcomes import pack, pack_distances
+from wellcond.attacks import ATTACKS
+from wellcond.experiments import Experiment
+from wellcond.outcomes import pack, pack_distances, unpack
 from wellcond.results import AFTERWARDS, COLUMNS, Results
 from wellcond.robustness_report import Threat
+from wellcond.runner import load
 
 N = 40
 
@@ -225,3 +228,30 @@ def test_what_was_attacked_is_picked_from_every_table(study):
     assert set(part.runs["run_id"]) == set(study.runs["run_id"])
     dense = report.pick(part, ["dense"])
     assert set(dense.attacks["run_id"]) == {"dense-s0", "dense-s1"}
+
+
+# -------------------------------------------------------------------------------------------- the committed numbers
+
+COMMITTED = [path.stem for path in sorted(paths.experiments().glob("*.toml")) if (paths.results() / path.stem).exists()]
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_outcomes_are_consistent(name):
+    """Counts are those of the bits, survivors were attacked, radii are nested, and followers keep no fallen image."""
+    found = load(Experiment.load(name))
+    networks = set(found.runs["run_id"])
+    for table in ("attacks", "distortions", "confidence", "transfer"):
+        assert set(getattr(found, table)["run_id"]) <= networks
+    assert not found.attacks.duplicated(["run_id", "attack", "eps", "options", "n_examples"]).any()
+    for run_id, rows in found.attacks.groupby("run_id"):
+        records = [(row, unpack(row["outcomes"], int(row["n_examples"]))) for row in rows.to_dict("records")]
+        clean = max((alive for row, alive in records if row["attack"] == "clean"), key=len)
+        for row, alive in records:
+            assert alive.sum() == row["n_correct"], run_id
+            assert (alive <= clean[: len(alive)]).all()
+            kind = ATTACKS.get(row["attack"])
+            if kind is not None:
+                assert row["norm"] == kind.norm
+                assert row["n_correct"] <= row["n_attacked"] <= clean[: len(alive)].sum()
+    for _, rows in found.transfer.groupby("run_id"):
+        assert set(rows["target"]) <= networks
