@@ -384,3 +384,30 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "torchvisi
 def test_reading_results_needs_no_torch():
     command = [sys.executable, "-c", PROBE, wc.__path__[0]]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def adversarial(method, n_correct, **settings):
+    """A cell of an adversarially trained network."""
+    made = cell(method, 0, n_correct)
+    suffix = "".join(f"-{letter}{settings[key]:g}" for key, letter in (("mix", "m"), ("trades", "l"), ("radius", "e")) if key in settings)  # fmt: skip # noqa: E501
+    run_id = f"{method}{suffix}-s0"
+    return {
+        table: [{**row, "run_id": run_id, **(settings if table == "runs" else {})} for row in rows]
+        for table, rows in made.items()
+    }
+
+
+def test_trainings_are_told_apart_also_where_they_wait():
+    half = adversarial("dense", 900, mix=0.5, radius=0.1)
+    found = results_of(cell("dense", 0, 950), half, missing=["dense-l6-e0.1-s0", "dense-m0.5-e0.1-s1"])
+    parts = report.trainings(found)
+    assert list(parts) == ["plain", "50 % PGD-AT, ε = 0.1", "TRADES 6, ε = 0.1"]
+    assert [list(part.runs["run_id"]) for part in parts.values()] == [["dense-s0"], ["dense-m0.5-e0.1-s0"], []]
+    assert [part.missing for part in parts.values()] == [(), ("dense-m0.5-e0.1-s1",), ("dense-l6-e0.1-s0",)]
+    html = report.training_table(found).to_html()
+    assert "50 % PGD-AT, ε = 0.1" in html
+    assert "waiting" in html
+    fig = report.plot_trainings(found, "fgsm")
+    titles = [ax.get_title(loc="left") for ax in fig.axes if ax.get_visible()]
+    assert titles == ["Plain", "50 % PGD-AT, ε = 0.1", "TRADES 6, ε = 0.1"]
+    assert fig.axes[1].lines[0].get_ydata()[0] == 90

@@ -169,6 +169,29 @@ def _settings(run_ids: Sequence[str]) -> pd.DataFrame:
     return frame.assign(run_id=run_ids, label=pd.Series(labels, frame.index, dtype=object), status="waiting")
 
 
+ADVERSARIAL = ("mix", "trades", "radius")
+"""The settings of adversarial training."""
+
+
+def training(row: Mapping[Any, Any]) -> str:
+    """ "PGD-AT, ε = 0.1": how the network of a row was trained; "plain" without an adversary."""
+    return name_suffix({key: row[key] for key in ADVERSARIAL}).removeprefix(", ") or "plain"
+
+
+def trainings(results: Results) -> dict[str, Results]:
+    """The parts with plain training and with each adversarial one."""
+    tables = {name: getattr(results, name) for name in (*COLUMNS, *AFTERWARDS)}
+    absent = _settings(results.missing)
+    about = pd.concat([results.runs[["run_id", *ADVERSARIAL]], absent[["run_id", *ADVERSARIAL]]])
+    kinds = {row["run_id"]: training(row) for row in about.astype(dict.fromkeys(ADVERSARIAL, float)).to_dict("records")}
+    parts = {}
+    for kind in dict.fromkeys(kinds[run_id] for run_id in sorted(kinds, key=lambda run_id: kinds[run_id] != "plain")):
+        of = {run_id for run_id, own in kinds.items() if own == kind}
+        kept = {name: frame[frame["run_id"].isin(of)] for name, frame in tables.items()}
+        parts[kind] = replace(results, missing=tuple(r for r in results.missing if r in of), **kept)
+    return parts
+
+
 def pick(
     results: Results,
     methods: Sequence[str] = (),
@@ -335,6 +358,7 @@ def _table(results: Results, columns: Sequence[str], radii: int = 0) -> Styler:
     frame = summary(results)
     texts: dict[str, Any] = {
         "method": frame["label"].str.replace(" = ", "\u00a0=\u00a0").str.replace("U S V", "U\u00a0S\u00a0V"),
+        "training": pd.Series([training(row) for row in frame.to_dict("records")], dtype=object),
         "rank removed": frame["ratio"].map(lambda r: "–" if math.isnan(r) else f"{100 * r:g} %"),
         "test accuracy, % (seeds)": pd.Series([accuracy_text(row) for row in frame.itertuples()], dtype=object),
         "rank kept": frame["rank_fraction"].map(percent),
@@ -376,6 +400,13 @@ def conditioning_table(results: Results) -> Styler:
 def robustness_table(results: Results, radii: int = 3) -> Styler:
     """Clean accuracy, and the percentage of images that are classified correctly before and after each attack."""
     return _table(results, ("method", "rank removed", "test accuracy, % (seeds)"), radii)
+
+
+def training_table(results: Results, radii: int = 3) -> Styler:
+    """Each method under each training, plain or adversarial: size, accuracy, condition number, and accuracy under each
+    attack."""
+    columns = ("method", "training", "deployed", "test accuracy, % (seeds)", "κ after")
+    return _table(results, columns, radii)
 
 
 def headline_table(results: Results) -> Styler:
@@ -557,6 +588,19 @@ def plot_robustness(results: Results) -> Figure:
             ax.set_xticks(eps[:: math.ceil(len(eps) / 4)])
         above.set(ylabel="" if i else "accuracy, %")
         below.set(xlabel="radius ε", ylabel="" if i else f"minus {first['label'].iloc[0]}, points")
+    return finish(fig)
+
+
+def plot_trainings(results: Results, attack: str) -> Figure:
+    """Accuracy under an attack against its radius, a panel for each training."""
+    parts = trainings(results)
+    fig, axes = panels([kind[0].upper() + kind[1:] for kind in parts], 2, 2.5)
+    for i, (ax, part) in enumerate(zip(axes, parts.values(), strict=False)):
+        frame = rates(part)
+        measured = frame[frame["attack"] == attack]
+        start = frame[(frame["attack"] == "clean") & frame["run_id"].isin(measured["run_id"])]
+        draw(ax, pd.concat([start, measured]), "eps", "rate")
+        ax.set(xlabel="radius ε", ylabel="" if i % 2 else "accuracy, %")
     return finish(fig)
 
 
