@@ -36,6 +36,8 @@ ALLOWED = {
     "deployment": {"convert", "dataflow", "layers", "tucker"},
     "integrator": {"spectrum", "stiefel"},
     "optim": {"errors", "integrator", "layers", "precision", "spectrum", "stiefel"},
+    "truncated_svd": {"errors", "precision"},
+    "constraint_sets": {"errors", "precision", "truncated_svd"},
     "basis_update": {"errors", "integrator", "optim", "precision", "stiefel"},
     "methods": {"adversarial", "basis_update", "convert", "errors", "layers", "optim", "regularizers", "settings"},
     "models": {"errors"},
