@@ -38,6 +38,7 @@ ALLOWED = {
     "optim": {"errors", "integrator", "layers", "precision", "spectrum", "stiefel"},
     "truncated_svd": {"errors", "precision"},
     "constraint_sets": {"errors", "precision", "truncated_svd"},
+    "frank_wolfe": {"constraint_sets", "errors", "optim", "precision", "truncated_svd"},
     "basis_update": {"errors", "integrator", "optim", "precision", "stiefel"},
     "methods": {"adversarial", "basis_update", "convert", "errors", "layers", "optim", "regularizers", "settings"},
     "models": {"errors"},
