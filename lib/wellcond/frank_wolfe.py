@@ -242,7 +242,7 @@ def initial_norms(model: nn.Module, draws: int = 100, seed: int = 0) -> dict[str
         raise invalid("draws", draws, ">= 1")
     norms: dict[str, float] = {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs, whose state is not kept
         for prefix, module in model.named_modules():
             own = [name for name, _ in module.named_parameters(recurse=False)]
             if not own:
