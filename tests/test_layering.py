@@ -27,6 +27,7 @@ ALLOWED = {
     "flags": {"errors", "outcomes"},
     "matrix_sign": {"precision"},
     "regularizers": set(),
+    "sparsity": {"errors", "precision"},
     "spectrum": {"errors", "matrix_sign", "precision", "settings"},
     "stiefel": {"errors", "precision"},
     "layers": {"errors", "precision", "spectrum", "stiefel"},
