@@ -33,6 +33,7 @@ ALLOWED = {
     "layers": {"errors", "precision", "spectrum", "stiefel"},
     "tucker": {"errors", "layers", "spectrum", "stiefel"},
     "convert": {"errors", "layers", "settings", "tucker"},
+    "lorita": {"convert", "errors", "layers", "precision"},
     "dataflow": {"layers", "tucker"},
     "deployment": {"convert", "dataflow", "layers", "tucker"},
     "integrator": {"spectrum", "stiefel"},
