@@ -35,6 +35,7 @@ ALLOWED = {
     "convert": {"errors", "layers", "settings", "tucker"},
     "lorita": {"convert", "errors", "layers", "precision"},
     "dataflow": {"layers", "tucker"},
+    "channels": {"dataflow"},
     "deployment": {"convert", "dataflow", "layers", "tucker"},
     "integrator": {"spectrum", "stiefel"},
     "optim": {"errors", "integrator", "layers", "precision", "spectrum", "stiefel"},
