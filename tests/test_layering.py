@@ -36,6 +36,7 @@ ALLOWED = {
     "lorita": {"convert", "errors", "layers", "precision"},
     "dataflow": {"layers", "tucker"},
     "channels": {"dataflow"},
+    "compress": {"channels", "convert", "errors", "layers"},
     "deployment": {"convert", "dataflow", "layers", "tucker"},
     "integrator": {"spectrum", "stiefel"},
     "optim": {"errors", "integrator", "layers", "precision", "spectrum", "stiefel"},
