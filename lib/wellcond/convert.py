@@ -39,7 +39,8 @@ def rank_for_ratio(ratio: float, full: int) -> int:
     return max(1, math.ceil((1 - ratio) * full - 1e-9))
 
 
-def _matched(patterns: Iterable[str], names: Iterable[str], field: str) -> set[str]:
+def matching(patterns: Iterable[str], names: Iterable[str], field: str) -> set[str]:
+    """The names that match a pattern; raises ValueError, naming `field`, for a pattern that matches none."""
     names = list(names)
     matched: set[str] = set()
     for pattern in patterns:
@@ -50,7 +51,8 @@ def _matched(patterns: Iterable[str], names: Iterable[str], field: str) -> set[s
     return matched
 
 
-def _convertible(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+def convertible(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers whose weight is one plain matrix, by name; warns of the convolutions that have none."""
     # Exact types: a subclass may use its weight in other ways (nn.MultiheadAttention's output projection does).
     layers = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
     grouped = [name for name, m in layers.items() if isinstance(m, nn.Conv2d) and (m.groups > 1)]
@@ -88,11 +90,11 @@ def factorize(
     if (ratio is None) == (rank is None):
         raise ValueError(f"ratio = {ratio}, rank = {rank}: give exactly one of them")
     new = copy.deepcopy(model)
-    layers = _convertible(new)
-    skipped = _matched(skip, layers, "skip")
-    at_full_rank = _matched(keep_full_rank, layers, "keep_full_rank")
+    layers = convertible(new)
+    skipped = matching(skip, layers, "skip")
+    at_full_rank = matching(keep_full_rank, layers, "keep_full_rank")
     if isinstance(rank, Mapping):
-        _matched(rank, layers, "rank")
+        matching(rank, layers, "rank")
         skipped |= layers.keys() - rank.keys()
     for name, layer in layers.items():
         if name in skipped:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear
 from wellcond.tucker import Tucker2Conv2d
 
-# What returns a matrix for a matrix, one row an example
-ROW_BY_ROW = (
-    *(nn.Linear, LowRankLinear, nn.BatchNorm1d, nn.Identity, nn.Dropout),
-    *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid),
+ELEMENTWISE = (
+    *(nn.Identity, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid),
     *(torch.relu, torch.tanh, torch.sigmoid, F.relu, F.leaky_relu, F.elu, F.gelu, F.silu, F.dropout),
 )
+# What returns a matrix for a matrix, one row an example
+ROW_BY_ROW = (nn.Linear, LowRankLinear, nn.BatchNorm1d, *ELEMENTWISE)
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Dataflow:
 def dataflow(model: nn.Module) -> Dataflow:
     """The data flow of `model` in evaluation mode; the model is not changed."""
     model = copy.deepcopy(model).eval()  # forward code may keep what it is given, placeholders included
-    graphs, hidden = _trace(model)
-    every = [_uses(root, graph) for root, graph in graphs]
+    graphs, hidden = traced(model)
+    every = [uses_in(root, graph) for root, graph in graphs]
     called = {module for uses in every for module in uses.calls}
     for uses in every:
         called -= uses.reads
@@ -87,7 +87,7 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
-def _trace(model: nn.Module) -> tuple[list[tuple[nn.Module, fx.Graph]], set[nn.Module]]:
+def traced(model: nn.Module) -> tuple[list[tuple[nn.Module, fx.Graph]], set[nn.Module]]:
     """Graphs, each with the module whose code it is; and the modules that are used where no graph shows it."""
     graphs: list[tuple[nn.Module, fx.Graph]] = []
     hidden: set[nn.Module] = set()
@@ -122,19 +122,20 @@ def _arguments(root: nn.Module) -> list[dict[str, Any] | None]:
 
 
 @dataclass
-class _Uses:
+class Uses:
     """What one graph shows of the modules that it uses."""
 
     calls: dict[nn.Module, list[fx.Node]] = field(default_factory=dict)
     reads: set[nn.Module] = field(default_factory=set)  # their parameters are, or they are part of a leaf
     pairs: set[tuple[nn.Module, nn.Module]] = field(default_factory=set)
 
-    def untouched(self, pair: tuple[nn.Module, nn.Module]) -> bool:
-        return not any(module in self.calls or module in self.reads for module in pair)
+    def untouched(self, modules: Iterable[nn.Module]) -> bool:
+        return not any(module in self.calls or module in self.reads for module in modules)
 
 
-def _uses(root: nn.Module, graph: fx.Graph) -> _Uses:
-    uses = _Uses()
+def uses_in(root: nn.Module, graph: fx.Graph) -> Uses:
+    """The calls and reads of modules in a graph of the code of `root`."""
+    uses = Uses()
     for node in graph.nodes:
         if node.op == "call_module":
             module = root.get_submodule(node.target)
@@ -176,17 +177,27 @@ def _fits(layer: nn.Module, norm: nn.Module, source: fx.Node, root: nn.Module) -
     return type(layer) in (nn.Linear, LowRankLinear) and _is_matrix(source, root)
 
 
+def called_module(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    """The module that a node calls; None for a function or a method."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def flattens(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the node certainly flattens all dimensions but the first."""
+    module, rest = called_module(node, root), list(node.args[1:])
+    if isinstance(module, nn.Flatten):
+        return (module.start_dim, module.end_dim) == (1, -1)
+    return node.target in (torch.flatten, "flatten") and (rest, node.kwargs) in (([1], {}), ([], {"start_dim": 1}))
+
+
 def _is_matrix(node: object, root: nn.Module) -> bool:
     """Whether the value certainly has two dimensions."""
     if not isinstance(node, fx.Node) or not node.args:
         return False
-    first, *rest = node.args
-    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if isinstance(module, nn.Flatten):
-        return (module.start_dim, module.end_dim) == (1, -1)
+    module = called_module(node, root)
     operation = node.target if module is None else type(module)
-    if operation in (torch.flatten, "flatten"):
-        return (rest, node.kwargs) in (([1], {}), ([], {"start_dim": 1}))
+    if flattens(node, root):
+        return True
     if operation in ("view", "reshape"):
-        return len(rest) == 2
-    return operation in ROW_BY_ROW and _is_matrix(first, root)
+        return len(node.args) == 3
+    return operation in ROW_BY_ROW and _is_matrix(node.args[0], root)

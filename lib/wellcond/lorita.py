@@ -1,0 +1,119 @@
+"""LoRITa: training each weight as a product of N factors, so that weight decay on the factors favours low rank.
+
+    W = W_N ··· W_1,     min over all such products of Σ ||W_i||_F²/2 = (N/2) Σ_j σ_j(W)^(2/N),
+
+if no inner width is below rank(W): the nuclear norm for N = 2, a Schatten quasi-norm to the power 2/N for N > 2, and
+plain weight decay for N = 1. The minimum is at balanced factors, W_{i+1}ᵀ W_{i+1} = W_i W_iᵀ, which all have the
+singular values σ^(1/N). After training the factors are multiplied and what is left is the network one began with.
+
+A linear layer m -> n has the factors (n, m), (m, m), ..., (m, m); a convolution, matricized to n = C_out rows and
+m = C_in·kh·kw columns, (n, n), ..., (n, n), (n, m). The layers stay what they were, and their ``weight`` is a
+parametrization: forward code may read it, and the factors are multiplied once a pass, not applied at every position.
+
+Source: Alkhouri et al., arXiv:2405.03089; Shang, Liu, Cheng, AAAI 2016, for the identity.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
+
+from wellcond.convert import convertible, unparametrized
+from wellcond.errors import invalid
+from wellcond.layers import matricize
+from wellcond.precision import upcast
+
+
+def check_depth(depth: int) -> None:
+    """Raise ValueError unless depth is a whole number >= 1."""
+    if depth < 1 or depth != int(depth):
+        raise invalid("depth", depth, "a whole number of factors >= 1")
+
+
+@torch.no_grad()
+def balanced_factors(W: Tensor, depth: int, *, squares: str = "left") -> list[Tensor]:
+    """W_N, ..., W_1 with W = W_N ··· W_1 and Σ ||W_i||_F² = N Σ σ^(2/N), the least possible; N = depth.
+
+    W (n, m) = P diag(σ) Qᵀ. squares: "left" for P σ^(1/N) Pᵀ (n, n), N - 1 times, and P σ^(1/N) Qᵀ; "right" for
+    P σ^(1/N) Qᵀ and Q σ^(1/N) Qᵀ (m, m), N - 1 times. Raises ValueError if depth < 1.
+    """
+    check_depth(depth)
+    P, sigma, Qt = torch.linalg.svd(upcast(W.detach()), full_matrices=False)
+    root = sigma ** (1 / depth)
+    whole = (P * root) @ Qt
+    square = {"left": (P * root) @ P.mT, "right": (Qt.mT * root) @ Qt}[squares]
+    factors = {"left": [*[square] * (depth - 1), whole], "right": [whole, *[square] * (depth - 1)]}[squares]
+    return [factor.to(W.dtype).clone() for factor in factors]
+
+
+class FactorProduct(nn.Module):
+    """The parametrization weight = W_N ··· W_1, reshaped; its right inverse are the balanced factors of a weight."""
+
+    def __init__(self, shape: Sequence[int], depth: int) -> None:
+        super().__init__()
+        check_depth(depth)
+        self.shape, self.depth = tuple(shape), depth
+
+    def forward(self, *factors: Tensor) -> Tensor:
+        W = torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0]
+        return W.reshape(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> list[Tensor]:
+        squares = "right" if weight.ndim == 2 else "left"
+        return balanced_factors(matricize(weight), self.depth, squares=squares)
+
+    def extra_repr(self) -> str:
+        return f"depth={self.depth}"
+
+
+def overparametrize(model: nn.Module, depth: int = 2) -> nn.Module:
+    """A copy of `model` with the weight of every nn.Linear and nn.Conv2d a product of `depth` factors.
+
+    The factors begin balanced with the product that `model` has, so that the function is the same up to rounding, and
+    a network without low-rank pressure starts where the dense one does. (The published training draws each factor
+    from torch's default initialization.) Grouped convolutions are left dense, with a warning that names them.
+    Raises ValueError if depth < 1.
+    """
+    check_depth(depth)
+    new = copy.deepcopy(model)
+    for layer in convertible(new).values():
+        register_parametrization(layer, "weight", FactorProduct(layer.weight.shape, depth))
+    return new
+
+
+def _products(model: nn.Module) -> Iterator[Any]:
+    """The lists of parametrizations of all weights that are products; each holds its factors as parameters."""
+    for module in model.modules():
+        if is_parametrized(module, "weight"):
+            products = module.parametrizations["weight"]  # type: ignore[index]
+            if isinstance(products[0], FactorProduct):
+                yield products
+
+
+def factors(model: nn.Module) -> list[list[nn.Parameter]]:
+    """W_N, ..., W_1 of every weight that is a product, in module order."""
+    return [list(products.parameters(recurse=False)) for products in _products(model)]
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for any torch optimizer: the factors with weight decay λ, all others without.
+
+    Σ λ ||W_i||_F²/2 is then what the optimizer adds to the loss, λ (N/2) Σ σ^(2/N) at balanced factors.
+    Raises ValueError if weight_decay < 0.
+    """
+    if not weight_decay >= 0:
+        raise invalid("weight_decay", weight_decay, ">= 0")
+    decayed = [factor for product in factors(model) for factor in product]
+    known = {id(factor) for factor in decayed}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def collapse(model: nn.Module) -> nn.Module:
+    """A copy of `model` with every product multiplied: plain layers, the same function up to rounding."""
+    return unparametrized(model).train(model.training)
