@@ -141,7 +141,7 @@ def _at(eps: float) -> str:
 
 
 def _head(threat: Threat) -> str:
-    return f"{threat.label}{_at(threat.eps)} (N\u00a0=\u00a0{threat.n:,})"
+    return f"{threat.label}{_at(threat.eps)} (N\u00a0=\u00a0{threat.n:,})" if threat.n else threat.label
 
 
 def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats: Sequence[Threat] = ()) -> Styler:
@@ -307,6 +307,7 @@ def plot_radii(results: Results, attacks: Sequence[str], largest: Mapping[str, f
         draw(ax, pd.concat([start, rows]), "eps", "rate")
         what = "severity" if norm == "corruption" else "radius ε"
         ax.set(xlabel=what, ylabel="" if i % 3 else "accuracy, %")
+        ax.locator_params(axis="x", nbins=4)
     return finish(fig)
 
 
