@@ -133,7 +133,7 @@ def _cell(rows: pd.DataFrame) -> str:
         return "waiting"
     if len(rows) > 1:
         return mean_std(rows["rate"], 1)
-    return "{rate:.1f} [{low:.1f}, {high:.1f}]".format(**rows.iloc[0])
+    return "{rate:.1f}<br>[{low:.1f}, {high:.1f}]".format(**rows.iloc[0])
 
 
 def _at(eps: float) -> str:
@@ -170,13 +170,13 @@ def comparison_table(results: Results, pairs: Sequence[tuple[str, str]], threats
     McNemar p-values of the seeds, each about two networks, adjusted by Holm over the whole table."""
     cells = [(pair, threat, compare(results, *pair, threat)) for pair in pairs for threat in threats]
     adjusted = iter(holm([test.p_value for _, _, found in cells for test in found.images.values()]))
-    rows: dict[tuple[str, str], dict[str, str]] = {}
+    rows, last = [], None
     for pair, threat, found in cells:
-        p_values = ", ".join(p_text(next(adjusted)) for _ in found.images)
-        text = f"{found.gap}" + (f" (p: {p_values})" if p_values else "")
-        rows.setdefault(pair, {})[_head(threat)] = text
-    lines = [{"difference in points": f"{first} − {second}", **texts} for (first, second), texts in rows.items()]
-    return table(pd.DataFrame(lines))
+        p_values = ", ".join(p_text(next(adjusted)) for _ in found.images) or "–"
+        name = "" if pair == last else f"{pair[0]} − {pair[1]}"
+        rows.append((name, _head(threat), str(found.gap), p_values))
+        last = pair
+    return table(pd.DataFrame(rows, columns=["configurations", "attack", "difference in points", "p of each seed"]))
 
 
 def p_text(p: float) -> str:
