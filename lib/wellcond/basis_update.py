@@ -27,7 +27,7 @@ from torch import Tensor
 
 from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors
-from wellcond.optim import Group, State, euclidean
+from wellcond.optim import CheckedOptimizer, Group, State, euclidean
 from wellcond.precision import full_float32
 from wellcond.stiefel import qr
 
@@ -165,7 +165,7 @@ def _rotate_basis_momenta(group: Group, state: State, P: Tensor, Q: Tensor) -> N
         state[V]["momentum_buffer"] = _momentum(state, V) @ P
 
 
-class BUG(torch.optim.Optimizer):
+class BUG(CheckedOptimizer):
     """Momentum SGD by basis update and Galerkin; see the table of this module.
 
     params: groups as `param_groups` makes them: kind "lowrank" with [U, S, V], S (r, r) or a Tucker core
@@ -205,15 +205,14 @@ class BUG(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
+    def check(self, group: Group) -> None:
+        super().check(group)
+        _check_group(group)
+
     def add_param_group(self, param_group: Group) -> None:
-        """As torch.optim.Optimizer (whose constructor calls it too), with the options checked."""
+        """As of every optimizer here; the cap on the ranks, None for those of the start, becomes a pair of numbers."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        try:
-            _check_group(group)
-        except ValueError:
-            del self.param_groups[-1]
-            raise
         if group["kind"] == "lowrank":
             U, _, V = group["params"]
             cap = group["max_rank"]
@@ -293,12 +292,6 @@ def _check_group(group: Group) -> None:
         raise unknown("kind", group["kind"], ("euclidean", "lowrank"))
     if group["basis"] not in BASES:
         raise unknown("basis", group["basis"], BASES)
-    if not group["lr"] > 0:
-        raise invalid("lr", group["lr"], "> 0")
-    if not 0 <= group["momentum"] < 1:
-        raise invalid("momentum", group["momentum"], "in [0, 1)")
-    if not group["weight_decay"] >= 0:
-        raise invalid("weight_decay", group["weight_decay"], ">= 0")
     if not 0 <= group["tolerance"] < 1:
         raise invalid("tolerance", group["tolerance"], "in [0, 1)")
     if group["max_rank"] is not None and not group["max_rank"] >= 1:

@@ -40,7 +40,7 @@ from wellcond.constraint_sets import (
     unit_scale,
 )
 from wellcond.errors import invalid, unknown
-from wellcond.optim import Group, State, euclidean
+from wellcond.optim import CheckedOptimizer, Group, State, euclidean
 from wellcond.precision import full_float32
 from wellcond.truncated_svd import block_power_iteration
 
@@ -144,7 +144,7 @@ def shift_inside(groups: Iterable[Group]) -> None:
             _assign(group["params"], _set_of(group).shift_inside(_joined(group["params"])))
 
 
-class FrankWolfe(torch.optim.Optimizer):
+class FrankWolfe(CheckedOptimizer):
     """Stochastic Frank-Wolfe with momentum; see this module.
 
     params: groups as `frank_wolfe_groups` makes them. Options of a group, with the defaults given here:
@@ -187,14 +187,9 @@ class FrankWolfe(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: Group) -> None:
-        """As torch.optim.Optimizer (whose constructor calls it too), with the options checked."""
-        super().add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except ValueError:
-            del self.param_groups[-1]
-            raise
+    def check(self, group: Group) -> None:
+        super().check(group)
+        _check_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -213,12 +208,6 @@ def _check_group(group: Group) -> None:
     for key, choices in (("kind", UPDATES), ("rescale", RESCALINGS), ("engine", ENGINES)):
         if group[key] not in choices:
             raise unknown(key, group[key], choices)
-    if not group["lr"] > 0:
-        raise invalid("lr", group["lr"], "> 0")
-    if not 0 <= group["momentum"] < 1:
-        raise invalid("momentum", group["momentum"], "in [0, 1)")
-    if not group["weight_decay"] >= 0:
-        raise invalid("weight_decay", group["weight_decay"], ">= 0")
     if not group["iterations"] >= 1:
         raise invalid("iterations", group["iterations"], ">= 1")
     if group["kind"] == "frank_wolfe":

@@ -233,7 +233,29 @@ UPDATES: dict[str, Callable[[Group, State], None]] = {
 }
 
 
-class LowRankSGD(torch.optim.Optimizer):
+class CheckedOptimizer(torch.optim.Optimizer):
+    """An optimizer that refuses a group with options out of range; the groups it has stay."""
+
+    def check(self, group: Group) -> None:
+        """Raise ValueError, naming the option, unless lr > 0, momentum is in [0, 1) and weight_decay >= 0."""
+        if not group["lr"] > 0:
+            raise invalid("lr", group["lr"], "> 0")
+        if not 0 <= group["momentum"] < 1:
+            raise invalid("momentum", group["momentum"], "in [0, 1)")
+        if not group["weight_decay"] >= 0:
+            raise invalid("weight_decay", group["weight_decay"], ">= 0")
+
+    def add_param_group(self, param_group: Group) -> None:
+        """As torch.optim.Optimizer (whose constructor calls it too), with the options checked."""
+        super().add_param_group(param_group)
+        try:
+            self.check(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+
+
+class LowRankSGD(CheckedOptimizer):
     """Momentum SGD whose groups say on which manifold their parameters live; see the table of this module.
 
     params: tensors, or groups as `param_groups` makes them. Options of a group, with the defaults given here:
@@ -268,14 +290,9 @@ class LowRankSGD(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: Group) -> None:
-        """As torch.optim.Optimizer (whose constructor calls it too), with the options checked."""
-        super().add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except ValueError:
-            del self.param_groups[-1]
-            raise
+    def check(self, group: Group) -> None:
+        super().check(group)
+        _check_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -300,12 +317,6 @@ def _check_group(group: Group) -> None:
         raise unknown("rule", group["rule"], CLIP_RULES)
     if group["retraction"] not in RETRACTIONS:
         raise unknown("retraction", group["retraction"], RETRACTIONS)
-    if not 0 <= group["momentum"] < 1:
-        raise invalid("momentum", group["momentum"], "in [0, 1)")
-    if not group["lr"] > 0:
-        raise invalid("lr", group["lr"], "> 0")
-    if not group["weight_decay"] >= 0:
-        raise invalid("weight_decay", group["weight_decay"], ">= 0")
     check_max_cond(group["max_cond"])
     if group["kind"].startswith("lowrank") and len(group["params"]) != 3:
         raise invalid("params", f"{len(group['params'])} tensors", "[U, S, V] in a low-rank group")
