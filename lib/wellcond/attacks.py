@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wellcond.corruptions import CORRUPTIONS, corrupt
+from wellcond.draws import image_generators
 from wellcond.errors import invalid, unknown
 
 
@@ -88,8 +89,7 @@ def random_start(x: Tensor, eps: float, norm: str, index: Tensor, seed: int) -> 
     """δ (B, C, H, W) with x + δ in [0, 1], ‖δ‖ <= eps: uniform in the cube ("linf"); in the ball ("l2"), a normal
     direction times eps u^(1/d) with u uniform in [0, 1]. Drawn image by image from (seed, index)."""
     draws = []
-    for number in index.tolist():
-        generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+    for generator in image_generators(index, seed):
         delta = torch.empty(x.shape[1:])
         if norm == "linf":
             draws.append(delta.uniform_(-1, 1, generator=generator))

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from wellcond.attacks import frozen, input_gradient
 from wellcond.data import Images
 from wellcond.errors import invalid
+from wellcond.evaluate import CHUNK
 
 BINS = 15
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-CHUNK = 500  # images a pass; it changes the memory used, not the result
 
 
 def _checked(logits: Tensor, labels: Tensor) -> Tensor:

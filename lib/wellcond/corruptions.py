@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wellcond.draws import image_generators
 from wellcond.errors import invalid, unknown
 
 BLUR_TRUNCATE = 4.0  # standard deviations at which the Gaussian kernel ends: beyond them is 6e-5 of its mass
@@ -20,10 +21,7 @@ BLUR_TRUNCATE = 4.0  # standard deviations at which the Gaussian kernel ends: be
 
 def white_noise(shape: tuple[int, ...], index: Tensor, seed: int) -> Tensor:
     """Independent standard normal numbers (B, *shape), float32, on the CPU; those of image i depend on (seed, i)."""
-    draws = [
-        torch.randn(shape, generator=torch.Generator().manual_seed(1_000_003 * seed + i), dtype=torch.float32)
-        for i in index.tolist()
-    ]
+    draws = [torch.randn(shape, generator=own, dtype=torch.float32) for own in image_generators(index, seed)]
     return torch.stack(draws) if draws else torch.empty(0, *shape)
 
 

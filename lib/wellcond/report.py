@@ -8,7 +8,7 @@ seed by seed. A cell that is missing is "waiting", one that diverged is "diverge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -180,16 +180,11 @@ def training(row: Mapping[Any, Any]) -> str:
 
 def trainings(results: Results) -> dict[str, Results]:
     """The parts with plain training and with each adversarial one."""
-    tables = {name: getattr(results, name) for name in (*COLUMNS, *AFTERWARDS)}
     absent = _settings(results.missing)
     about = pd.concat([results.runs[["run_id", *ADVERSARIAL]], absent[["run_id", *ADVERSARIAL]]])
     kinds = {row["run_id"]: training(row) for row in about.astype(dict.fromkeys(ADVERSARIAL, float)).to_dict("records")}
-    parts = {}
-    for kind in dict.fromkeys(kinds[run_id] for run_id in sorted(kinds, key=lambda run_id: kinds[run_id] != "plain")):
-        of = {run_id for run_id, own in kinds.items() if own == kind}
-        kept = {name: frame[frame["run_id"].isin(of)] for name, frame in tables.items()}
-        parts[kind] = replace(results, missing=tuple(r for r in results.missing if r in of), **kept)
-    return parts
+    order = dict.fromkeys(kinds[run_id] for run_id in sorted(kinds, key=lambda run_id: kinds[run_id] != "plain"))
+    return {kind: restricted(results, {run_id for run_id, own in kinds.items() if own == kind}) for kind in order}
 
 
 def pick(
@@ -208,18 +203,19 @@ def pick(
             keep &= values.isna() | values.isin(allowed or list(values))
         return list(frame.loc[keep, "run_id"])
 
-    runs = chosen(results.runs)
-    frames = {table: getattr(results, table) for table in (*COLUMNS, *AFTERWARDS)}
-    tables = {table: frame[frame["run_id"].isin(runs)] for table, frame in frames.items()}
-    return replace(results, missing=tuple(chosen(_settings(results.missing))), **tables)
+    return restricted(results, {*chosen(results.runs), *chosen(_settings(results.missing))})
+
+
+def restricted(results: Results, run_ids: Collection[str]) -> Results:
+    """The part of these runs, done and missing."""
+    tables = {name: getattr(results, name) for name in (*COLUMNS, *AFTERWARDS)}
+    kept = {name: frame[frame["run_id"].isin(run_ids)] for name, frame in tables.items()}
+    return replace(results, missing=tuple(run_id for run_id in results.missing if run_id in run_ids), **kept)
 
 
 def attacked(results: Results) -> Results:
     """The part that the attack suite has measured."""
-    runs = results.runs[results.runs["run_id"].isin(set(results.attacks["run_id"]))]
-    tables = {name: getattr(results, name) for name in (*COLUMNS, *AFTERWARDS)}
-    kept = {name: frame[frame["run_id"].isin(set(runs["run_id"]))] for name, frame in tables.items()}
-    return replace(results, missing=(), **kept)
+    return restricted(results, set(results.attacks["run_id"]))
 
 
 def rates(results: Results) -> pd.DataFrame:

@@ -22,15 +22,25 @@ from pandas.io.formats.style import Styler
 from wellcond.comparison import SeedComparison, holm, over_seeds, wilson
 from wellcond.flags import FLAGS, flags_of, symbols
 from wellcond.outcomes import unpack, unpack_distances
-from wellcond.report import draw, finish, look, mean_std, number, ordered, panels, percent, sensitivity, summary, table
+from wellcond.report import (
+    ATTACKS,
+    draw,
+    finish,
+    look,
+    mean_std,
+    number,
+    ordered,
+    panels,
+    percent,
+    sensitivity,
+    summary,
+    table,
+)
 from wellcond.results import Results
 from wellcond.settings import SETTINGS
 
 NAMES = {
-    "clean": "clean",
-    "fgsm": "FGSM",
-    "pgd_linf": "PGD ℓ∞",
-    "pgd_l2": "PGD ℓ₂",
+    **ATTACKS,
     "mim_linf": "momentum PGD",
     "fgsm_scaled": "FGSM, scaled logits",
     "pgd_linf_scaled": "PGD ℓ∞, scaled logits",
