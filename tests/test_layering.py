@@ -71,7 +71,7 @@ ALLOWED = {
         *("experiments", "layers", "methods", "models", "paths", "provenance", "results", "settings", "train"),
     },
     "chapters": {"assessment", "errors", "experiments", "results", "runner"},
-    "assessment": {"calibration", "errors", "evaluate", "experiments", "provenance", "results", "runner", "suite"},
+    "assessment": {"calibration", "evaluate", "experiments", "provenance", "results", "runner", "suite"},
     "bench": {
         *("convert", "data", "deployment", "errors", "integrator", "layers", "methods", "models", "paths"),
         *("spectrum", "stiefel"),

@@ -361,7 +361,7 @@ def test_a_worker_notes_its_code_before_it_works(project, monkeypatch):
     environment, known = runner.environment, []
     environment.cache_clear()
     monkeypatch.setattr(runner, "_work", lambda *_: known.append(environment.cache_info().currsize) or [])
-    runner._drain(project(DENSE), paths.results(), "cpu", math.inf, [])
+    runner._drain(runner._work, project(DENSE), paths.results(), "cpu", math.inf, [])
     assert known == [1]
 
 

@@ -7,32 +7,28 @@ share it by locks. A network whose weights are not kept is trained again.
 
 from __future__ import annotations
 
-import math
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from filelock import Timeout
 from torch import nn
 from tqdm import tqdm
 
 from wellcond import results, suite
 from wellcond.calibration import confidence_rows
-from wellcond.errors import invalid
 from wellcond.evaluate import count_correct
 from wellcond.experiments import Cell, Experiment, SuiteGrid
 from wellcond.provenance import environment, now
 from wellcond.results import Results, Row
 from wellcond.runner import (
     OutOfTime,
+    carry_out,
     cell_data,
-    end_with_parent,
-    in_processes,
+    deadline_of,
     load,
     pick_device,
     selected,
@@ -133,21 +129,6 @@ def tasks(experiment: Experiment, completed: Mapping[str, int], only: Sequence[s
     return found
 
 
-class _Ledger:
-    """What the tables of a folder have, by run."""
-
-    def __init__(self, folder: Path) -> None:
-        tables = {table: results.read_table(folder, table) for table in TABLES}
-        self._rows: Mapping[tuple[str, str], Sequence[Row]] = {
-            (table, str(run_id)): results.records(rows)
-            for table, frame in tables.items()
-            for run_id, rows in frame.groupby("run_id")
-        }
-
-    def has(self, task: Task) -> bool:
-        return task.known(self._rows.get((task.table, task.run_id), []))
-
-
 def _open(experiment: Experiment, folder: Path, only: Sequence[str]) -> list[Task]:
     runs = load(experiment, folder).runs
     runs = runs[runs["status"] == "done"]
@@ -157,8 +138,13 @@ def _open(experiment: Experiment, folder: Path, only: Sequence[str]) -> list[Tas
 def progress(experiment: Experiment, folder: Path | None = None, only: Sequence[str] = ()) -> tuple[int, int]:
     """(measured, all) tasks of the completed cells."""
     folder = folder or experiment.folder()
-    wanted, ledger = _open(experiment, folder, only), _Ledger(folder)
-    return sum(ledger.has(task) for task in wanted), len(wanted)
+    wanted = _open(experiment, folder, only)
+    rows = {
+        (table, run_id): results.records(part)
+        for table in TABLES
+        for run_id, part in results.read_table(folder, table).groupby("run_id")
+    }
+    return sum(task.known(rows.get((task.table, task.run_id), [])) for task in wanted), len(wanted)
 
 
 def _work(experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str]) -> Iterator[str]:
@@ -181,12 +167,6 @@ def _work(experiment: Experiment, folder: Path, device: str, deadline: float, on
             yield task.run_id
 
 
-def _drain(experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str]) -> int:
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    return sum(1 for _ in _work(experiment, folder, device, deadline, only))
-
-
 def assess(
     experiment: Experiment,
     folder: Path | None = None,
@@ -204,20 +184,11 @@ def assess(
     Raises ValueError for a device that cannot be used, jobs < 1, max_minutes <= 0, or a pattern that matches no cell.
     """
     device = pick_device(device)
-    if jobs < 1:
-        raise invalid("jobs", jobs, ">= 1")
-    if max_minutes is not None and not max_minutes > 0:
-        raise invalid("max_minutes", max_minutes, "> 0")
+    deadline = deadline_of(jobs, max_minutes)
     folder = folder or experiment.folder()
-    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     done, total = progress(experiment, folder, only)
     with tqdm(total=total, initial=done, unit="task", desc=experiment.name, disable=not bar, file=sys.stderr) as shown:
-        if jobs == 1:
-            for run_id in _work(experiment, folder, device, deadline, only):
-                shown.update()
-                shown.set_postfix_str(run_id)
-        else:
-            count = lambda: progress(experiment, folder, only)[0]  # noqa: E731
-            in_processes(jobs, shown, count, _drain, experiment, folder, device, deadline, only)
+        count = lambda: progress(experiment, folder, only)[0]  # noqa: E731
+        carry_out(_work, experiment, folder, device, deadline, only, jobs=jobs, bar=shown, count=count)
     return load(experiment, folder)

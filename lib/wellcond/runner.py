@@ -461,7 +461,7 @@ def _work(
                 yield from _run_batch(batch, experiment, folder, device, deadline)
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """Wait for the parent process to end, then end this one: for a thread of a worker."""
     parent = parent_process()
     if parent is not None:
@@ -469,10 +469,27 @@ def end_with_parent() -> None:
         os._exit(1)  # nothing is half-written: a cell is recorded by atomic replacement
 
 
-def in_processes(jobs: int, bar: tqdm[Any], count: Callable[[], int], work: Callable[..., Any], *given: Any) -> None:
-    """Call work(*given) in so many spawned processes, which share the work by locks; the bar follows count()."""
+Work = Callable[..., Iterator[str]]
+"""(experiment, folder, device, ...) -> the run_id of each piece of work as it is recorded."""
+
+
+def _drain(work: Work, experiment: Experiment, folder: Path, device: str, *given: Any) -> int:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    environment(device)  # as in the parent: the code that this process has loaded
+    return sum(1 for _ in work(experiment, folder, device, *given))
+
+
+def carry_out(work: Work, *given: Any, jobs: int, bar: tqdm[Any], count: Callable[[], int]) -> None:
+    """Exhaust work(*given), here or, for jobs > 1, in so many spawned processes, which share the work by locks; the bar
+    follows what it yields, or count()."""
+    if jobs == 1:
+        for run_id in work(*given):
+            bar.update()
+            bar.set_postfix_str(run_id)
+        return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        workers = [pool.submit(work, *given) for _ in range(jobs)]
+        workers = [pool.submit(_drain, work, *given) for _ in range(jobs)]
         while not all(worker.done() for worker in workers):
             time.sleep(1)
             bar.update(count() - bar.n)
@@ -481,13 +498,13 @@ def in_processes(jobs: int, bar: tqdm[Any], count: Callable[[], int], work: Call
         bar.update(count() - bar.n)
 
 
-def _drain(
-    experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str], together: int = 1
-) -> int:
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    environment(device)  # as in run_experiment: the code that this process has loaded
-    return sum(1 for _ in _work(experiment, folder, device, deadline, only, together))
+def deadline_of(jobs: int, max_minutes: float | None) -> float:
+    """time.monotonic() in max_minutes from now, inf for None. Raises ValueError for jobs < 1 or max_minutes <= 0."""
+    if jobs < 1:
+        raise invalid("jobs", jobs, ">= 1")
+    if max_minutes is not None and not max_minutes > 0:
+        raise invalid("max_minutes", max_minutes, "> 0")
+    return math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
 
 
 def run_experiment(
@@ -513,32 +530,24 @@ def run_experiment(
     """
     device = pick_device(device)
     processes = distributed.current()
-    if jobs < 1:
-        raise invalid("jobs", jobs, ">= 1")
+    deadline = deadline_of(jobs, max_minutes)
     if not isinstance(together, int) or together < 1:
         raise invalid("together", together, "an integer >= 1")
     for field, value in (("jobs", jobs), ("together", together)):
         if processes.size > 1 and value > 1:
             raise invalid(field, value, f"1 for {processes.size} processes that train one network")
-    if max_minutes is not None and not max_minutes > 0:
-        raise invalid("max_minutes", max_minutes, "> 0")
     folder = folder or experiment.folder()
     results.check_writable(folder)
     environment(device)  # the commit now, not after somebody has edited the code under a long run
-    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     chosen = {cell.run_id for cell in selected(experiment, only)}
     if processes.rank > 0:
         _follow(device)
         return load(experiment, folder)
     finished = len(_done(experiment, folder) & chosen)
     with tqdm(total=len(chosen), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
-        if jobs == 1:
-            for run_id in _work(experiment, folder, device, deadline, only, together):
-                bar.update()
-                bar.set_postfix_str(run_id)
-        else:
-            count = lambda: len(_done(experiment, folder) & chosen)  # noqa: E731
-            in_processes(jobs, bar, count, _drain, experiment, folder, device, deadline, only, together)
+        count = lambda: len(_done(experiment, folder) & chosen)  # noqa: E731
+        given = (experiment, folder, device, deadline, only, together)
+        carry_out(_work, *given, jobs=jobs, bar=bar, count=count)
     processes.first([])  # the others may go
     return load(experiment, folder)
 
