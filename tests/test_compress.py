@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from helpers import DOUBLE, Tiny, generator
 from wellcond.channels import channels
-from wellcond.compress import COMPRESSORS, compress, ranked, reestimate_batch_norm
+from wellcond.compress import COMPRESSORS, compress, iterated, ranked, reestimate_batch_norm
 from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankLayer, low_rank_layers, matricize, weight_layers
@@ -337,6 +337,44 @@ def test_reestimation_averages_over_batches():
     torch.testing.assert_close(norm.running_var, torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0))
 
 
+@pytest.mark.parametrize("compressor", ["svd", "svd_global", "filters_l2", "magnitude"])
+def test_phases_lead_to_what_one_phase_leaves(compressor):
+    """Geometrically, each on the network of the phase before; a step that changes nothing gives the one-shot result."""
+    torch.manual_seed(0)
+    model, seen = SmallLeNet5(), []
+
+    def train(network):
+        seen.append(sum(compress(network, compressor, amount=0.0).kept.values()))
+        return network
+
+    once = compress(model, compressor, amount=0.6)
+    found = iterated(model, compressor, 0.6, phases=3, train=train)
+    assert found.kept == once.kept
+    assert found.size == once.size
+    assert len(seen) == 3
+    x = torch.rand(4, 1, 28, 28)
+    torch.testing.assert_close(found.model(x), once.model(x), rtol=0, atol=1e-5)
+    units = sum(compress(model, compressor, amount=0.0).kept.values())
+    if compressor in ("filters_l2", "magnitude"):  # of which at(0) counts what is left
+        assert seen == sorted(seen, reverse=True)
+        for phase, left in enumerate(seen, 1):
+            assert left == pytest.approx(units * 0.4 ** (phase / 3), abs=2)
+
+
+def test_the_trained_network_is_what_the_next_phase_compresses():
+    model = SmallLeNet5()
+
+    def train(network):
+        network = copy.deepcopy(network)
+        with torch.no_grad():
+            network.conv1.weight.mul_(0).add_(1)  # now the largest of all
+        return network
+
+    found = iterated(model, "magnitude", 0.5, phases=2, train=train)
+    assert found.kept["conv1"] == model.conv1.weight.numel()
+    assert (found.model.conv1.weight == 1).all()
+
+
 MLP = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
 
 
@@ -353,6 +391,7 @@ MLP = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
             lambda: compress(Tiny(), "svd", share=0.01),
             r"^share = 0.01: must be at least 0.\d+, all that 'svd' can remove",
         ),
+        (lambda: iterated(Tiny(), "svd", 0.5, phases=0, train=copy.copy), r"^phases = 0: must be >= 1$"),
         (lambda: compress(MLP, "filters_l1", amount=0.5), r"^scores = {}: must be those of one layer at least"),
         (lambda: reestimate_batch_norm(MLP, torch.rand(1, 4)), r"^images = \(1, 4\): must be a batch of at least two"),
         (lambda: reestimate_batch_norm(MLP, torch.rand(4, 4), 1), r"^batch_size = 1: must be >= 2$"),

@@ -355,7 +355,7 @@ def test_mistakes_are_one_line_that_names_the_field(load, mistake):
         load(change)
     assert type(caught.value) is ValueError
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(

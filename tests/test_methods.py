@@ -10,10 +10,21 @@ from torch.nn import functional as F
 from helpers import DOUBLE
 from wellcond import data, layers, methods, models, spectrum, stiefel
 from wellcond.adversarial import Adversary
+from wellcond.constraint_sets import constraint_set
+from wellcond.convert import count_parameters
 from wellcond.deployment import deploy
-from wellcond.methods import METHODS, Method, Settings
+from wellcond.method import Method, Settings, last_layer
+from wellcond.methods import METHODS
 
-EVERY = {"ratio": 0.8, "max_cond": 1.1, "tolerance": 0.1, "beta": 0.01}
+EVERY = {
+    "ratio": 0.8,
+    "max_cond": 1.1,
+    "tolerance": 0.1,
+    "beta": 0.01,
+    "depth": 2,
+    "fraction": 0.1,
+    "scale": 3.0,
+}
 
 
 def settings(method, **changes):
@@ -117,11 +128,11 @@ def test_form_of_each_layer(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_starts_from_the_same_draw(name):
-    """At ratio 0 and without a bound the low-rank methods start as the dense function; Stiefel methods from the
-    orthonormal factor of its weights; biases are the same in all."""
+    """At ratio 0 and without a bound the low-rank methods start as the dense function, Frank-Wolfe in sets that are
+    large enough; Stiefel methods from the orthonormal factor of its weights; biases are the same in all."""
     method, x = METHODS[name], batches()[0][0].double()
     dense = lenet5().double()
-    model = method.prepare(lenet5().double(), settings(method, ratio=0.0, max_cond=math.inf, tolerance=0.0))
+    model = method.prepare(lenet5().double(), settings(method, ratio=0.0, max_cond=math.inf, tolerance=0.0, scale=1e3))
     if name == "spectral_norm":
         for layer in layers.weight_layers(model).values():  # after one power iteration of torch's
             assert 0.9 < spectrum.singular_values(layers.matricize(layer.weight))[0] < 1.5
@@ -144,6 +155,30 @@ def test_training_starts_inside_the_constraint():
                 assert spectrum.condition_number(layer.S.double()) <= (1 + tau) * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("fw_")])
+def test_frank_wolfe_starts_and_stays_in_its_sets(name):
+    method, chosen = METHODS[name], settings(METHODS[name], scale=1.0)
+    for model in (method.prepare(lenet5(), chosen), trained(name, scale=1.0)[0]):
+        groups = {group["name"]: group for group in method.groups(model, chosen)}
+        families = {key: group["constraint"] for key, group in groups.items()}
+        assert name.startswith(f"fw_{families.pop('conv1.weight')}")
+        assert families["fc1.bias"] == families["fc2.weight"] == "l2"
+        for key, group in groups.items():
+            W, size = model.get_parameter(key).detach(), {"k": group["k"]} if group["k"] else {}
+            C = constraint_set(group["constraint"], tuple(W.shape), radius=group["radius"], **size)
+            assert C.gauge(W) <= 1 + 1e-5, key
+
+
+def test_a_product_is_finished_as_the_plain_network_of_the_same_function():
+    method, (model, _), x = METHODS["lorita"], trained("lorita"), batches()[0][0]
+    finished = method.finish(model.eval())
+    assert finished.state_dict().keys() == lenet5().state_dict().keys()
+    torch.testing.assert_close(finished(x), model(x), rtol=0, atol=1e-5)
+    counts, plain = count_parameters(model), count_parameters(finished)
+    assert (counts.dense, counts.deployed) == (plain.dense, plain.deployed) == (plain.trained, plain.trained)
+    assert counts.trained > plain.trained
+
+
 @pytest.mark.parametrize(("max_cond", "kind"), [(1.0, "lowrank_published_mean"), (1.1, "lowrank_published_band")])
 def test_published_kind_follows_tau(max_cond, kind):
     _, optimizer = trained("condlr_published", max_cond=max_cond)
@@ -151,8 +186,8 @@ def test_published_kind_follows_tau(max_cond, kind):
 
 
 def test_last_layer_is_the_classifier():
-    assert methods.last_layer(lenet5()) == ["fc2"]
-    assert methods.last_layer(torch.nn.ReLU()) == []
+    assert last_layer(lenet5()) == ["fc2"]
+    assert last_layer(torch.nn.ReLU()) == []
 
 
 @pytest.mark.parametrize(

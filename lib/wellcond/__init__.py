@@ -21,7 +21,8 @@ from wellcond.ensemble import fit_together
 from wellcond.evaluate import count_correct, layer_reports, robustness_curve
 from wellcond.experiments import Experiment
 from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, low_rank_layers, matricize, weight_layers
-from wellcond.methods import METHODS, Method, Settings, register
+from wellcond.method import Method, Settings
+from wellcond.methods import METHODS, register
 from wellcond.models import MODELS, Normalize, build
 from wellcond.notebook import check_parameters
 from wellcond.optim import LowRankSGD, constrain, param_groups

@@ -1,4 +1,4 @@
-"""python -m wellcond: run experiments, attack their networks, show what is missing, fetch data, measure costs."""
+"""python -m wellcond: run experiments, attack or compress their networks, show what is missing, measure costs."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     conditioning.add_argument("--images", type=int, default=500, help="the first test images (default 500)")
     commands.add_parser("attack", parents=[how], help="measure the robustness of the trained networks of an experiment")
+    commands.add_parser("compress", parents=[how], help="compress the trained networks of an experiment, and measure")
     status = commands.add_parser("status", help="cells done, missing, diverged and failed per experiment")
     status.add_argument("--verbose", action="store_true", help="list the run_ids")
     fetch = commands.add_parser("data", help="fetch data sets into the cache and check them")
@@ -89,17 +90,18 @@ def _conditioning(options: argparse.Namespace) -> None:
         print(f"{count} {'cell' if count == 1 else 'cells'}: {reason}")
 
 
-def _attack(options: argparse.Namespace) -> None:
+def _assess(options: argparse.Namespace) -> None:
     import torch
 
-    from wellcond.assessment import assess, progress
+    from wellcond.assessment import COMPRESSION, ROBUSTNESS, assess, progress
     from wellcond.experiments import Experiment
 
     torch.set_num_threads(1)
     spec = Experiment.load(options.experiment, options.preset)
     how = {key: getattr(options, key) for key in ("device", "max_minutes", "jobs", "only")}
-    assess(spec, **how)
-    done, total = progress(spec, only=options.only)
+    tables = {"attack": ROBUSTNESS, "compress": COMPRESSION}[options.command]
+    assess(spec, tables=tables, **how)
+    done, total = progress(spec, only=options.only, tables=tables)
     print(f"{spec.name} ({spec.preset}): {done} of {total} measurements on completed cells; {spec.folder()}")
 
 
@@ -169,7 +171,8 @@ def _bench(options: argparse.Namespace) -> None:
 COMMANDS = {
     "run": _run,
     "conditioning": _conditioning,
-    "attack": _attack,
+    "attack": _assess,
+    "compress": _assess,
     "status": _status,
     "data": _data,
     "bench": _bench,

@@ -1,4 +1,5 @@
-"""Fill in the robustness tables of an experiment: the attack suite on its trained networks, transfer, confidence.
+"""Fill in what is measured on the trained networks of an experiment: the attack suite, transfer, confidence, and how
+far they can be compressed.
 
 The work is cut into tasks, each one measurement on one network, in the order of the experiment file: a task is
 recorded when it is complete, so an interrupted assessment is continued by running it again, and several processes
@@ -20,8 +21,9 @@ from tqdm import tqdm
 
 from wellcond import results, suite
 from wellcond.calibration import confidence_rows
+from wellcond.compressibility import Plan, compression_rows, filter_rows
 from wellcond.evaluate import count_correct
-from wellcond.experiments import Cell, Experiment, SuiteGrid
+from wellcond.experiments import AttackGrid, Cell, CompressionGrid, Experiment
 from wellcond.provenance import environment, now
 from wellcond.results import Results, Row
 from wellcond.runner import (
@@ -36,7 +38,9 @@ from wellcond.runner import (
 )  # fmt: skip
 from wellcond.suite import Trial
 
-TABLES = ("attacks", "distortions", "confidence", "transfer")
+ROBUSTNESS = ("attacks", "distortions", "confidence", "transfer")
+COMPRESSION = ("compressions", "filters")
+TABLES = (*ROBUSTNESS, *COMPRESSION)
 
 
 class Task(NamedTuple):
@@ -101,14 +105,48 @@ def _transfer(cell: Cell, trial: Trial, targets: Sequence[Cell]) -> Task:
     return Task(cell.run_id, "transfer", known, measure)
 
 
-def _trials(grid: SuiteGrid) -> Iterator[Trial]:
+def _trials(grid: AttackGrid) -> Iterator[Trial]:
     for eps in sorted(grid.eps):
         yield Trial(grid.name, eps, grid.n_examples, tuple(sorted(grid.options.items())))
 
 
+def _compression(cell: Cell, plan: Plan, attacks: Sequence[AttackGrid], n_test: int) -> Task:
+    plan_key = Plan.named(plan.key())
+    clean = (suite.CLEAN, "0", "", n_test)
+    attacked = [trial.key(n_test) for attack in attacks for trial in _trials(attack)]
+    wanted = {(*plan_key, *what) for what in (clean, *attacked)}
+
+    def key(row: Row) -> tuple[str | int, ...]:
+        return *Plan.named(row), *suite.key(row)
+
+    def known(rows: Sequence[Row]) -> bool:
+        return wanted <= {key(row) for row in rows}
+
+    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+        model, images = _model(cell, device, deadline), cell_data(cell, device)
+        old = {key(row) for row in rows}
+        new = compression_rows(model, images, plan, [attack.model_dump() for attack in attacks], seed=cell.seed)
+        return [row for row in new if key(row) not in old]
+
+    return Task(cell.run_id, "compressions", known, measure)
+
+
+def _filters(cell: Cell) -> Task:
+    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+        return filter_rows(_model(cell, device, deadline))
+
+    return Task(cell.run_id, "filters", bool, measure)
+
+
+def _plans(cell: Cell, grid: CompressionGrid) -> Iterator[Plan]:
+    how = {key: getattr(grid, key) for key in ("phases", "epochs", "lr", "momentum", "reestimated")}
+    for amount in sorted(grid.amount):
+        yield Plan(grid.compressor, amount, batch_size=cell.train.batch_size, **how)
+
+
 def tasks(experiment: Experiment, completed: Mapping[str, int], only: Sequence[str] = ()) -> list[Task]:
     """All measurements that the experiment declares on its completed networks ({run_id: number of test images}): the
-    cheap ones, then the suite in the order of the file, each on all networks before the next."""
+    cheap ones, then compression and the suite in the order of the file, each on all networks before the next."""
     cells = [cell for cell in selected(experiment, only) if cell.run_id in completed]
     found: list[Task] = []
     if (sure := experiment.confidence) is not None:
@@ -119,6 +157,15 @@ def tasks(experiment: Experiment, completed: Mapping[str, int], only: Sequence[s
         targets = [cell for cell in experiment.cells() if cell.run_id in completed and grid.applies(cell.run_id)]
         sources = [cell for cell in cells if grid.applies(cell.run_id)]
         found += [_transfer(cell, trial, targets) for cell in sources for trial in _trials(grid)]
+    if experiment.compression:
+        found += [_filters(cell) for cell in cells]
+    found += [
+        _compression(cell, plan, squeeze.attack, completed[cell.run_id])
+        for squeeze in experiment.compression
+        for cell in cells
+        if squeeze.applies(cell.run_id)
+        for plan in _plans(cell, squeeze)
+    ]
     found += [
         _attack(cell, trial, completed[cell.run_id])
         for grid in experiment.suite
@@ -129,16 +176,19 @@ def tasks(experiment: Experiment, completed: Mapping[str, int], only: Sequence[s
     return found
 
 
-def _open(experiment: Experiment, folder: Path, only: Sequence[str]) -> list[Task]:
+def _open(experiment: Experiment, folder: Path, only: Sequence[str], tables: Sequence[str]) -> list[Task]:
     runs = load(experiment, folder).runs
     runs = runs[runs["status"] == "done"]
-    return tasks(experiment, dict(zip(runs["run_id"], runs["n_test"].astype(int), strict=True)), only)
+    every = tasks(experiment, dict(zip(runs["run_id"], runs["n_test"].astype(int), strict=True)), only)
+    return [task for task in every if task.table in tables]
 
 
-def progress(experiment: Experiment, folder: Path | None = None, only: Sequence[str] = ()) -> tuple[int, int]:
-    """(measured, all) tasks of the completed cells."""
+def progress(
+    experiment: Experiment, folder: Path | None = None, only: Sequence[str] = (), tables: Sequence[str] = TABLES
+) -> tuple[int, int]:
+    """(measured, all) tasks of the completed cells, for these tables."""
     folder = folder or experiment.folder()
-    wanted = _open(experiment, folder, only)
+    wanted = _open(experiment, folder, only, tables)
     rows = {
         (table, run_id): results.records(part)
         for table in TABLES
@@ -147,11 +197,12 @@ def progress(experiment: Experiment, folder: Path | None = None, only: Sequence[
     return sum(task.known(rows.get((task.table, task.run_id), [])) for task in wanted), len(wanted)
 
 
-def _work(experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str]) -> Iterator[str]:
+def _work(
+    experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str], tables: Sequence[str]
+) -> Iterator[str]:
     """Do the tasks that are missing and that nobody else is doing, yielding the run_id of each."""
     where = environment(device)
-    command = f"python -m wellcond attack {experiment.name} --preset {experiment.preset}"
-    for task in _open(experiment, folder, only):
+    for task in _open(experiment, folder, only, tables):
         if time.monotonic() > deadline:
             return
         with ExitStack() as locks, suppress(OutOfTime, Timeout):
@@ -162,6 +213,8 @@ def _work(experiment: Experiment, folder: Path, device: str, deadline: float, on
             started = now()
             new = task.measure(rows, device, deadline)
             about = {"run_id": task.run_id, "device": where["device"], "commit": where["commit"]}
+            command = "compress" if task.table in COMPRESSION else "attack"
+            command = f"python -m wellcond {command} {experiment.name} --preset {experiment.preset}"
             provenance = {"command": command, "started": started, "finished": now(), **where}
             results.add(folder, task.run_id, task.table, [*rows, *({**row, **about} for row in new)], provenance)
             yield task.run_id
@@ -175,20 +228,22 @@ def assess(
     max_minutes: float | None = None,
     jobs: int = 1,
     only: Sequence[str] = (),
+    tables: Sequence[str] = TABLES,
     bar: bool = True,
 ) -> Results:
-    """Fill in attacks.csv, distortions.csv, confidence.csv and transfer.csv of an experiment in `folder` (default: its
-    own) for its completed cells, and load what is there.
+    """Fill in what an experiment declares to be measured on trained networks, for its completed cells in `folder`
+    (default: its own), and load what is there.
 
-    device, max_minutes, jobs, only: as of `run_experiment`; what is unfinished when the time is up is dropped.
+    tables: only these of TABLES; ROBUSTNESS and COMPRESSION are the two halves. device, max_minutes, jobs, only: as of
+    `run_experiment`; what is unfinished when the time is up is dropped.
     Raises ValueError for a device that cannot be used, jobs < 1, max_minutes <= 0, or a pattern that matches no cell.
     """
     device = pick_device(device)
     deadline = deadline_of(jobs, max_minutes)
     folder = folder or experiment.folder()
     environment(device)  # the commit now, not after somebody has edited the code under a long run
-    done, total = progress(experiment, folder, only)
+    done, total = progress(experiment, folder, only, tables)
     with tqdm(total=total, initial=done, unit="task", desc=experiment.name, disable=not bar, file=sys.stderr) as shown:
-        count = lambda: progress(experiment, folder, only)[0]  # noqa: E731
-        carry_out(_work, experiment, folder, device, deadline, only, jobs=jobs, bar=shown, count=count)
+        count = lambda: progress(experiment, folder, only, tables)[0]  # noqa: E731
+        carry_out(_work, experiment, folder, device, deadline, only, tables, jobs=jobs, bar=shown, count=count)
     return load(experiment, folder)

@@ -27,7 +27,8 @@ from wellcond.deployment import deploy
 from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import LowRankConv2d
-from wellcond.methods import Settings, find
+from wellcond.method import Settings
+from wellcond.methods import find
 from wellcond.spectrum import nearest_rule
 from wellcond.stiefel import (
     cholesky_qr,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -258,15 +258,54 @@ def compress(
         return at(amount)
     assert share is not None
     dense = count_parameters(model).dense
+    found = _first(at, lambda compressed: compressed.size <= share * dense)
+    if found.size > share * dense:
+        raise invalid("share", share, f"at least {found.size / dense:.3g}, all that {compressor!r} can remove here")
+    return found
+
+
+def _first(at: AtAmount, fits: Callable[[Compressed], bool]) -> Compressed:
+    """The network at the smallest amount at which it fits, or at the largest amount if it never does."""
     low, high = 0.0, 1 - RESOLUTION
-    if at(low).size <= share * dense:
-        return at(low)
-    if (least := at(high).size) > share * dense:
-        raise invalid("share", share, f"at least {least / dense:.3g}, all that {compressor!r} can remove here")
+    if fits(found := at(low)):
+        return found
+    if not fits(found := at(high)):
+        return found
     while high - low > RESOLUTION:
         middle = (low + high) / 2
-        low, high = (low, middle) if at(middle).size <= share * dense else (middle, high)
+        low, high = (low, middle) if fits(at(middle)) else (middle, high)
     return at(high)
+
+
+def iterated(
+    model: nn.Module,
+    compressor: str,
+    amount: float,
+    *,
+    phases: int,
+    train: Callable[[nn.Module], nn.Module],
+    skip: Iterable[str] = (),
+) -> Compressed:
+    """Compress and train in turn, `phases` times; after phase j, the fraction (1 - amount)^(j/phases) of the units is
+    left. phases = 1 is compression followed by training. The scores of a phase are those of the network it finds.
+
+    train: returns the network that it is given, trained further; zeros among the weights must stay zero.
+    Raises ValueError for phases < 1, and as `compress`. Source: Han et al., NeurIPS 2015; Frankle, Carbin, ICLR 2019.
+    """
+    if phases < 1:
+        raise invalid("phases", phases, ">= 1")
+    whole = compress(model, compressor, amount=0.0, skip=skip)
+    smallest = compress(model, compressor, amount=amount, skip=skip)
+    units, least = (sum(compressed.kept.values()) for compressed in (whole, smallest))
+    for phase in range(1, phases + 1):
+        left = least if phase == phases else max(least, math.floor(units * (1 - amount) ** (phase / phases)))
+
+        def fits(compressed: Compressed, left: int = left) -> bool:
+            return sum(compressed.kept.values()) <= left
+
+        found = _first(COMPRESSORS[compressor](model, skip=skip), fits)
+        model = train(found.model)
+    return replace(found, model=model)
 
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -216,6 +216,10 @@ def count_parameters(model: nn.Module) -> ParameterCount:
             deployed += layer.n_deployed - factors
             kept += layer.rank
         else:
+            if is_parametrized(layer, "weight"):  # a product of factors is deployed multiplied
+                stored = sum(p.numel() for p in layer.get_submodule("parametrizations.weight").parameters())
+                dense += layer.weight.numel() - stored
+                deployed += layer.weight.numel() - stored
             kept += full_rank(layer)
         full += full_rank(layer)
     return ParameterCount(dense, trained, deployed, kept / full if full else 1.0)

@@ -20,9 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from wellcond import paths
 from wellcond.attacks import ATTACKS, options_text
+from wellcond.compress import COMPRESSORS
 from wellcond.data import AUGMENTATIONS, DATASETS
 from wellcond.errors import invalid, unknown
-from wellcond.methods import METHODS, Settings, find
+from wellcond.method import Settings
+from wellcond.methods import METHODS, find
 from wellcond.results import Measurement
 from wellcond.settings import SETTINGS, suffix
 
@@ -79,6 +81,9 @@ class MethodGrid(Strict):
     mix: tuple[float, ...] = ()
     trades: tuple[float, ...] = ()
     radius: tuple[float, ...] = ()
+    depth: tuple[int, ...] = ()
+    fraction: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
     train: dict[str, Any] = {}
 
     @field_validator("train")
@@ -153,6 +158,35 @@ class ConfidenceGrid(Selective):
     n_examples: int | None = Field(None, ge=1)
 
 
+class CompressionGrid(Selective):
+    """A compressor at several amounts, applied to trained networks in so many phases, each followed by `epochs` epochs
+    of training at the learning rate lr; reestimated: with the statistics of batch normalization computed again.
+    attack: what the compressed networks are measured under, besides the clean test images."""
+
+    compressor: str
+    amount: tuple[Annotated[float, Field(ge=0, lt=1)], ...]
+    phases: int = Field(1, ge=1)
+    epochs: int = Field(0, ge=0)
+    lr: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    reestimated: bool = False
+    attack: tuple[AttackGrid, ...] = ()
+
+    @field_validator("compressor")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in COMPRESSORS:
+            raise unknown("compressor", value, COMPRESSORS)
+        return value
+
+    @field_validator("epochs")
+    @classmethod
+    def _between(cls, value: int, info: ValidationInfo) -> int:
+        if value == 0 and info.data.get("phases", 1) > 1:
+            raise ValueError("must be >= 1 where phases is > 1")
+        return value
+
+
 class Cell(Strict):
     """One network to train and evaluate. `base`: the cell whose trained weights it starts from."""
 
@@ -168,6 +202,9 @@ class Cell(Strict):
     mix: float | None = None
     trades: float | None = None
     radius: float | None = None
+    depth: int | None = None
+    fraction: float | None = None
+    scale: float | None = None
     seed: int
     n_train: int | None = None
     n_test: int | None = None
@@ -210,8 +247,8 @@ def canonical_hash(value: object) -> str:
 
 class Experiment(Strict):
     """A grid of methods on one data set and model, with its attacks. spectra_epochs: the epochs whose singular values
-    are recorded besides the last (0: before training). suite, confidence, distortion, transfer: what is measured
-    afterwards on the trained networks (`wellcond.assessment`)."""
+    are recorded besides the last (0: before training). suite, confidence, distortion, transfer, compression: what is
+    measured afterwards on the trained networks (`wellcond.assessment`)."""
 
     name: str
     title: str
@@ -225,6 +262,7 @@ class Experiment(Strict):
     confidence: ConfidenceGrid | None = None
     distortion: DistortionGrid | None = None
     transfer: SuiteGrid | None = None
+    compression: tuple[CompressionGrid, ...] = ()
     n_train: int | None = Field(None, ge=1)
     n_test: int | None = Field(None, ge=1)
     spectra_epochs: tuple[int, ...] = ()
@@ -352,6 +390,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "confidence": ConfidenceGrid,
     "distortion": DistortionGrid,
     "transfer": SuiteGrid,
+    "compression": CompressionGrid,
 }
 
 

@@ -16,14 +16,14 @@ Source: Alkhouri et al., arXiv:2405.03089; Shang, Liu, Cheng, AAAI 2016, for the
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
-from wellcond.convert import convertible, unparametrized
+from wellcond.convert import convertible, matching, unparametrized
 from wellcond.errors import invalid
 from wellcond.layers import matricize
 from wellcond.precision import upcast
@@ -71,18 +71,19 @@ class FactorProduct(nn.Module):
         return f"depth={self.depth}"
 
 
-def overparametrize(model: nn.Module, depth: int = 2) -> nn.Module:
+def overparametrize(model: nn.Module, depth: int = 2, *, skip: Iterable[str] = ()) -> nn.Module:
     """A copy of `model` with the weight of every nn.Linear and nn.Conv2d a product of `depth` factors.
 
     The factors begin balanced with the product that `model` has, so that the function is the same up to rounding, and
     a network without low-rank pressure starts where the dense one does. (The published training draws each factor
     from torch's default initialization.) Grouped convolutions are left dense, with a warning that names them.
-    Raises ValueError if depth < 1.
+    skip: names or glob patterns of layers left alone. Raises ValueError if depth < 1, or a pattern matches no layer.
     """
     check_depth(depth)
     new = copy.deepcopy(model)
-    for layer in convertible(new).values():
-        register_parametrization(layer, "weight", FactorProduct(layer.weight.shape, depth))
+    layers = convertible(new)
+    for name in layers.keys() - matching(skip, layers, "skip"):
+        register_parametrization(layers[name], "weight", FactorProduct(layers[name].weight.shape, depth))
     return new
 
 

@@ -9,6 +9,8 @@
     distortions.csv  the smallest perturbation found of each image
     confidence.csv   calibration, logits and gradients on clean images: run_id, quantity, value
     transfer.csv     images crafted on one run against another, the target
+    compressions.csv the network compressed afterwards: size and correct images, clean and attacked, at each amount
+    filters.csv      the norms of the rows of each weight matrix, the filters
     provenance.json  per run: specification and its hash, commit, versions, device, data hash, times, command
 
 A cell is done when its row in runs.csv, which is written last, carries the hash of its specification. Writes replace
@@ -57,6 +59,11 @@ AFTERWARDS = {
     "distortions": ("run_id", "attack", "norm", "options", "n_examples", "distances", "wall_s", "device", "commit"),
     "confidence": ("run_id", "n_examples", "quantity", "value"),
     "transfer": ("run_id", "target", *_OUTCOMES),
+    "compressions": (
+        *("run_id", "compressor", "amount", "phases", "epochs", "lr", "reestimated", "n_params_deployed"),
+        *("flops_deployed", "kappa", "attack", "norm", "eps", "options", "n_examples", "n_correct", "device", "commit"),
+    ),
+    "filters": ("run_id", "layer", "index", "norm"),
 }
 """Tables of what may be measured later, on the trained weights of a completed cell; a file only if there are rows."""
 
@@ -76,6 +83,8 @@ class Results:
     distortions: pd.DataFrame
     confidence: pd.DataFrame
     transfer: pd.DataFrame
+    compressions: pd.DataFrame
+    filters: pd.DataFrame
     provenance: dict[str, dict[str, Any]]
     missing: tuple[str, ...] = ()
 
@@ -98,6 +107,8 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
         frame = pd.read_csv(path, keep_default_na=True, dtype={"outcomes": str, "distances": str, "options": str})
     except (ValueError, OSError) as error:
         raise invalid("file", str(path), f"a readable CSV ({error})") from error
+    # a setting that came later than the file: no run of it has it
+    frame = frame.reindex(columns=[*frame, *(c for c in _columns(table) if c in SETTINGS and c not in frame)])
     absent = [column for column in _columns(table) if column not in frame]
     if absent:
         raise invalid("columns", list(frame.columns), f"including {', '.join(absent)} in {path}")
@@ -273,7 +284,7 @@ def _replace_rows(folder: Path, table: str, run_id: str, rows: Iterable[Row]) ->
     new = pd.DataFrame([dict(row) for row in rows], columns=list(_columns(table)))
     old = old[old["run_id"] != run_id]
     frame = pd.concat([f for f in (old, new) if len(f)], ignore_index=True) if len(old) or len(new) else new
-    frame = frame.apply(_whole)
+    frame = frame[list(_columns(table))].apply(_whole)
     with replacing(folder / f"{table}.csv") as part:
         frame.to_csv(part, index=False, float_format=FLOAT_FORMAT)
 

@@ -181,7 +181,7 @@ def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]
     where = {**environment(device), **{key: n for key, n in shared.items() if n > 1}}
     peak_bytes = _peak_bytes(device)
     return [
-        Trained(model.eval(), rows, sigmas, wall_s, peak_bytes, where, str(reason or ""))
+        Trained(method.finish(model.eval()), rows, sigmas, wall_s, peak_bytes, where, str(reason or ""))
         for model, rows, sigmas, reason in zip(networks, curves, spectra, diverged, strict=True)
     ]
 
@@ -227,7 +227,7 @@ def _follow(device: str) -> None:
 
     while cells := processes.first(None):
         with suppress(OutOfTime):
-            _fit(cells, [_placed(_skeleton(cell, device), device) for cell in cells], device, on_epoch)
+            _fit(cells, [_placed(_skeleton(cell, device, finished=False), device) for cell in cells], device, on_epoch)
 
 
 def weights_file(cell: Cell) -> Path:
@@ -272,12 +272,14 @@ def _kept(cell: Cell, device: str) -> Trained:
     return Trained(**{**saved, "model": model.eval()})
 
 
-def _skeleton(cell: Cell, device: str) -> nn.Module:
-    """A network of the cell's architecture and ranks, with arbitrary weights."""
+def _skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
+    """A network of the cell's architecture and ranks, as it is trained or finished, with arbitrary weights."""
     dataset = cell_data(cell, device)
     with torch.random.fork_rng([]):
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0])
-    return find(cell.method).prepare(model, cell.settings).to(device)
+    method = find(cell.method)
+    model = method.prepare(model, cell.settings)
+    return (method.finish(model) if finished else model).to(device)
 
 
 def _run_row(cell: Cell, network: Trained, dataset: data.Data) -> dict[str, Any]:

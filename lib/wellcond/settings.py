@@ -9,6 +9,9 @@ decay      a   α >= 1: the k-th singular value of every weight is multiplied by
 mix        m   in (0, 1]: weight of the adversarial loss in adversarial training
 trades     l   weight β > 0 of the divergence in TRADES, the other adversarial training
 radius     e   ε > 0 of the l∞ balls of either, in units of the pixel range
+depth      n   N >= 1, the number of factors of every weight
+fraction   f   k of a Frank-Wolfe set as a fraction of the number of its coordinates, in (0, 1]
+scale      w   > 0: the diameter of a Frank-Wolfe set in units of 2 E||W||_F, W as it is initialised
 """
 
 from __future__ import annotations
@@ -58,6 +61,11 @@ SETTINGS: dict[str, Setting] = {
     "radius": Setting(
         "e", lambda v: 0 < v < float("inf"), "> 0, in units of the pixel range", name=lambda v: f", ε = {v:g}"
     ),
+    "depth": Setting("n", lambda v: v >= 1 and v == int(v), "a whole number >= 1", label=lambda v: f", N = {v:g}"),
+    "fraction": Setting(
+        "f", lambda v: 0 < v <= 1, "in (0, 1], a fraction of the coordinates", label=lambda v: f", k = {100 * v:g} %"
+    ),
+    "scale": Setting("w", lambda v: 0 < v < float("inf"), "> 0", label=lambda v: f", w = {v:g}"),
 }
 
 
