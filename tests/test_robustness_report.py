@@ -49,6 +49,11 @@ def results_of(missing=(), **tables):
 DENSE, USV = "dense SGD", "projected U S Vᵀ, ratio 0.8"
 
 
+def test_every_attack_has_a_name():
+    assert robustness.NAMES.keys() == {"clean", *ATTACKS}
+    assert len({*robustness.NAMES.values()}) == len(robustness.NAMES)
+
+
 @pytest.fixture
 def study():
     """Dense loses images 0 to 3 + seed to PGD and one more to FGSM at a smaller radius; U S Vᵀ loses 0 and 1."""

@@ -53,6 +53,7 @@ NAMES = {
     "blur": "blur",
     "contrast": "contrast",
 }
+"""What an attack or corruption is called in the book, by its name in wellcond.attacks, which needs torch."""
 
 Bits = NDArray[np.bool_]
 
