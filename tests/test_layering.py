@@ -54,7 +54,7 @@ ALLOWED = {
     "distributed": {"errors"},
     "train": {"adversarial", "distributed", "errors"},
     "ensemble": {"adversarial", "distributed", "errors", "optim", "train"},
-    "suite": {"attacks", "data", "evaluate", "outcomes"},
+    "suite": {"attacks", "data", "evaluate", "outcomes", "results"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
     "calibration": {"attacks", "data", "errors", "evaluate"},
     "conditioning": {"convert", "data", "dataflow", "errors", "layers", "models", "tucker"},

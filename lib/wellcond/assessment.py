@@ -53,7 +53,7 @@ def _model(cell: Cell, device: str, deadline: float) -> nn.Module:
 
 
 def _attack(cell: Cell, trial: Trial, n_images: int) -> Task:
-    wanted = trial.key(n_images)
+    wanted = trial.measurement.among(n_images)
 
     def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
         model, test = _model(cell, device, deadline), cell_data(cell, device).test
@@ -63,7 +63,7 @@ def _attack(cell: Cell, trial: Trial, n_images: int) -> Task:
         return [*new, suite.attack_row(model, test, trial, [*rows, *new], seed=cell.seed)]
 
     def known(rows: Sequence[Row]) -> bool:
-        return any(suite.key(row) == wanted for row in rows)
+        return any(results.measurement(row) == wanted for row in rows)
 
     return Task(cell.run_id, "attacks", known, measure)
 

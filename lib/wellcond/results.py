@@ -129,10 +129,19 @@ class Measurement(NamedTuple):
     n_examples: int | None = None
     options: str = ""
 
+    def among(self, n_images: int) -> Measurement:
+        """As a row says it of a data set of n_images: more images than there are means all."""
+        return self._replace(eps=_in_file(self.eps), n_examples=min(self.n_examples or n_images, n_images))
+
 
 def measurement(row: Mapping[Any, Any]) -> Measurement:
     """What a row of robustness.csv, or of attacks.csv, measured."""
-    return Measurement(row["attack"], row["eps"], row["n_examples"], "" if pd.isna(row["options"]) else row["options"])
+    options = "" if pd.isna(row["options"]) else row["options"]
+    return Measurement(row["attack"], _in_file(row["eps"]), int(row["n_examples"]), options)
+
+
+def _in_file(value: float) -> float:
+    return float(FLOAT_FORMAT % value)
 
 
 def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]) -> set[str]:
@@ -142,14 +151,13 @@ def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]
     """
     runs = read_table(folder, "runs")
     measured = {(row["run_id"], *measurement(row)) for row in read_table(folder, "robustness").to_dict("records")}
-    wanted = [attack._replace(eps=float(FLOAT_FORMAT % attack.eps)) for attack in attacks]  # as it is in the file
+    wanted = list(attacks)
     complete = set()
     for run_id, spec_hash, status, n_test in zip(
         runs["run_id"], runs["spec_hash"], runs["status"], runs["n_test"], strict=True
     ):
-        images = [attack._replace(n_examples=min(attack.n_examples or n_test, n_test)) for attack in wanted]
         if hashes.get(run_id) == spec_hash and (
-            status == "diverged" or all((run_id, *attack) in measured for attack in images)
+            status == "diverged" or all((run_id, *attack.among(int(n_test))) in measured for attack in wanted)
         ):
             complete.add(run_id)
     return complete
