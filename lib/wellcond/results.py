@@ -264,14 +264,18 @@ def _whole(column: pd.Series[Any]) -> pd.Series[Any]:
     return column.astype("Int64") if ((known % 1 == 0) & (known.abs() < 2**53)).all() else column
 
 
+def _record(folder: Path, entries: Mapping[str, Any]) -> None:
+    """provenance.json with these entries, in place of those of the same names."""
+    known = {**read_provenance(folder), **entries}
+    with replacing(folder / "provenance.json") as part:
+        part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provenance: Mapping[str, Any]) -> None:
     """Add a completed cell: its rows replace those of the same run_id; runs.csv is written last."""
     with lock(f"results-{folder_key(folder)}"):
         check_writable(folder)
-        known = read_provenance(folder)
-        known[run_id] = dict(provenance)
-        with replacing(folder / "provenance.json") as part:
-            part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _record(folder, {run_id: dict(provenance)})
         for table in (*(t for t in AFTERWARDS if (folder / f"{t}.csv").exists()), *COLUMNS):
             _replace_rows(folder, table, run_id, tables.get(table, ()))
 
@@ -293,10 +297,7 @@ def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: 
     """
     with lock(f"results-{folder_key(folder)}"):
         check_writable(folder)
-        known = read_provenance(folder)
-        known[run_id] = {**known.get(run_id, {}), table: dict(provenance)}
-        with replacing(folder / "provenance.json") as part:
-            part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _record(folder, {run_id: {**read_provenance(folder).get(run_id, {}), table: dict(provenance)}})
         _replace_rows(folder, table, run_id, rows)
 
 
@@ -309,13 +310,10 @@ def save_table(folder: Path, table: str, rows: Iterable[Row], provenance: Mappin
     path = folder / f"{table}.csv"
     with lock(f"results-{folder_key(folder)}"):
         check_writable(folder)
-        known = read_provenance(folder)
         names = [f"{table}/{value}" for value in new[key].unique()] if key else [table]
-        known.update({name: dict(provenance) for name in names})
         if key and path.exists():
             old = pd.read_csv(path)
             new = pd.concat([old[~old[key].isin(new[key])], new], ignore_index=True)
-        with replacing(folder / "provenance.json") as part:
-            part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _record(folder, {name: dict(provenance) for name in names})
         with replacing(path) as part:
             new.to_csv(part, index=False, float_format="%.4g")
