@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from wellcond.channels import Channels, channels
-from wellcond.models import VGG16, LeNet5, WideResNet
+from wellcond.models import VGG16, LeNet5, ResNet, WideResNet
 
 
 def test_lenet5():
@@ -37,6 +37,16 @@ def test_in_a_residual_network_only_the_inner_channels_of_a_block_are_its_own():
     every = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     assert whole.keys() == every - inner.keys()
     assert {*whole.values()} == {"it is read by add"}
+
+
+def test_in_a_residual_network_with_normalized_branches_too():
+    """The first convolution, the second of a block and the shortcuts write into the sum."""
+    model = ResNet(widths=(4, 8), blocks=2)
+    found, whole = channels(model)
+    inner = {f"blocks.{i}.conv1": Channels({f"blocks.{i}.bn1": 1}, {f"blocks.{i}.conv2": 1}) for i in range(4)}
+    assert found == inner
+    summed = ["conv", *(f"blocks.{i}.conv2" for i in range(4)), "blocks.2.downsample.0"]
+    assert whole == dict.fromkeys(summed, "it is read by add")
 
 
 class Net(nn.Module):

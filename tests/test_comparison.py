@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, ttest_rel
 
-from wellcond.comparison import McNemar, holm, mcnemar, over_seeds, student, wilson
+from wellcond.comparison import Gap, McNemar, holm, mcnemar, over_seeds, student, tally, verdict, wilson
 
 COUNTS = st.tuples(*[st.integers(0, 300)] * 4).map(lambda counts: McNemar(*counts))
 SAMPLES = 20_000
@@ -192,3 +192,17 @@ def test_holm_is_the_closure_of_bonferroni(p_values):
 def test_what_is_no_probability_is_refused(value):
     with pytest.raises(ValueError, match=r"^p_values = "):
         holm([0.5, value])
+
+
+def test_tally_counts_what_can_be_decided():
+    gaps = [Gap(1, 0.5, 3), Gap(-1, 0.5, 3), Gap(1, 2, 3), Gap(5, math.nan, 1)]
+    assert tally(gaps) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("signs", "outcome"),
+    [((1, 1, 0), "is supported"), ((-1, -1, 0), "is contradicted"), ((1, 1, -1), "is not supported"), ((0,), "is not")],
+)
+def test_verdict_needs_most_of_the_comparisons(signs, outcome):
+    assert verdict([Gap(sign, 0.5, 3) for sign in signs]).startswith(outcome)
+    assert verdict([Gap(1, math.nan, 1)]).startswith("cannot be judged yet")

@@ -16,7 +16,7 @@ from wellcond.compress import COMPRESSORS, compress, iterated, ranked, reestimat
 from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankLayer, low_rank_layers, matricize, weight_layers
-from wellcond.models import VGG16, LeNet5, WideResNet
+from wellcond.models import VGG16, LeNet5, ResNet, WideResNet
 
 
 class SmallVGG16(VGG16):
@@ -59,6 +59,7 @@ NETWORKS = {
     "lenet5": (SmallLeNet5, (1, 28, 28)),
     "vgg16": (SmallVGG16, (3, 32, 32)),
     "wide residual network": (lambda: WideResNet(blocks=1, widen=1), (3, 32, 32)),
+    "residual network": (lambda: ResNet(widths=(4, 8), blocks=1), (3, 32, 32)),
     "flattened channels": (RowsNormalized, (3, 32, 32)),
 }
 SVD = [name for name in COMPRESSORS if name.startswith("svd")]

@@ -51,6 +51,7 @@ def small_wrn():
 
 NETWORKS = {
     "wide residual network": (small_wrn, (2, 3, 8, 8)),
+    "residual network": (lambda: settled(models.ResNet(widths=(4, 8), blocks=1)), (2, 3, 8, 8)),
     "custom skips and aliases": (lambda: settled(Residual()), (2, 3, 6, 6)),
     "tiny": (lambda: settled(Tiny()), (2, 1, 28, 28)),
     "a single layer": (lambda: nn.Linear(6, 4).double(), (2, 6)),

@@ -75,6 +75,17 @@ def test_wide_residual_network(ratio):
     assert type(small.normalize) is models.Normalize
 
 
+@pytest.mark.parametrize("ratio", [None, 0.8])
+def test_residual_network_has_no_normalization_left(ratio):
+    """Each normalization reads one convolution alone, those of the shortcuts too."""
+    model = settled(models.ResNet(widths=(4, 8), blocks=2))
+    if ratio is not None:
+        model = convert.factorize(model, ratio=ratio)
+    small = deployed(model, torch.rand(2, 3, 16, 16, dtype=DOUBLE))
+    assert not norms(small)
+    assert not low_rank_layers(small)
+
+
 @pytest.mark.parametrize("widen", [1, 2])
 def test_the_first_normalization_of_a_wide_residual_network(widen):
     """Without a shortcut the first block adds the convolution itself."""

@@ -10,7 +10,7 @@ from matplotlib import colors
 from matplotlib import pyplot as plt
 
 import wellcond as wc
-from wellcond import dynamics, report
+from wellcond import analysis, dynamics, report
 from wellcond.comparison import Gap, wilson
 from wellcond.results import AFTERWARDS, COLUMNS, Results
 from wellcond.settings import SETTINGS, suffix
@@ -205,7 +205,7 @@ def test_rank_figure_shows_the_layers_whose_rank_changes():
 
 
 def test_spectra_are_drawn_at_the_recorded_epochs():
-    ax, other = dynamics.plot_spectra_over_training(report.pick(GROWTH, decays=[10]), "a").axes
+    ax, other = dynamics.plot_spectra_over_training(analysis.pick(GROWTH, decays=[10]), "a").axes
     assert (ax.get_title(loc="left"), other.get_title(loc="left")) == ("U Vᵀ", "DLRT")
     drawn = lines(other)
     assert list(drawn) == ["before training", "epoch 2"]

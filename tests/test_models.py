@@ -9,8 +9,16 @@ from helpers import DOUBLE, Tiny
 from wellcond import models
 
 # The weights of methods.md 3.6 (see test_convert), biases, and scale and shift of each normalized channel:
-# 430,500 + 580; 15,239,872 + 1,034 + 2 · 4,224; 2,745,264 + 10 + 2 · 1,808.
-SIZES = {"lenet5": (1, 28, 431_080), "vgg16": (3, 32, 15_249_354), "wrn16_4": (3, 32, 2_748_890)}
+# 430,500 + 580; 15,239,872 + 1,034 + 2 · 4,224; 2,745,264 + 10 + 2 · 1,808. ResNet-20: 0.27 M in He et al., table 6,
+# counted with shortcuts that have no weights, 269,722; ours have 16 · 32 + 2 · 32 and 32 · 64 + 2 · 64. ResNet-18:
+# torchvision's 11,689,512, whose first convolution is 7x7 and whose classes are 1000.
+SIZES = {
+    "lenet5": (1, 28, 431_080),
+    "vgg16": (3, 32, 15_249_354),
+    "wrn16_4": (3, 32, 2_748_890),
+    "resnet20": (3, 32, 269_722 + 576 + 2_176),
+    "resnet18": (3, 32, 11_689_512 - 3 * 64 * (49 - 9) - 513 * 990),
+}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -93,6 +101,43 @@ def test_wrn16_4_has_the_published_plan():
     assert plan == [(16, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1)]
     # depth 16: the first convolution, two in each block, three shortcuts that depth does not count, the classifier
     assert sum(isinstance(m, nn.Conv2d) for m in net.modules()) == 1 + 2 * 6 + 3
+
+
+def test_resnet18_is_torchvisions_but_for_the_first_layers():
+    """The same parameters in the same order; torchvision's network with our first convolution and no max-pooling."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    expected = resnet18(weights=None, num_classes=10)
+    expected.conv1, expected.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    for module in expected.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    net = models.build("resnet18", in_channels=3).eval()
+    ours = [name for name in net.state_dict() if not name.startswith("normalize.")]
+    net.load_state_dict(dict(zip(ours, expected.state_dict().values(), strict=True)), strict=False)
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(net(x), expected.eval()(net.normalize(x)))
+
+
+def test_resnet20_has_the_published_plan():
+    net = models.build("resnet20", in_channels=3)
+    plan = [(b.conv1.in_channels, b.conv2.out_channels, b.conv1.stride[0]) for b in net.blocks]
+    first, rest = [(16, 16, 1)] * 3, [(32, 32, 1)] * 2
+    assert plan == [*first, (16, 32, 2), *rest, (32, 64, 2), (64, 64, 1), (64, 64, 1)]
+    shortcuts = {i: block.downsample[0] for i, block in enumerate(net.blocks) if block.downsample is not None}
+    assert {i: (c.kernel_size, c.stride) for i, c in shortcuts.items()} == dict.fromkeys((3, 6), ((1, 1), (2, 2)))
+    # depth 20: the first convolution, two in each block, the classifier
+    assert sum(isinstance(m, nn.Conv2d) for m in net.modules()) == 1 + 2 * 9 + len(shortcuts)
+    assert net.blocks(net.conv(torch.rand(1, 3, 32, 32))).shape == (1, 64, 8, 8)
+
+
+def test_residual_networks_start_with_unit_gain():
+    """He et al.: the entries of a convolution have variance 2/(filters · positions of the kernel)."""
+    torch.manual_seed(0)
+    for block in models.ResNet().blocks:
+        W = block.conv2.weight
+        assert W.std().item() == pytest.approx((2 / (9 * len(W))) ** 0.5, rel=0.1)
 
 
 def test_every_parameter_of_every_network_gets_a_gradient():

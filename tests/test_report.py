@@ -12,7 +12,7 @@ from matplotlib import colors
 from matplotlib import pyplot as plt
 
 import wellcond as wc
-from wellcond import report
+from wellcond import analysis, figures, report, tables
 from wellcond.comparison import Gap, wilson
 from wellcond.results import AFTERWARDS, COLUMNS, Results
 
@@ -108,7 +108,7 @@ def test_numbers_are_short(value, text):
 
 
 def test_gap_is_paired_and_has_the_student_interval(three_seeds):
-    gap = report.compare(three_seeds, CONDLR, "dense SGD")
+    gap = analysis.compare(three_seeds, CONDLR, "dense SGD")
     # differences -1.0, -0.8, -0.3 points: mean -0.7, standard deviation sqrt(0.13), t(2; 0.975) = 4.302653
     assert gap.difference == pytest.approx(-0.7)
     assert gap.margin == pytest.approx(4.302653 * math.sqrt(0.13) / math.sqrt(3))
@@ -120,32 +120,18 @@ def test_gap_is_paired_and_has_the_student_interval(three_seeds):
 
 
 def test_gap_says_what_it_cannot_know():
-    one = report.compare(SITUATIONS["one seed"], "dense SGD", "dense SGD")
+    one = analysis.compare(SITUATIONS["one seed"], "dense SGD", "dense SGD")
     assert (one.seeds, one.clear) == (1, False)
     assert "one seed" in one.words
-    none = report.compare(SITUATIONS["one seed"], "dense SGD", CONDLR)
+    none = analysis.compare(SITUATIONS["one seed"], "dense SGD", CONDLR)
     assert (none.seeds, none.clear, str(none), none.words) == (0, False, "–", "not computed yet")
-
-
-def test_tally_counts_what_can_be_decided():
-    gaps = [Gap(1, 0.5, 3), Gap(-1, 0.5, 3), Gap(1, 2, 3), Gap(5, math.nan, 1)]
-    assert report.tally(gaps) == (1, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("signs", "outcome"),
-    [((1, 1, 0), "is supported"), ((-1, -1, 0), "is contradicted"), ((1, 1, -1), "is not supported"), ((0,), "is not")],
-)
-def test_verdict_needs_most_of_the_comparisons(signs, outcome):
-    assert report.verdict([Gap(sign, 0.5, 3) for sign in signs]).startswith(outcome)
-    assert report.verdict([Gap(1, math.nan, 1)]).startswith("cannot be judged yet")
 
 
 # --- frames
 
 
 def test_summary_has_exact_means_counts_and_ratios(three_seeds):
-    dense, condlr = (row for _, row in report.summary(three_seeds).iterrows())  # in the order of LOOKS
+    dense, condlr = (row for _, row in analysis.summary(three_seeds).iterrows())  # in the order of LOOKS
     assert (dense["name"], condlr["name"]) == ("dense SGD", CONDLR)
     assert dense["accuracy"] == pytest.approx(98.2)
     assert dense["accuracy_std"] == pytest.approx(0.2)
@@ -158,7 +144,7 @@ def test_summary_has_exact_means_counts_and_ratios(three_seeds):
 
 
 def test_rates_come_from_the_counts_of_their_own_row(three_seeds):
-    rates = report.rates(three_seeds).set_index(["run_id", "attack", "eps"])
+    rates = analysis.rates(three_seeds).set_index(["run_id", "attack", "eps"])
     row = rates.loc[("dense-s2", "pgd_l2", 1.0)]
     assert row["rate"] == pytest.approx(52.0)
     assert (row["low"], row["high"]) == pytest.approx([100 * bound for bound in wilson(52, 100)])
@@ -172,23 +158,23 @@ def test_diverged_and_waiting_cells_are_never_numbers():
         cell("uv", 0, None, ratio=0.9),
         missing=["uv-r0.8-s2", "condlr-r0.8-c1.1-s0", "dense-s0"],
     )
-    text = report.accuracy_table(found).data.set_index(["method", "rank removed"])["test accuracy, % (seeds)"]
+    text = tables.accuracy_table(found).data.set_index(["method", "rank removed"])["test accuracy, % (seeds)"]
     assert dict(text) == {
         ("dense SGD", "–"): "waiting",
         ("U Vᵀ", "80 %"): "97.00 (1; 1 diverged)",
         ("U Vᵀ", "90 %"): "diverged",
         ("CondLR, τ\u00a0=\u00a00.1", "80 %"): "waiting",
     }
-    waiting = report.waiting(found).set_index("configuration")["seeds waiting"]
+    waiting = analysis.waiting(found).set_index("configuration")["seeds waiting"]
     assert dict(waiting) == {"dense SGD": "0", "U Vᵀ, ratio 0.8": "2", CONDLR: "0"}
-    sentence = report.progress(found)
+    sentence = analysis.progress(found)
     assert sentence.startswith("1 of 6 cells are computed; 3 are waiting; 2 diverged (uv-r0.8-s1, uv-r0.9-s0).")
     assert "enters no mean" in sentence
 
 
 def test_a_run_id_is_read_back():
     cells = wc.Experiment.load("mnist_lenet5").cells()
-    frame = report._settings([c.run_id for c in cells])
+    frame = analysis._settings([c.run_id for c in cells])
     for c, row in zip(cells, frame.itertuples(), strict=True):
         assert (row.method, int(row.seed), row.label) == (c.method, c.seed, c.label)
         for name in ("ratio", "max_cond"):
@@ -207,7 +193,7 @@ def test_looks_have_the_labels_of_the_methods_and_tell_them_apart():
 def test_configurations_look_different(experiment):
     """But for the ratio and the start, which a figure shows in other ways; and a family has one colour."""
     settings = ("method", "max_cond", "tolerance", "beta")
-    frame = report._settings([c.run_id for c in wc.Experiment.load(experiment).cells()])
+    frame = analysis._settings([c.run_id for c in wc.Experiment.load(experiment).cells()])
     frame = frame[list(settings)].astype(dict.fromkeys(settings[1:], float)).drop_duplicates()
     looks = [report.look(**row) for row in frame.to_dict("records")]
     assert len({look[1:] for look in looks}) == len(looks)
@@ -226,19 +212,19 @@ def test_pick_keeps_what_has_no_such_setting(three_seeds):
     more = results_of(
         cell("uv", 0, 970, ratio=0.5), cell("dense", 0, 980), missing=["condlr-r0.5-c1.1-s0", "condlr-r0.8-c1.5-s0"]
     )
-    half = report.pick(more, ["dense", "uv", "condlr"], ratios=[0.5], bounds=[1.1])
+    half = analysis.pick(more, ["dense", "uv", "condlr"], ratios=[0.5], bounds=[1.1])
     assert set(half.runs["run_id"]) == {"dense-s0", "uv-r0.5-s0"}
     assert half.missing == ("condlr-r0.5-c1.1-s0",)
     assert set(half.curves["run_id"]) == set(half.runs["run_id"])
-    assert set(report.pick(three_seeds, ["dense"]).robustness["run_id"]) == {"dense-s0", "dense-s1", "dense-s2"}
-    assert len(report.pick(three_seeds).runs) == 6
+    assert set(analysis.pick(three_seeds, ["dense"]).robustness["run_id"]) == {"dense-s0", "dense-s1", "dense-s2"}
+    assert len(analysis.pick(three_seeds).runs) == 6
 
 
 # --- tables
 
 
 def test_accuracy_table_shows_all_counts(three_seeds):
-    row = report.accuracy_table(three_seeds).data.iloc[1]
+    row = tables.accuracy_table(three_seeds).data.iloc[1]
     assert list(row) == [
         *("CondLR, τ\u00a0=\u00a00.1", "80 %", "97.50 ± 0.56 (3)", "20.0 %"),
         *("400 (40.0 %)", "250 (25.0 %)", "10.0 %"),
@@ -247,40 +233,40 @@ def test_accuracy_table_shows_all_counts(three_seeds):
 
 def test_conditioning_table_measures_the_excess_over_the_bound():
     found = results_of(cell("condlr", 0, 970, ratio=0.8, max_cond=1.1, kappa=1.1 * (1 + 2e-6)))
-    row = report.conditioning_table(found).data.iloc[0]
+    row = tables.conditioning_table(found).data.iloc[0]
     assert (row["bound"], row["relative excess"], row["orthogonality error"]) == ("1.10", "2.0e-6", "1.0e-6")
 
 
 def test_robustness_table_has_the_largest_radii_and_an_interval_for_one_seed(three_seeds):
-    data = report.robustness_table(three_seeds, radii=2).data
+    data = tables.robustness_table(three_seeds, radii=2).data
     assert [re.sub("\u00a0", " ", column) for column in data.columns[3:]] == [
         *("FGSM ε = 0.1", "FGSM ε = 0.3"),
         "PGD ℓ₂ ε = 1",
     ]
     assert data.iloc[0]["FGSM ε\u00a0=\u00a00.3"] == "68.2 ± 0.2"
     low, high = wilson(50, 100)
-    one = report.robustness_table(SITUATIONS["one seed"]).data
+    one = tables.robustness_table(SITUATIONS["one seed"]).data
     assert one.iloc[0, -1] == f"50.0 [{100 * low:.1f}, {100 * high:.1f}]"
     assert list(one.iloc[1, 3:]) == ["–"] * 4
 
 
 def test_comparison_table_names_a_common_ratio_once(three_seeds):
-    data = report.comparison_table(three_seeds, [(CONDLR, "dense SGD"), (CONDLR, "U Vᵀ, ratio 0.8")]).data
+    data = tables.comparison_table(three_seeds, [(CONDLR, "dense SGD"), (CONDLR, "U Vᵀ, ratio 0.8")]).data
     assert list(data["difference in points"]) == [f"{CONDLR} − dense SGD", "CondLR, τ = 0.1 − U Vᵀ, ratio 0.8"]
-    assert data.iloc[0, 1] == str(report.compare(three_seeds, CONDLR, "dense SGD"))
+    assert data.iloc[0, 1] == str(analysis.compare(three_seeds, CONDLR, "dense SGD"))
     assert set(data.iloc[1, 1:]) == {"–"}
-    assert report.comparison_table(three_seeds, [(CONDLR, "dense SGD")], attacks=False).data.shape == (1, 2)
+    assert tables.comparison_table(three_seeds, [(CONDLR, "dense SGD")], attacks=False).data.shape == (1, 2)
 
 
 def test_status_table_counts():
     row = {"experiment": "x", "cells": 5, "done": 2, "missing": ["a", "b"], "diverged": ["c"], "failed": []}
-    assert list(report.status_table([row]).data.iloc[0]) == ["x", 5, 2, 2, 1, 0]
+    assert list(tables.status_table([row]).data.iloc[0]) == ["x", 5, 2, 2, 1, 0]
 
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_every_table_stands_every_situation(name, situation):
-    html = getattr(report, name)(SITUATIONS[situation]).to_html()
+    html = getattr(tables, name)(SITUATIONS[situation]).to_html()
     assert "<table" in html
     assert "nan" not in html
 
@@ -292,10 +278,10 @@ def test_every_table_stands_every_situation(name, situation):
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_every_figure_stands_every_situation(name, situation, recwarn):
     arguments = {"attack": "pgd_linf"} if name == "sensitivity" else {}
-    figure = getattr(report, f"plot_{name}")(SITUATIONS[situation], **arguments)
+    figure = getattr(figures, f"plot_{name}")(SITUATIONS[situation], **arguments)
     figure.canvas.draw()
     assert [str(warning.message) for warning in recwarn] == []
-    if not len(report.rates(SITUATIONS[situation])) or name == "sensitivity":  # nobody ran that attack
+    if not len(analysis.rates(SITUATIONS[situation])) or name == "sensitivity":  # nobody ran that attack
         assert any("waiting" in text.get_text() for ax in figure.axes for text in ax.texts)
 
 
@@ -304,7 +290,7 @@ def lines(ax):
 
 
 def test_robustness_figure_draws_means_in_the_colours_of_the_methods(three_seeds):
-    figure = report.plot_robustness(three_seeds)
+    figure = figures.plot_robustness(three_seeds)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["FGSM", "PGD ℓ₂", "", ""]
     above, below = lines(figure.axes[0]), lines(figure.axes[2])
@@ -319,7 +305,7 @@ def test_robustness_figure_draws_means_in_the_colours_of_the_methods(three_seeds
 
 def test_condition_figure_has_a_logarithmic_panel_for_each_layer():
     found = results_of(cell("dense", 0, 980, kappa=4.0), cell("dense", 1, 980, kappa=9.0))
-    figure = report.plot_condition_growth(found)
+    figure = figures.plot_condition_growth(found)
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["a", "b"]
     assert figure.axes[0].get_yscale() == "log"
     line = lines(figure.axes[0])["dense SGD"]
@@ -329,15 +315,15 @@ def test_condition_figure_has_a_logarithmic_panel_for_each_layer():
 
 
 def test_deep_networks_are_shown_by_six_layers_first_and_last_included():
-    figure = report.plot_spectra(SITUATIONS["a network of many layers"])
+    figure = figures.plot_spectra(SITUATIONS["a network of many layers"])
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()]
     assert (len(titles), titles[0], titles[-1]) == (6, "layer0", "layer19")
-    chosen = report.plot_spectra(SITUATIONS["a network of many layers"], layers=["layer7"])
+    chosen = figures.plot_spectra(SITUATIONS["a network of many layers"], layers=["layer7"])
     assert [ax.get_title(loc="left") for ax in chosen.axes] == ["layer7"]
 
 
 def test_sensitivity_figure_has_a_point_for_each_network(three_seeds):
-    left, right = report.plot_sensitivity(three_seeds, "fgsm").axes
+    left, right = figures.plot_sensitivity(three_seeds, "fgsm").axes
     assert lines(left)["dense SGD"].get_xdata() == pytest.approx([20, 20, 20])
     assert lines(right)["CondLR, τ = 0.1"].get_xdata() == pytest.approx([1.1**2] * 3)  # two layers
     assert lines(right)["dense SGD"].get_ydata() == pytest.approx([68.0, 68.2, 68.4])
@@ -345,12 +331,12 @@ def test_sensitivity_figure_has_a_point_for_each_network(three_seeds):
 
 
 def test_spectra_end_at_one_over_kappa(three_seeds):
-    ends = {label: line.get_ydata()[-1] for label, line in lines(report.plot_spectra(three_seeds).axes[0]).items()}
+    ends = {label: line.get_ydata()[-1] for label, line in lines(figures.plot_spectra(three_seeds).axes[0]).items()}
     assert ends == pytest.approx({"dense SGD": 1 / 20, "CondLR, τ = 0.1": 1 / 1.1})
 
 
 def test_compression_figure_shows_errors_and_says_what_the_ratio_means(three_seeds):
-    figure = report.plot_accuracy_compression(three_seeds)
+    figure = figures.plot_accuracy_compression(three_seeds)
     ax = figure.axes[0]
     drawn = lines(ax)
     assert drawn["dense SGD"].get_ydata() == pytest.approx([1.8])
@@ -376,7 +362,7 @@ import sys, types, pathlib
 package = types.ModuleType("wellcond")  # without the facade, which imports everything
 package.__path__ = [sys.argv[1]]
 sys.modules["wellcond"] = package
-import wellcond.report
+import wellcond.figures, wellcond.tables
 print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "torchvision", "sklearn", "pydantic"}))
 """
 
@@ -400,14 +386,14 @@ def adversarial(method, n_correct, **settings):
 def test_trainings_are_told_apart_also_where_they_wait():
     half = adversarial("dense", 900, mix=0.5, radius=0.1)
     found = results_of(cell("dense", 0, 950), half, missing=["dense-l6-e0.1-s0", "dense-m0.5-e0.1-s1"])
-    parts = report.trainings(found)
+    parts = analysis.trainings(found)
     assert list(parts) == ["plain", "50 % PGD-AT, ε = 0.1", "TRADES 6, ε = 0.1"]
     assert [list(part.runs["run_id"]) for part in parts.values()] == [["dense-s0"], ["dense-m0.5-e0.1-s0"], []]
     assert [part.missing for part in parts.values()] == [(), ("dense-m0.5-e0.1-s1",), ("dense-l6-e0.1-s0",)]
-    html = report.training_table(found).to_html()
+    html = tables.training_table(found).to_html()
     assert "50 % PGD-AT, ε = 0.1" in html
     assert "waiting" in html
-    fig = report.plot_trainings(found, "fgsm")
+    fig = figures.plot_trainings(found, "fgsm")
     titles = [ax.get_title(loc="left") for ax in fig.axes if ax.get_visible()]
     assert titles == ["Plain", "50 % PGD-AT, ε = 0.1", "TRADES 6, ε = 0.1"]
     assert fig.axes[1].lines[0].get_ydata()[0] == 90

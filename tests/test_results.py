@@ -151,6 +151,17 @@ def test_a_run_is_done_only_with_its_specification_and_all_its_attacks(folder):
     assert "b-s0" in results.done(folder, hashes, [Measurement("pgd_l2", 9.0)])
 
 
+@pytest.mark.parametrize(("wanted", "n"), [(None, 40), (10, 10), (40, 40), (500, 40)])
+def test_a_measurement_knows_its_row_before_and_after_the_file(folder, wanted, n):
+    row = {"run_id": "a-s0", "attack": "fgsm", "eps": 2 / 255, "options": "", "n_examples": n, "n_correct": 3}
+    asked = Measurement("fgsm", 2 / 255, wanted).among(40)
+    assert asked == results.measurement(row) == Measurement("fgsm", 0.00784313725, n)
+    results.add(folder, "a-s0", "attacks", [row], {})
+    (saved,) = results.rows_of(folder, "attacks", "a-s0")
+    assert results.measurement(saved) == asked
+    assert saved["eps"] != row["eps"]
+
+
 def test_results_of_another_specification_are_refused(folder):
     """The error names what changed, also inside the protocol."""
     save(folder, "a-s0")

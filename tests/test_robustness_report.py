@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from wellcond import paths, report
+from wellcond import analysis, paths, report
 from wellcond import robustness_report as robustness
 from wellcond.attacks import ATTACKS
+from wellcond.comparison import wilson
 from wellcond.experiments import Experiment
 from wellcond.outcomes import pack, pack_distances, unpack
 from wellcond.results import AFTERWARDS, COLUMNS, Results
@@ -49,6 +50,11 @@ def results_of(missing=(), **tables):
 DENSE, USV = "dense SGD", "projected U S Vᵀ, ratio 0.8"
 
 
+def test_every_attack_has_a_name():
+    assert report.ATTACKS.keys() == {"clean", *ATTACKS}
+    assert len({*report.ATTACKS.values()}) == len(report.ATTACKS)
+
+
 @pytest.fixture
 def study():
     """Dense loses images 0 to 3 + seed to PGD and one more to FGSM at a smaller radius; U S Vᵀ loses 0 and 1."""
@@ -75,7 +81,7 @@ def test_survivors_survive_every_attack_at_this_radius_and_at_smaller_ones(study
     assert found["usv-r0.8-s0"].tolist() == bits(0, 1).tolist()
     frame = robustness.strongest(study, STRONG).set_index("run_id")
     assert frame.loc["dense-s1", ["rate", "name"]].tolist() == [85.0, DENSE]
-    assert frame.loc["dense-s1", "low"] == pytest.approx(100 * report.wilson(34, 40)[0])
+    assert frame.loc["dense-s1", "low"] == pytest.approx(100 * wilson(34, 40)[0])
 
 
 def test_a_network_that_misses_an_attack_is_not_counted(study):
@@ -224,9 +230,9 @@ def test_tables_of_nothing():
 def test_what_was_attacked_is_picked_from_every_table(study):
     extra = run("uv-r0.8-s1", "uv", "U Vᵀ", 1, ratio=0.8)
     found = results_of(runs=[*study.runs.to_dict("records"), extra], attacks=study.attacks.to_dict("records"))
-    part = report.attacked(found)
+    part = analysis.attacked(found)
     assert set(part.runs["run_id"]) == set(study.runs["run_id"])
-    dense = report.pick(part, ["dense"])
+    dense = analysis.pick(part, ["dense"])
     assert set(dense.attacks["run_id"]) == {"dense-s0", "dense-s1"}
 
 

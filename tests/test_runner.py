@@ -13,7 +13,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from wellcond import conditioning_report, convert, models, paths, report, results, runner
+from wellcond import analysis, conditioning_report, convert, models, paths, results, runner
 from wellcond.chapters import load_or_run
 from wellcond.experiments import Experiment
 from wellcond.methods import METHODS
@@ -641,15 +641,15 @@ def test_adversarial_training_of_any_method(project, monkeypatch):
     assert runs.loc["dense-m0.5-e0.1-s0", ["mix", "radius"]].tolist() == [0.5, 0.1]
     assert runs.loc["uv-r0.5-l6-e0.1-s1", ["ratio", "trades", "radius"]].tolist() == [0.5, 6, 0.1]
     assert len({weights(cell) for cell in spec.cells()}) == 8
-    assert list(report.by_seed(found).columns) == [
+    assert list(analysis.by_seed(found).columns) == [
         "dense SGD",
         "dense SGD, 50 % PGD-AT, ε = 0.1",
         "dense SGD, PGD-AT, ε = 0.1",
         "U Vᵀ, ratio 0.5, TRADES 6, ε = 0.1",
     ]
-    assert set(report.pick(found, ["dense"]).runs["run_id"]) == {id for id in runs.index if id.startswith("dense-")}
-    waiting = report.waiting(replace(found, runs=found.runs[:0], missing=tuple(runs.index)))
-    assert set(waiting["configuration"]) == set(report.by_seed(found).columns)
+    assert set(analysis.pick(found, ["dense"]).runs["run_id"]) == {id for id in runs.index if id.startswith("dense-")}
+    waiting = analysis.waiting(replace(found, runs=found.runs[:0], missing=tuple(runs.index)))
+    assert set(waiting["configuration"]) == set(analysis.by_seed(found).columns)
 
 
 def test_large_batches_follow_the_linear_scaling_rule(project):

@@ -40,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--table", default="training", help="training (default), integrators, growth, retractions or ablation"
     )
-    bench.add_argument("--net", nargs="+", default=["lenet5"], help="lenet5 (default), vgg16, wrn16_4")
+    nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18"
+    bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)
     bench.add_argument("--ratio", nargs="+", type=float, default=[0.5, 0.8, 0.9], help="rank ratios removed")
     bench.add_argument("--batch", type=int, default=128)
     bench.add_argument("--repeats", type=int, default=15, help="interleaved rounds; medians are shown (default 15)")

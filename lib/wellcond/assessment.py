@@ -23,9 +23,9 @@ from wellcond import results, suite
 from wellcond.calibration import confidence_rows
 from wellcond.compressibility import Plan, compression_rows, filter_rows
 from wellcond.evaluate import count_correct
-from wellcond.experiments import AttackGrid, Cell, CompressionGrid, Experiment
+from wellcond.experiments import AttackGrid, Cell, CompressionGrid, Experiment, SuiteGrid
 from wellcond.provenance import environment, now
-from wellcond.results import Results, Row
+from wellcond.results import Measurement, Results, Row
 from wellcond.runner import (
     OutOfTime,
     carry_out,
@@ -57,7 +57,7 @@ def _model(cell: Cell, device: str, deadline: float) -> nn.Module:
 
 
 def _attack(cell: Cell, trial: Trial, n_images: int) -> Task:
-    wanted = trial.key(n_images)
+    wanted = trial.measurement.among(n_images)
 
     def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
         model, test = _model(cell, device, deadline), cell_data(cell, device).test
@@ -67,7 +67,7 @@ def _attack(cell: Cell, trial: Trial, n_images: int) -> Task:
         return [*new, suite.attack_row(model, test, trial, [*rows, *new], seed=cell.seed)]
 
     def known(rows: Sequence[Row]) -> bool:
-        return any(suite.key(row) == wanted for row in rows)
+        return any(results.measurement(row) == wanted for row in rows)
 
     return Task(cell.run_id, "attacks", known, measure)
 
@@ -105,19 +105,18 @@ def _transfer(cell: Cell, trial: Trial, targets: Sequence[Cell]) -> Task:
     return Task(cell.run_id, "transfer", known, measure)
 
 
-def _trials(grid: AttackGrid) -> Iterator[Trial]:
+def _trials(grid: SuiteGrid) -> Iterator[Trial]:
     for eps in sorted(grid.eps):
         yield Trial(grid.name, eps, grid.n_examples, tuple(sorted(grid.options.items())))
 
 
 def _compression(cell: Cell, plan: Plan, attacks: Sequence[AttackGrid], n_test: int) -> Task:
-    plan_key = Plan.named(plan.key())
-    clean = (suite.CLEAN, "0", "", n_test)
-    attacked = [trial.key(n_test) for attack in attacks for trial in _trials(attack)]
-    wanted = {(*plan_key, *what) for what in (clean, *attacked)}
+    clean = Measurement(suite.CLEAN, 0.0)
+    under = [clean, *(measurement for attack in attacks for measurement in attack.measurements())]
+    wanted = {(Plan.named(plan.key()), measurement.among(n_test)) for measurement in under}
 
-    def key(row: Row) -> tuple[str | int, ...]:
-        return *Plan.named(row), *suite.key(row)
+    def key(row: Row) -> tuple[tuple[str, ...], Measurement]:
+        return Plan.named(row), results.measurement(row)
 
     def known(rows: Sequence[Row]) -> bool:
         return wanted <= {key(row) for row in rows}

@@ -171,7 +171,7 @@ def _corruption(name: str) -> AttackKind:
     def corruption(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
         return corrupt(name, x, eps, index, seed=seed)
 
-    return AttackKind(name, "corruption", CORRUPTIONS[name].label, corruption, nested=False)
+    return AttackKind(name, "corruption", corruption, nested=False)
 
 
 _SILENT = logging.Logger("silent", logging.CRITICAL)
@@ -194,7 +194,6 @@ class AttackKind:
 
     name: str
     norm: str
-    label: str
     call: Attack
     options: tuple[tuple[str, Any], ...] = ()
     nested: bool = True
@@ -207,17 +206,17 @@ _RESTARTS = (*_STEPS, ("restarts", 1))
 ATTACKS: dict[str, AttackKind] = {
     kind.name: kind
     for kind in (
-        AttackKind("fgsm", "linf", "FGSM", _fgsm(), nested=False),
-        AttackKind("pgd_linf", "linf", "PGD, l∞", _pgd("linf"), _RESTARTS),
-        AttackKind("pgd_l2", "l2", "PGD, l2", _pgd("l2"), _RESTARTS),
-        AttackKind("mim_linf", "linf", "momentum PGD, l∞", _momentum, _STEPS, follows=("pgd_linf",)),
-        AttackKind("fgsm_scaled", "linf", "FGSM, scaled logits", _fgsm(_scaled_loss), nested=False),
-        AttackKind("pgd_linf_scaled", "linf", "PGD, l∞, scaled logits", _pgd("linf", _scaled_loss), _RESTARTS),
-        AttackKind("pgd_l2_scaled", "l2", "PGD, l2, scaled logits", _pgd("l2", _scaled_loss), _RESTARTS),
-        AttackKind("square_linf", "linf", "Square, l∞", _square("Linf"), follows=("pgd_linf",)),
-        AttackKind("square_l2", "l2", "Square, l2", _square("L2"), follows=("pgd_l2",)),
-        AttackKind("autoattack_linf", "linf", "AutoAttack, l∞", _standard("Linf"), follows=("pgd_linf", "square_linf")),
-        AttackKind("autoattack_l2", "l2", "AutoAttack, l2", _standard("L2"), follows=("pgd_l2", "square_l2")),
+        AttackKind("fgsm", "linf", _fgsm(), nested=False),
+        AttackKind("pgd_linf", "linf", _pgd("linf"), _RESTARTS),
+        AttackKind("pgd_l2", "l2", _pgd("l2"), _RESTARTS),
+        AttackKind("mim_linf", "linf", _momentum, _STEPS, follows=("pgd_linf",)),
+        AttackKind("fgsm_scaled", "linf", _fgsm(_scaled_loss), nested=False),
+        AttackKind("pgd_linf_scaled", "linf", _pgd("linf", _scaled_loss), _RESTARTS),
+        AttackKind("pgd_l2_scaled", "l2", _pgd("l2", _scaled_loss), _RESTARTS),
+        AttackKind("square_linf", "linf", _square("Linf"), follows=("pgd_linf",)),
+        AttackKind("square_l2", "l2", _square("L2"), follows=("pgd_l2",)),
+        AttackKind("autoattack_linf", "linf", _standard("Linf"), follows=("pgd_linf", "square_linf")),
+        AttackKind("autoattack_l2", "l2", _standard("L2"), follows=("pgd_l2", "square_l2")),
         *map(_corruption, CORRUPTIONS),
     )
 }

@@ -42,7 +42,7 @@ from wellcond.stiefel import (
 )
 
 Row = dict[str, Any]
-INPUTS = {"lenet5": (1, 28, 28), "vgg16": (3, 32, 32), "wrn16_4": (3, 32, 32)}
+INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18"), (3, 32, 32))}
 METHODS = ("dense", "uv", "usv", "condlr")
 MAX_COND = 1.1
 INTEGRATORS = ("dense", "usv", "condlr", "dlrt", "dlrt_adaptive", "robust_dlrt")

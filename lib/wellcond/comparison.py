@@ -66,6 +66,25 @@ def student(differences: Sequence[float]) -> Gap:
     return Gap(float(d.mean()) if n else math.nan, margin, n)
 
 
+def tally(gaps: Iterable[Gap]) -> tuple[int, int, int]:
+    """How many gaps are clearly positive, clearly negative, and neither; those of a single seed are left out."""
+    known = [gap for gap in gaps if gap.seeds > 1]
+    better, worse = (sum(gap.clear and sign * gap.difference > 0 for gap in known) for sign in (1, -1))
+    return better, worse, len(known) - better - worse
+
+
+def verdict(gaps: Iterable[Gap]) -> str:
+    """Whether first is better than second: "is supported" if more than half of the gaps are clearly positive and none
+    clearly negative, "is contradicted" in the reverse case, else "is not supported"; with the tally."""
+    better, worse, open_ = tally(gaps)
+    half = (better + worse + open_) / 2
+    if not half:
+        return "cannot be judged yet (it takes two seeds)"
+    outcome = "is supported" if better > half and not worse else "is not supported"
+    outcome = "is contradicted" if worse > half and not better else outcome
+    return f"{outcome} ({better} clearly better, {worse} clearly worse, {open_} without a clear difference)"
+
+
 @dataclass(frozen=True)
 class McNemar:
     """Two networks on the same images: both right (n11), only the first (n10), only the second (n01), both wrong (n00).

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 from scipy.stats import rankdata
 
-from wellcond import report
+from wellcond import analysis, report
 from wellcond.report import LOOKS, finish, panels
 from wellcond.results import Results
 from wellcond.settings import SETTINGS, name_suffix
@@ -115,9 +115,9 @@ def predictors(results: Results, attack: str, least: float = 0.0) -> pd.DataFram
     kappas = rows[rows["quantity"] == "kappa"].groupby("run_id")["value"].prod().rename("kappas")
     whole = rows[rows["layer"].isna() | (rows["layer"] == "")].pivot_table("value", "run_id", "quantity")
     measured = whole.reindex(columns=["bound", "gain_bound", "kappa_rel"]).join(kappas)
-    clean = report.rates(results).query("attack == 'clean'").set_index("run_id")["rate"]
+    clean = analysis.rates(results).query("attack == 'clean'").set_index("run_id")["rate"]
     about = ["run_id", "name", "method", "label", *SETTINGS, "rate", "kappa", "gain"]
-    found = report.sensitivity(results, attack)[about]
+    found = analysis.sensitivity(results, attack)[about]
     found = found[found["run_id"].map(clean) >= least]
     return found[found["run_id"].isin(measured.index)].join(measured, on="run_id").reset_index(drop=True)
 

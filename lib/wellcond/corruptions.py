@@ -51,7 +51,6 @@ class Corruption:
     """A corruption of the registry: its call (x, level, index, seed), and its level at the severities 1 to 5."""
 
     name: str
-    label: str
     call: Callable[[Tensor, float, Tensor, int], Tensor]
     levels: tuple[float, float, float, float, float]
 
@@ -59,9 +58,9 @@ class Corruption:
 CORRUPTIONS: dict[str, Corruption] = {
     kind.name: kind
     for kind in (
-        Corruption("gaussian_noise", "Gaussian noise", gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
-        Corruption("blur", "Gaussian blur", blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
-        Corruption("contrast", "contrast", contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+        Corruption("gaussian_noise", gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+        Corruption("blur", blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+        Corruption("contrast", contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
     )
 }
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -11,7 +11,13 @@ from pandas.io.formats.style import Styler
 
 from wellcond.report import LOOKS, finish, number, panels, table
 
-NETS = {"lenet5": "LeNet5", "vgg16": "VGG16", "wrn16_4": "WRN16-4"}
+NETS = {
+    "lenet5": "LeNet5",
+    "vgg16": "VGG16",
+    "wrn16_4": "WRN16-4",
+    "resnet20": "ResNet-20",
+    "resnet18": "ResNet-18",
+}
 PARTS = {"forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#D55E00"}
 SWEEPS = {  # what grows: name of the axis, title, exponent in theory
     "rank": ("r", "Rank, n = m = {n}", 2),

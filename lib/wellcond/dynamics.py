@@ -17,29 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 
+from wellcond.analysis import by_seed, compare, ordered, rates, summary
 from wellcond.comparison import wilson
-from wellcond.report import (
-    ATTACKS,
-    accuracy_text,
-    attack_name,
-    by_seed,
-    compare,
-    draw,
-    finish,
-    layers_shown,
-    look,
-    mean_std,
-    number,
-    ordered,
-    panels,
-    percent,
-    rates,
-    spread,
-    summary,
-    table,
-)
+from wellcond.figures import draw, layers_shown, spread
+from wellcond.report import ATTACKS, finish, look, mean_std, number, panels, percent, table
 from wellcond.results import Results
 from wellcond.settings import SETTINGS
+from wellcond.tables import accuracy_text, attack_name
 
 
 class Quantity(NamedTuple):
@@ -232,7 +216,7 @@ def matched(results: Results, within: float = 10.0) -> pd.DataFrame:
 
 
 def matched_table(results: Results, within: float = 10.0, attack: str = "pgd_linf") -> Styler:
-    """The pairs of `matched`, with the differences adaptive - fixed in points, seed by seed (see `report.compare`)."""
+    """The pairs of `matched`, with the differences adaptive - fixed in points, seed by seed (`analysis.compare`)."""
     radius = largest_radius(results, attack)
     tests = {"test accuracy": ("clean", 0.0)} | ({attack_name(attack, radius): (attack, radius)} if radius > 0 else {})
     rows = []

@@ -140,10 +140,19 @@ class Measurement(NamedTuple):
     n_examples: int | None = None
     options: str = ""
 
+    def among(self, n_images: int) -> Measurement:
+        """As a row says it of a data set of n_images: more images than there are means all."""
+        return self._replace(eps=_in_file(self.eps), n_examples=min(self.n_examples or n_images, n_images))
+
 
 def measurement(row: Mapping[Any, Any]) -> Measurement:
     """What a row of robustness.csv, or of attacks.csv, measured."""
-    return Measurement(row["attack"], row["eps"], row["n_examples"], "" if pd.isna(row["options"]) else row["options"])
+    options = "" if pd.isna(row["options"]) else row["options"]
+    return Measurement(row["attack"], _in_file(row["eps"]), int(row["n_examples"]), options)
+
+
+def _in_file(value: float) -> float:
+    return float(FLOAT_FORMAT % value)
 
 
 def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]) -> set[str]:
@@ -153,14 +162,13 @@ def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]
     """
     runs = read_table(folder, "runs")
     measured = {(row["run_id"], *measurement(row)) for row in read_table(folder, "robustness").to_dict("records")}
-    wanted = [attack._replace(eps=float(FLOAT_FORMAT % attack.eps)) for attack in attacks]  # as it is in the file
+    wanted = list(attacks)
     complete = set()
     for run_id, spec_hash, status, n_test in zip(
         runs["run_id"], runs["spec_hash"], runs["status"], runs["n_test"], strict=True
     ):
-        images = [attack._replace(n_examples=min(attack.n_examples or n_test, n_test)) for attack in wanted]
         if hashes.get(run_id) == spec_hash and (
-            status == "diverged" or all((run_id, *attack) in measured for attack in images)
+            status == "diverged" or all((run_id, *attack.among(int(n_test))) in measured for attack in wanted)
         ):
             complete.add(run_id)
     return complete
@@ -267,14 +275,18 @@ def _whole(column: pd.Series[Any]) -> pd.Series[Any]:
     return column.astype("Int64") if ((known % 1 == 0) & (known.abs() < 2**53)).all() else column
 
 
+def _record(folder: Path, entries: Mapping[str, Any]) -> None:
+    """provenance.json with these entries, in place of those of the same names."""
+    known = {**read_provenance(folder), **entries}
+    with replacing(folder / "provenance.json") as part:
+        part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provenance: Mapping[str, Any]) -> None:
     """Add a completed cell: its rows replace those of the same run_id; runs.csv is written last."""
     with lock(f"results-{folder_key(folder)}"):
         check_writable(folder)
-        known = read_provenance(folder)
-        known[run_id] = dict(provenance)
-        with replacing(folder / "provenance.json") as part:
-            part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _record(folder, {run_id: dict(provenance)})
         for table in (*(t for t in AFTERWARDS if (folder / f"{t}.csv").exists()), *COLUMNS):
             _replace_rows(folder, table, run_id, tables.get(table, ()))
 
@@ -296,10 +308,7 @@ def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: 
     """
     with lock(f"results-{folder_key(folder)}"):
         check_writable(folder)
-        known = read_provenance(folder)
-        known[run_id] = {**known.get(run_id, {}), table: dict(provenance)}
-        with replacing(folder / "provenance.json") as part:
-            part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _record(folder, {run_id: {**read_provenance(folder).get(run_id, {}), table: dict(provenance)}})
         _replace_rows(folder, table, run_id, rows)
 
 
@@ -312,13 +321,10 @@ def save_table(folder: Path, table: str, rows: Iterable[Row], provenance: Mappin
     path = folder / f"{table}.csv"
     with lock(f"results-{folder_key(folder)}"):
         check_writable(folder)
-        known = read_provenance(folder)
         names = [f"{table}/{value}" for value in new[key].unique()] if key else [table]
-        known.update({name: dict(provenance) for name in names})
         if key and path.exists():
             old = pd.read_csv(path)
             new = pd.concat([old[~old[key].isin(new[key])], new], ignore_index=True)
-        with replacing(folder / "provenance.json") as part:
-            part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _record(folder, {name: dict(provenance) for name in names})
         with replacing(path) as part:
             new.to_csv(part, index=False, float_format="%.4g")

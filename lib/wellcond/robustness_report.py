@@ -19,40 +19,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
+from wellcond.analysis import ordered, sensitivity, summary
 from wellcond.comparison import SeedComparison, holm, over_seeds, wilson
+from wellcond.figures import draw
 from wellcond.flags import FLAGS, flags_of, symbols
 from wellcond.outcomes import unpack, unpack_distances
-from wellcond.report import (
-    ATTACKS,
-    draw,
-    finish,
-    look,
-    mean_std,
-    number,
-    ordered,
-    panels,
-    percent,
-    sensitivity,
-    summary,
-    table,
-)
+from wellcond.report import ATTACKS, finish, look, mean_std, number, panels, percent, table
 from wellcond.results import Results
 from wellcond.settings import SETTINGS
-
-NAMES = {
-    **ATTACKS,
-    "mim_linf": "momentum PGD",
-    "fgsm_scaled": "FGSM, scaled logits",
-    "pgd_linf_scaled": "PGD ℓ∞, scaled logits",
-    "pgd_l2_scaled": "PGD ℓ₂, scaled logits",
-    "square_linf": "Square ℓ∞",
-    "square_l2": "Square ℓ₂",
-    "autoattack_linf": "AutoAttack ℓ∞",
-    "autoattack_l2": "AutoAttack ℓ₂",
-    "gaussian_noise": "Gaussian noise",
-    "blur": "blur",
-    "contrast": "contrast",
-}
 
 Bits = NDArray[np.bool_]
 
@@ -162,7 +136,7 @@ def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats:
     for attack, eps in attacks:
         rows = frame[(frame["attack"] == attack) & np.isclose(frame["eps"], eps)]
         n = "/".join(f"{n:,.0f}" for n in sorted(rows["n_examples"].unique()))
-        head = f"{NAMES[attack]}{_at(eps) if eps else ''} (N\u00a0=\u00a0{n or '–'})"
+        head = f"{ATTACKS[attack]}{_at(eps) if eps else ''} (N\u00a0=\u00a0{n or '–'})"
         cells = {}
         for name, group in rows.groupby("name"):
             marks = {symbol for run_id in group["run_id"] for symbol in symbols(raised, run_id, attack, eps)}
@@ -200,7 +174,7 @@ def flag_table(results: Results) -> Styler:
     rows = [
         {
             "flag": f"{FLAGS[str(flag)].symbol}: {FLAGS[str(flag)].title}",
-            "attack": NAMES.get(str(attack), str(attack)),
+            "attack": ATTACKS.get(str(attack), str(attack)),
             "radius": f"{float(str(eps)):g}",
             "networks": str(group["run_id"].nunique()),
             "for example": f"{group['run_id'].iloc[0]}: {group['evidence'].iloc[0]}",
@@ -295,9 +269,9 @@ def causes_text(results: Results, attack: str) -> str:
         return "Too few different networks are computed for a correlation."
     leader = "the product of the norms" if abs(found["gain"]) > abs(found["kappa"]) else "κ"
     return (
-        f"Over all {len(frame)} networks, the rank correlation of the accuracy under {NAMES[attack]} with the largest "
-        f"κ of a layer is {found['kappa']:+.2f} with the product of the spectral norms held, and with that product "
-        f"{found['gain']:+.2f} with κ held: of the two, it follows {leader}."
+        f"Over all {len(frame)} networks, the rank correlation of the accuracy under {ATTACKS[attack]} with the "
+        f"largest κ of a layer is {found['kappa']:+.2f} with the product of the spectral norms held, and with that "
+        f"product {found['gain']:+.2f} with κ held: of the two, it follows {leader}."
     )
 
 
@@ -308,7 +282,7 @@ def plot_radii(results: Results, attacks: Sequence[str], largest: Mapping[str, f
     """Accuracy under each attack against the radius (or the severity of a corruption), up to `largest` of its norm."""
     frame = measured(results)
     clean = frame[frame["attack"] == "clean"].drop_duplicates("run_id")
-    fig, axes = panels([NAMES[attack] for attack in attacks], 3, 2.5, "row")
+    fig, axes = panels([ATTACKS[attack] for attack in attacks], 3, 2.5, "row")
     for i, (ax, attack) in enumerate(zip(axes, attacks, strict=True)):
         rows = frame[frame["attack"] == attack]
         norm = rows["norm"].iloc[0] if len(rows) else ""

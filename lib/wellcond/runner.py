@@ -344,7 +344,7 @@ def run_cell(
     tables: dict[str, list[Row]] = {"robustness": []}
     for attack in experiment.attack:
         images = dataset.test.first(attack.n_examples)
-        wanted = {m._replace(n_examples=len(images)) for m in attack.measurements()}
+        wanted = {measurement.among(len(images)) for measurement in attack.measurements()}
         known = {results.measurement(row): row for row in measured}
         if wanted <= known.keys():
             tables["robustness"] += [known[m] for m in sorted(wanted)]

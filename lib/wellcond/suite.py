@@ -17,6 +17,7 @@ from wellcond.attacks import ATTACKS, AttackKind, options_text, perturb, smalles
 from wellcond.data import Images
 from wellcond.evaluate import CHUNK, predictions, survivors
 from wellcond.outcomes import pack, pack_distances, unpack
+from wellcond.results import Measurement, measurement
 
 Row = Mapping[str, Any]
 CLEAN = "clean"
@@ -30,17 +31,11 @@ class Trial(NamedTuple):
     n_examples: int | None
     options: tuple[tuple[str, Any], ...] = ()
 
-    def key(self, n_images: int) -> tuple[str, str, str, int]:
-        """What a row of the table of attacks has, if it is this one's."""
-        n = n_images if self.n_examples is None else min(self.n_examples, n_images)
-        text = options_text(ATTACKS[self.attack], dict(self.options))
-        return self.attack, f"{self.eps:.9g}", text, n
-
-
-def key(row: Row) -> tuple[str, str, str, int]:
-    """As of Trial.key."""
-    options = row["options"] if isinstance(row["options"], str) else ""
-    return row["attack"], f"{row['eps']:.9g}", options, int(row["n_examples"])
+    @property
+    def measurement(self) -> Measurement:
+        """What its row measures."""
+        options = options_text(ATTACKS[self.attack], dict(self.options))
+        return Measurement(self.attack, self.eps, self.n_examples, options)
 
 
 def _row(kind: str, norm: str, eps: float, options: str, attacked: int, alive: Tensor) -> dict[str, Any]:
@@ -61,14 +56,16 @@ def _known(row: Row, n: int, device: torch.device) -> Tensor:
     return torch.from_numpy(outcomes[:n].copy()).to(device)
 
 
-def _before(kind: AttackKind, trial: Trial, options: str, rows: Iterable[Row], n: int) -> Iterator[Row]:
+def _before(kind: AttackKind, trial: Trial, rows: Iterable[Row], n: int) -> Iterator[Row]:
     """The rows of which this trial need only attack the survivors: the same attack in a smaller ball, and the attacks
     it follows in this one or a smaller one."""
+    options = trial.measurement.options
     for row in rows:
         wide = int(row["n_examples"]) >= n
-        same = kind.nested and row["attack"] == kind.name and key(row)[2] == options and row["eps"] < trial.eps
+        same = row["attack"] == kind.name and measurement(row).options == options
+        smaller = kind.nested and same and row["eps"] < trial.eps
         followed = row["attack"] in kind.follows and row["eps"] <= trial.eps
-        if wide and (same or followed or row["attack"] == CLEAN):
+        if wide and (smaller or followed or row["attack"] == CLEAN):
             yield row
 
 
@@ -85,13 +82,12 @@ def attack_row(model: nn.Module, images: Images, trial: Trial, rows: Sequence[Ro
     Columns: attack, norm, eps, options, n_examples, n_attacked, n_correct, outcomes (`wellcond.outcomes.pack`), wall_s.
     """
     kind, started = ATTACKS[trial.attack], time.perf_counter()
-    options = options_text(kind, dict(trial.options))
     images = images.first(trial.n_examples)
     alive = torch.ones(len(images), dtype=torch.bool, device=images.labels.device)
-    for row in _before(kind, trial, options, rows, len(images)):
+    for row in _before(kind, trial, rows, len(images)):
         alive &= _known(row, len(images), alive.device)
     after = survivors(kind, model, images, alive, trial.eps, seed=seed, **dict(trial.options))
-    row = _row(kind.name, kind.norm, trial.eps, options, int(alive.sum()), after)
+    row = _row(kind.name, kind.norm, trial.eps, trial.measurement.options, int(alive.sum()), after)
     return {**row, "wall_s": time.perf_counter() - started}
 
 
@@ -130,7 +126,7 @@ def transfer_rows(
         for name, target in targets.items():
             with torch.no_grad():
                 alive[name][index] = (target(crafted).argmax(1) == y) & (target(x).argmax(1) == y)
-    options = options_text(kind, dict(trial.options))
+    options = trial.measurement.options
     return [
         {"target": name, **_row(kind.name, kind.norm, trial.eps, options, len(images), alive[name])} for name in targets
     ]

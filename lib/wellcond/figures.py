@@ -1,0 +1,172 @@
+"""The figures of an experiment: for each configuration a line and a band, or a point a network. Never imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from wellcond.analysis import final, kappas, ordered, rates, sensitivity, summary, trainings
+from wellcond.report import ATTACKS, finish, look, panels
+from wellcond.results import Results
+from wellcond.settings import SETTINGS
+
+
+def spread(rows: pd.DataFrame, x: str, y: str, log: bool) -> pd.DataFrame:
+    """centre, low, high over the seeds at each x: mean ± standard deviation, the interval of a single count; for log,
+    geometric mean and range (what a logarithmic axis cannot show is left out)."""
+    if log:
+        finite = np.log(rows[y].where((rows[y] > 0) & (rows[y] < np.inf)))
+        logs: pd.DataFrame = finite.groupby(rows[x]).agg(centre="mean", low="min", high="max")
+        return logs.map(math.exp)
+    groups = rows.groupby(x)
+    centre, std = groups[y].mean(), groups[y].std()
+    low, high = (centre - std).fillna(groups["low"].first()), (centre + std).fillna(groups["high"].first())
+    return pd.DataFrame({"centre": centre, "low": low, "high": high})
+
+
+def draw(ax: Axes, frame: pd.DataFrame, x: str, y: str, log: bool = False, mark: int | list[int] = 1) -> None:
+    """A line and a band per configuration. Of several ratios the highest has full markers; a single one is unnamed."""
+    ratios = sorted(frame["ratio"].dropna().unique())
+    for _, rows in frame.groupby("name", sort=False):
+        about, line = rows.iloc[0], spread(rows, x, y, log)
+        _, color, marker, dash, fill = look(**about[["method", *SETTINGS]])
+        label = about["name" if len(ratios) > 1 else "label"]
+        fill = "none" if len(ratios) > 1 and about["ratio"] < ratios[-1] else fill
+        ax.plot(line["centre"], color=color, marker=marker, fillstyle=fill, linestyle=dash, markevery=mark, label=label)
+        ax.fill_between(line.index, line["low"], line["high"], color=color, alpha=0.18, linewidth=0)
+    if log and ((frame[y] > 0) & (frame[y] < np.inf)).any():  # else there is nothing that such an axis can show
+        ax.set_yscale("log")
+
+
+def layers_shown(frame: pd.DataFrame, layers: Sequence[str], most: int = 6) -> Sequence[str]:
+    """The layers asked for, or all; of a deep network first and last and some evenly between."""
+    names = [name for name in frame["layer"].dropna().unique() if name]
+    return layers or [names[round(i)] for i in np.linspace(0, len(names) - 1, min(most, len(names)))]
+
+
+def plot_condition_growth(results: Results, layers: Sequence[str] = ()) -> Figure:
+    """κ of each layer over the epochs: of S, or of the dense or U Vᵀ weight where there is no S."""
+    frame = kappas(results)
+    titles = layers_shown(frame, layers)
+    fig, axes = panels(titles, 2, 2.3)
+    for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
+        draw(ax, frame[frame["layer"] == layer], "epoch", "value", log=True, mark=4)
+        ax.set(xlabel="epoch", ylabel="" if i % 2 else "κ")
+    return finish(fig)
+
+
+def plot_spectra(results: Results, layers: Sequence[str] = ()) -> Figure:
+    """Singular values of each layer after training over the largest one: a curve ends at 1/κ."""
+    frame = ordered(final(results.select("spectra")))
+    largest = frame.groupby(["run_id", "layer"])["singular_value"].transform("max")
+    frame = frame.assign(relative=frame["singular_value"] / largest, index=frame["index"] + 1)
+    titles = layers_shown(frame, layers)
+    fig, axes = panels(titles, 2, 2.3)
+    for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
+        draw(ax, frame[frame["layer"] == layer], "index", "relative", log=True, mark=[-1])
+        ax.set(xscale="log", xlabel="index i", ylabel="" if i % 2 else "σᵢ / σ₁")
+    return finish(fig)
+
+
+def plot_robustness(results: Results) -> Figure:
+    """Accuracy under each attack against its radius; below it, the difference to the first method, seed by seed."""
+    frame = rates(results)
+    first = frame[frame["name"] == frame["name"].iloc[0]] if len(frame) else frame
+    at = ["attack", "eps", "seed"]
+    frame = frame.merge(first[[*at, "rate"]].rename(columns={"rate": "reference"}), "left", on=at)
+    frame["gap"] = frame["rate"] - frame["reference"]
+    attacks = [attack for attack in list(ATTACKS)[1:] if (frame["attack"] == attack).any()]
+    fig, axes = panels([ATTACKS[attack] for attack in attacks] + [""] * len(attacks), max(1, len(attacks)), 2.5, "row")
+    for i, attack in enumerate(attacks):
+        rows, (above, below) = frame[frame["attack"] == attack], (axes[i], axes[i + len(attacks)])
+        draw(above, rows, "eps", "rate")
+        draw(below, rows.assign(low=math.nan, high=math.nan), "eps", "gap")
+        eps = sorted(rows["eps"].unique())
+        for ax in (above, below):
+            ax.set_xticks(eps[:: math.ceil(len(eps) / 4)])
+        above.set(ylabel="" if i else "accuracy, %")
+        below.set(xlabel="radius ε", ylabel="" if i else f"minus {first['label'].iloc[0]}, points")
+    return finish(fig)
+
+
+def plot_trainings(results: Results, attack: str) -> Figure:
+    """Accuracy under an attack against its radius, a panel for each training."""
+    parts = trainings(results)
+    fig, axes = panels([kind[0].upper() + kind[1:] for kind in parts], 2, 2.5)
+    for i, (ax, part) in enumerate(zip(axes, parts.values(), strict=False)):
+        frame = rates(part)
+        measured = frame[frame["attack"] == attack]
+        start = frame[(frame["attack"] == "clean") & frame["run_id"].isin(measured["run_id"])]
+        draw(ax, pd.concat([start, measured]), "eps", "rate")
+        ax.set(xlabel="radius ε", ylabel="" if i % 2 else "accuracy, %")
+    return finish(fig)
+
+
+def plot_sensitivity(results: Results, attack: str) -> Figure:
+    """Accuracy under an attack at its largest radius against κ of the worst layer and against the product of all
+    ‖W‖₂, one point a network."""
+    frame = sensitivity(results, attack)
+    fig, axes = panels(["Condition number, worst layer", "Product of all ‖W‖₂"], 2, 2.8)
+    for ax, column in zip(axes, ("kappa", "gain"), strict=True):
+        for label, rows in frame.groupby("label", sort=False):
+            _, color, marker, _, fill = look(**rows.iloc[0][["method", *SETTINGS]])
+            ax.plot(rows[column], rows["rate"], color=color, marker=marker, fillstyle=fill, linestyle="", label=label)
+        ax.set(xscale="log", xlabel="κ" if column == "kappa" else "Π σ₁")
+    radius = f", ε = {frame['eps'].max():g}" if len(frame) else ""
+    axes[0].set_ylabel(f"accuracy, %, {ATTACKS.get(attack, attack)}{radius}")
+    return finish(fig)
+
+
+def plot_headline(results: Results) -> Figure:
+    """The largest κ of any layer over training, and the accuracy under FGSM."""
+    fig, (left, right) = panels(["Condition number, worst layer", "Accuracy under FGSM"], 2, 2.8, "none")
+    frame = kappas(results)
+    worst = frame.sort_values("value", na_position="first").drop_duplicates(["run_id", "epoch"], keep="last")
+    draw(left, worst.sort_index(), "epoch", "value", log=True, mark=4)
+    left.set(xlabel="epoch", ylabel="κ")
+    draw(right, rates(results).query("attack == 'fgsm'"), "eps", "rate")
+    right.set(xlabel="radius ε", ylabel="accuracy, %")
+    return finish(fig)
+
+
+def plot_accuracy_compression(results: Results) -> Figure:
+    """Test error against the fraction of the rank removed; below it, what that is in parameters and FLOPs.
+
+    At each level the configurations stand side by side, so that none hides another.
+    """
+    frame = rates(results).query("attack == 'clean'")
+    frame = frame.assign(level=frame["ratio"].fillna(0), rate=100 - frame["rate"], error=frame["low"])
+    frame = frame.assign(low=100 - frame["high"], high=100 - frame["error"])
+    sizes = summary(results).assign(level=lambda f: f["ratio"].fillna(0)).groupby("level")
+    fig, (ax,) = panels([""], 1, 4)
+    levels = sorted(frame["level"].unique())
+    groups = {level: list(frame.loc[frame["level"] == level, "label"].unique()) for level in levels}
+    for label, rows in frame.groupby("label", sort=False):
+        error = spread(rows, "level", "rate", log=False)
+        _, color, marker, dash, fill = look(**rows.iloc[0][["method", *SETTINGS]])
+        place = {x: levels.index(x) + 0.08 * (groups[x].index(label) - (len(groups[x]) - 1) / 2) for x in error.index}
+        x = list(place.values())
+        drawn: Any = {"color": color, "marker": marker, "fillstyle": fill, "linestyle": dash, "linewidth": 0.9}
+        ax.plot(x, error["centre"], **drawn, label=label)
+        ax.vlines(x, error["low"], error["high"], color=color)
+    lines = [[f"rank removed: {100 * level:g} %" for level in levels]]
+    for title, count in (
+        ("trained", "n_params_trained"),
+        ("deployed", "n_params_deployed"),
+        ("FLOPs", "flops_deployed"),
+    ):
+        ends = [
+            {f"{100 * end:.0f}" for end in sizes[f"{count}_ratio"].get_group(level).agg(["min", "max"])}
+            for level in levels
+        ]
+        lines.append([f"{title}: {'–'.join(sorted(pair, key=float))} %" for pair in ends])
+    ax.set_xticks(range(len(levels)), ["\n".join(texts) for texts in zip(*lines, strict=True)])
+    ax.set(yscale="log", ylabel="test error, %")
+    ax.grid(visible=False, axis="x")
+    return finish(fig)
