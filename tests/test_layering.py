@@ -25,6 +25,7 @@ ALLOWED = {
     "outcomes": {"errors"},
     "settings": {"errors"},
     "comparison": {"errors"},
+    "convex_surface": {"errors"},
     "flags": {"errors", "outcomes"},
     "matrix_sign": {"precision"},
     "regularizers": set(),

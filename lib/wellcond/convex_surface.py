@@ -1,0 +1,98 @@
+"""Boundaries of convex bodies in R³ as triangles, and what of them is seen from far away.
+
+A body with 0 inside and gauge g has the boundary {u/g(u)}: one point on each ray from 0. A mesh is such a surface for
+some body of which everything is known; scaled by 1/g it is the boundary of any other, and lies on it exactly at its
+points. Creases come out sharp where edges of the mesh follow them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellcond.errors import invalid
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+class Surface(NamedTuple):
+    """points (P, 3); triangles (T, 3), indices of points, counterclockwise from outside."""
+
+    points: Floats
+    triangles: Indices
+
+    def scaled(self, factors: Floats) -> Surface:
+        """With each point multiplied by its factor (P,) > 0, such as 1/g(point)."""
+        return self._replace(points=self.points * factors[:, None])
+
+
+def _joined(corners: Floats) -> Surface:
+    """The surface of triangles (T, 3, 3) around 0: common corners become one point, triangles without area none."""
+    points, indices = np.unique(corners.reshape(-1, 3).round(12) + 0.0, axis=0, return_inverse=True)
+    triangles = indices.reshape(-1, 3)
+    a, b, c = triangles.T
+    triangles = triangles[(a != b) & (b != c) & (c != a)]
+    inward = np.linalg.det(points[triangles]) < 0
+    triangles[inward] = triangles[inward, ::-1]
+    return Surface(points, triangles)
+
+
+def _check(n: int) -> None:
+    if n < 1:
+        raise invalid("n", n, ">= 1")
+
+
+def octahedron(n: int) -> Surface:
+    """{‖x‖_1 = 1} with each face in n² triangles: edges along all planes x_i = 0 and |x_i| = j/n, on the surface.
+
+    Raises ValueError unless n >= 1.
+    """
+    _check(n)
+    up = [[(i, j), (i + 1, j), (i, j + 1)] for i in range(n) for j in range(n - i)]
+    down = [[(i + 1, j), (i, j + 1), (i + 1, j + 1)] for i in range(n - 1) for j in range(n - 1 - i)]
+    ij = np.array(up + down, dtype=np.float64) / n
+    face = np.stack([ij[..., 0], ij[..., 1], 1 - ij.sum(-1)], axis=-1)
+    signs = np.array(np.meshgrid(*3 * [[-1.0, 1.0]])).reshape(3, -1).T
+    return _joined((face * signs[:, None, None]).reshape(-1, 3, 3))
+
+
+def globe(n: int) -> Surface:
+    """The unit sphere with poles ±e_3: 4n meridians, and 2n circles of latitude from pole to pole, ±45° for even n.
+
+    Raises ValueError unless n >= 1.
+    """
+    _check(n)
+    angles = [np.linspace(-np.pi / 2, np.pi / 2, 2 * n + 1), np.linspace(-np.pi, np.pi, 4 * n + 1)]
+    latitude, longitude = np.meshgrid(*angles, indexing="ij")
+    x = np.stack([*(np.cos(latitude) * f(longitude) for f in (np.cos, np.sin)), np.sin(latitude)], axis=-1)
+    a, b, c, d = x[:-1, :-1], x[1:, :-1], x[1:, 1:], x[:-1, 1:]
+    return _joined(np.stack([a, b, c, a, c, d], axis=-2).reshape(-1, 3, 3))
+
+
+def camera(azimuth: float, elevation: float) -> Floats:
+    """Orthonormal rows (3, 3): right, up, and towards the viewer, who is at these angles in degrees; up is e_3 seen."""
+    a, e = np.radians([azimuth, elevation])
+    right = [-np.sin(a), np.cos(a), 0]
+    up = [-np.sin(e) * np.cos(a), -np.sin(e) * np.sin(a), np.cos(e)]
+    return np.array([right, up, np.cross(right, up)])
+
+
+def normals(surface: Surface) -> Floats:
+    """Outer unit normals of the triangles (T, 3)."""
+    a, b, c = surface.points[surface.triangles].transpose(1, 0, 2)
+    outer = np.cross(b - a, c - a)
+    unit: Floats = outer / np.linalg.norm(outer, axis=1, keepdims=True)
+    return unit
+
+
+def creases(surface: Surface, angle: float = 20.0) -> Indices:
+    """The edges (E, 2), pairs of points, across which the normal turns by more than an angle in degrees."""
+    edges = np.sort(surface.triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+    order = np.lexsort(edges.T)  # each edge twice: once for either side
+    first, second = normals(surface)[order // 3].reshape(-1, 2, 3).transpose(1, 0, 2)
+    turned = (first * second).sum(axis=1) < np.cos(np.radians(angle))
+    sharp: Indices = edges[order[::2][turned]]
+    return sharp
