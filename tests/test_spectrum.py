@@ -209,6 +209,19 @@ def test_svd_is_one_in_working_precision(sigma, dtype):
     np.testing.assert_allclose(s[0].double(), exact, rtol=3 * eps, atol=eps * max(sigma) / 10)
 
 
+def test_svd_does_without_the_gram_matrix_where_its_factorization_fails(monkeypatch):
+    """As LAPACK's does now and then on a matrix with subnormal entries."""
+
+    def fails(*args):
+        raise torch.linalg.LinAlgError
+
+    A = randn(6, 4, dtype=torch.float32)
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    P, sigma, Qt = svd(A)
+    torch.testing.assert_close((P * sigma) @ Qt, A, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sigma, torch.linalg.svdvals(A), rtol=1e-6, atol=0)
+
+
 def test_svd_refuses_what_is_not_finite():
     for dtype in (torch.float32, torch.float64):
         with pytest.raises(torch.linalg.LinAlgError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -31,14 +31,15 @@ def svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD A = P diag(σ) Qᵀ of A (..., n, r), n >= r: P (..., n, r), σ descending, Qᵀ (..., r, r).
 
     Clipping a spectrum makes singular values repeat, and LAPACK's divide and conquer then sometimes fails to converge
-    in float32. So a well-conditioned float32 matrix goes through the eigenvectors Q of AᵀA, which always exist to
-    working accuracy, with P = A Q/σ; anything else is factorized in float64, where the rounding of the input keeps the
-    values apart. Raises torch.linalg.LinAlgError if A is not finite.
+    in float32. So a well-conditioned float32 matrix goes through the eigenvectors Q of AᵀA, with P = A Q/σ; anything
+    else is factorized in float64, where the rounding of the input keeps the values apart.
+    Raises torch.linalg.LinAlgError if A is not finite.
     """
     A = upcast(A)
     if A.dtype == torch.float32:
         gram = A.mT @ A
-        if bool(gram.isfinite().all()):  # entries beyond 1e19 overflow here, not in float64
+        # entries beyond 1e19 overflow here, not in float64, and LAPACK may fail on a Gram matrix with subnormal entries
+        with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             eigenvalues, Q = torch.linalg.eigh(gram)
             if bool((eigenvalues[..., 0] * GRAM_CONDITION**2 > eigenvalues[..., -1]).all()):
                 sigma, Q = eigenvalues.sqrt().flip(-1), Q.flip(-1)
