@@ -9,7 +9,7 @@ from torch import nn
 from helpers import Tiny, convolutional
 from wellcond import assessment, data, paths, results
 from wellcond.assessment import COMPRESSION, ROBUSTNESS, assess, progress
-from wellcond.compress import compress
+from wellcond.compress import COMPRESSORS, compress
 from wellcond.compressibility import Plan, compressed, compression_rows, filter_rows
 from wellcond.convert import count_flops, count_parameters
 from wellcond.deployment import deploy
@@ -58,7 +58,17 @@ def test_the_condition_number_is_that_of_what_is_left():
     assert row["kappa"] == pytest.approx(max(sigma[0] / sigma[14], head[0] / head[-1]).item(), rel=1e-4)
 
 
-def test_the_classifier_is_left_whole():
+@pytest.mark.parametrize("compressor", COMPRESSORS)
+def test_every_compressor_leaves_the_classifier_whole(compressor):
+    model = chain()
+    network, size = compressed(model, digits(), Plan(compressor, 0.5))
+    assert size < count_parameters(model).deployed
+    *_, classifier = weight_layers(network).values()
+    kept = classifier.weight
+    assert all(any(torch.equal(column, other) for other in model[5].weight.T) for column in kept.T)  # or what it reads
+
+
+def test_the_classifier_has_no_zeros():
     model = chain()
     network, size = compressed(model, digits(), Plan("magnitude", 0.9))
     assert torch.equal(network[5].weight, model[5].weight)

@@ -140,12 +140,12 @@ def pruned_filters(model: nn.Module, *, p: float = 2.0, together: bool = False, 
     is then the one whose later layers have zeros where they read the removed channels.
 
     Convolutions whose channels do not belong to them alone, as those that write into a residual sum, are left whole:
-    `Compressed.whole` says which and why. skip: names or patterns of convolutions left whole.
+    `Compressed.whole` says which and why. skip: names or patterns of layers left whole.
     Source: Li et al., ICLR 2017.
     """
     dense = densify(model)
     found, whole = channels(dense)
-    skipped = matching(skip, [*found, *whole], "skip")
+    skipped = matching(skip, weight_layers(dense), "skip") & {*found, *whole}
     whole |= dict.fromkeys(sorted(skipped), "skipped")
     found = {name: own for name, own in found.items() if name not in skipped}
     filters = {name: matricize(dense.get_parameter(f"{name}.weight")) for name in found}

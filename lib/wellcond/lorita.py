@@ -10,7 +10,7 @@ A linear layer m -> n has the factors (n, m), (m, m), ..., (m, m); a convolution
 m = C_in·kh·kw columns, (n, n), ..., (n, n), (n, m). The layers stay what they were, and their ``weight`` is a
 parametrization: forward code may read it, and the factors are multiplied once a pass, not applied at every position.
 
-Source: Alkhouri et al., arXiv:2405.03089; Shang, Liu, Cheng, AAAI 2016, for the identity.
+Source: Zhang, Alkhouri, Wang, arXiv:2405.03089; Shang, Liu, Cheng, AAAI 2016, for the identity.
 """
 
 from __future__ import annotations

@@ -76,15 +76,36 @@ LOOKS = {
     "soft_orthogonal": Look("dense, soft orthogonality", "#666666", "s", "--"),
     "spectral_norm": Look("dense, spectral norm 1", "#666666", "v", ":"),
     "dense_clipped": Look("dense, κ clipped", "#666666", "^", "-."),
+    "fw_l2": Look("FW, l2", "#009E73", "v", ":"),
+    "fw_k_sparse": Look("FW, k-sparse", "#E69F00", "p", "--"),
+    "fw_k_support": Look("FW, k-support", "#E69F00", "^", "--"),
+    "fw_group_k_support": Look("FW, k filters", "#CC79A7", "D", "-."),
+    "fw_nuclear": Look("FW, nuclear", "#009E73", "s", "--"),
+    "fw_spectral_k_sparse": Look("FW, spectral k-sparse", "#009E73", "d", "-."),
+    "fw_spectral_k_support": Look("FW, spectral k-support", "#009E73", "P"),
+    "fw_spectral_k_support_none": Look("FW, spectral k-support, rescaling none", "#009E73", "X", ":"),
+    "fw_spectral_k_support_diameter": Look("FW, spectral k-support, rescaling diameter", "#009E73", "<", "--"),
+    "fw_spectral_k_support_fast_gradient": Look(
+        "FW, spectral k-support, rescaling fast gradient", "#009E73", ">", "-."
+    ),
+    "lorita": Look("LoRITa", "#7A5195", "o"),
+    "nuclear_norm": Look("nuclear-norm penalty", "#D55E00", "h", "--"),
+    "proximal_sgd": Look("proximal SGD", "#D55E00", "X"),
+    "group_lasso": Look("group lasso on filters", "#CC79A7", "*", ":"),
 }
 
 
 def look(
-    method: str, max_cond: float = math.nan, tolerance: float = math.nan, beta: float = math.nan, **_: object
+    method: str,
+    max_cond: float = math.nan,
+    tolerance: float = math.nan,
+    beta: float = math.nan,
+    depth: float = math.nan,
+    **_: object,
 ) -> Look:
-    """The look of a configuration: of τ and ϑ the middle ones look as the method does, the smallest and the largest
-    have their own marker and dash; without its penalty (β = 0) a marker is open. An unknown method is grey. Other
-    settings change nothing."""
+    """The look of a configuration: of τ, ϑ and the depth N the middle ones look as the method does, the smallest and
+    the largest have their own marker and dash; without its penalty (β = 0) a marker is open. An unknown method is grey.
+    Other settings change nothing."""
     base = LOOKS.get(method, Look(method, "#888888", "h"))
     if beta == 0:
         base = base._replace(fill="none")
@@ -92,6 +113,8 @@ def look(
         return base._replace(marker="<", dash=":")
     if max_cond > 1.25:
         return base._replace(marker=">", dash="--")
+    if depth == 1 or depth > 2:
+        return base._replace(marker="<", dash=":") if depth == 1 else base._replace(marker=">", dash="--")
     if tolerance == 0:
         return base._replace(marker="s")
     return base._replace(marker="v", dash="-.") if tolerance > 0.15 else base

@@ -1,0 +1,253 @@
+"""Tables and figures of networks that are compressed after training. Never imports torch.
+
+A network is compressed at several amounts, each of which has a size: its deployed parameters, in percent of the dense
+network. References are networks that were trained at their size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from wellcond.analysis import ordered, rates
+from wellcond.comparison import Gap, student, wilson
+from wellcond.figures import draw, layers_shown
+from wellcond.report import ATTACKS, finish, look, mean_std, panels, table
+from wellcond.results import Results
+from wellcond.settings import SETTINGS
+
+COMPRESSORS = {
+    "svd": "truncated SVD, the same share of every rank",
+    "svd_global": "truncated SVD, one threshold on σᵢ/σ₁",
+    "svd_global_norm": "truncated SVD, one threshold on σᵢ/‖σ‖₂",
+    "filters_l1": "filters of least ℓ₁ norm",
+    "filters_l2": "filters of least ℓ₂ norm",
+    "filters_l1_global": "filters of least ℓ₁ norm, over all layers",
+    "filters_l2_global": "filters of least ℓ₂ norm, over all layers",
+    "magnitude": "single weights of least modulus",
+}
+"""What a compressor does, by its name in wellcond.compress, which needs torch."""
+
+REFERENCES = ("condlr", "uv")
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+def compressed(
+    results: Results, compressor: str, attack: str = "clean", *, epochs: int = 0, phases: int = 1
+) -> pd.DataFrame:
+    """One row per (run, amount), at the largest radius of the attack: share (deployed parameters, % of dense), flops
+    (% of dense), rate in %, low, high (its Wilson interval), kappa."""
+    frame = results.select("compressions")
+    how = (frame["compressor"] == compressor) & (frame["epochs"] == epochs) & (frame["phases"] == phases)
+    frame = frame[how & (frame["attack"] == attack)]
+    frame = frame[frame["eps"] == frame["eps"].max()]
+    runs = results.runs.set_index("run_id")
+    whole = {key: frame["run_id"].map(runs[f"{key}_dense"].astype(float)) for key in ("n_params", "flops")}
+    bounds = [wilson(k, n) for k, n in zip(frame["n_correct"], frame["n_examples"], strict=True)]
+    return _sized(
+        frame.assign(
+            share=100 * frame["n_params_deployed"] / whole["n_params"],
+            flops=100 * frame["flops_deployed"] / whole["flops"],
+            rate=100 * frame["n_correct"] / frame["n_examples"],
+            low=[100 * low for low, _ in bounds],
+            high=[100 * high for _, high in bounds],
+        )
+    )
+
+
+def references(results: Results, attack: str = "clean", methods: Sequence[str] = REFERENCES) -> pd.DataFrame:
+    """The same columns of networks that were trained at their size, of these methods; amount is their ratio."""
+    frame = rates(results)
+    frame = frame[frame["method"].isin(methods) & frame["ratio"].notna() & (frame["attack"] == attack)]
+    frame = frame[frame["eps"] == frame["eps"].max()]
+    runs = results.runs.set_index("run_id")
+    about = runs.loc[frame["run_id"]].reset_index()
+    return _sized(
+        frame.reset_index(drop=True).assign(
+            amount=lambda f: f["ratio"],
+            share=100 * about["n_params_deployed"] / about["n_params_dense"],
+            flops=100 * about["flops_deployed"] / about["flops_dense"],
+        )
+    )
+
+
+def _sized(frame: pd.DataFrame) -> pd.DataFrame:
+    """With full names, of which the ratio is no part: all sizes of a method are one curve. error: 100 - rate."""
+    named = ordered(frame.assign(ratio=math.nan)) if len(frame) else frame.assign(name="", place=0)
+    return named.assign(error=100 - named["rate"])
+
+
+def areas(frame: pd.DataFrame) -> pd.DataFrame:
+    """The mean rate of each run over the logarithm of its size, between the sizes that all runs have: one row a run,
+    with name, seed, area. A curve is linear between its points; nan where the runs share no interval of sizes."""
+    spans = frame.groupby("run_id")["share"].agg(["min", "max"])
+    low, high = (spans["min"].max(), spans["max"].min()) if len(spans) else (math.nan, math.nan)
+    rows = []
+    for _, curve in frame.groupby("run_id", sort=False):
+        line = curve.sort_values("share")
+        x, y = np.log(line["share"].to_numpy(float)), line["rate"].to_numpy(float)
+        inside = (x > math.log(low)) & (x < math.log(high))
+        at = np.concatenate([[math.log(low)], x[inside], [math.log(high)]])
+        area = float(np.trapezoid(np.interp(at, x, y), at)) / math.log(high / low) if low < high else math.nan
+        rows.append({**line.iloc[0][["run_id", "method", "name", "seed"]], "area": area})
+    return pd.DataFrame(rows, columns=["run_id", "method", "name", "seed", "area"])
+
+
+def compare_areas(frame: pd.DataFrame, first: str, second: str) -> Gap:
+    """The difference of two configurations in area, seed by seed."""
+    found = areas(frame).pivot_table(index="seed", columns="name", values="area")
+    pairs = (found.reindex(columns=[first])[first] - found.reindex(columns=[second])[second]).dropna()
+    return student(pairs.tolist())
+
+
+def at_amount(frame: pd.DataFrame, name: str, amount: float) -> pd.Series[float]:
+    """The rates of a configuration at one amount, by seed."""
+    rows = frame[(frame["name"] == name) & np.isclose(frame["amount"], amount)]
+    found: pd.Series[float] = rows.set_index("seed")["rate"]
+    return found
+
+
+def compare_at(frame: pd.DataFrame, first: str, other: pd.DataFrame, second: str, amount: float) -> Gap:
+    """A configuration of one frame minus one of another at the same amount, seed by seed."""
+    return student((at_amount(frame, first, amount) - at_amount(other, second, amount)).dropna().tolist())
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+GROUPS = {
+    "Frank-Wolfe": ("dense", "fw_"),
+    "Penalties and products": ("dense", "lorita", "proximal_sgd", "nuclear_norm", "group_lasso"),
+}
+"""The panels of a figure, by the beginnings of the names of methods: a dozen curves are too many for one."""
+
+
+def _grouped(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    for title, starts in GROUPS.items():
+        yield title, frame[frame["method"].str.startswith(starts)]
+
+
+def _draw_references(ax: Axes, frame: pd.DataFrame, y: str) -> None:
+    """A marker a size: the mean over the seeds."""
+    for _, rows in frame.groupby("name", sort=False):
+        centre = rows.groupby("amount")[["share", y]].mean()
+        style = look(**rows.iloc[0][["method", *SETTINGS]])
+        ax.plot(
+            centre["share"],
+            centre[y],
+            style.marker,
+            color=style.color,
+            markersize=8,
+            markeredgecolor="white",
+            label=f"{rows['label'].iloc[0]}, trained at its size",
+            zorder=4,
+        )
+
+
+def _against_size(results: Results, compressor: str, y: str, attack: str, axis: str, height: float) -> Figure:
+    frame = compressed(results, compressor, attack)
+    # nominally equal sizes of two seeds may differ in a few parameters: one x for each amount of a configuration
+    frame = frame.assign(share=frame.groupby(["name", "amount"])["share"].transform("mean"))
+    trained = references(results, attack) if y == "error" else frame[:0]
+    fig, axes = panels(list(GROUPS), 2, height)
+    for i, (ax, (_, rows)) in enumerate(zip(axes, _grouped(frame), strict=True)):
+        draw(ax, rows, "share", y, log=True)
+        _draw_references(ax, trained, y)
+        ax.set(xscale="log", yscale="log", xlabel="deployed parameters, % of dense", ylabel="" if i else axis)
+    return finish(fig)
+
+
+def plot_compression(results: Results, compressor: str, attack: str = "clean") -> Figure:
+    """Error against size, one curve a method from one training; markers: networks that were trained at their size."""
+    axis = "test error, %" if attack == "clean" else f"error under {ATTACKS[attack]}, %"
+    return _against_size(results, compressor, "error", attack, axis, 3.2)
+
+
+def plot_kappa(results: Results, compressor: str) -> Figure:
+    """The largest κ of any layer, of the singular values that are left, against size."""
+    return _against_size(results, compressor, "kappa", "clean", "κ, worst layer", 2.6)
+
+
+def plot_filter_norms(results: Results, layers: Sequence[str] = ()) -> Figure:
+    """The norms of the rows of a weight matrix, the filters, over the largest: geometric mean over the seeds."""
+    frame = ordered(results.select("filters"))
+    largest = frame.groupby(["run_id", "layer"])["norm"].transform("max")
+    frame = frame.assign(relative=frame["norm"] / largest, index=frame["index"] + 1)
+    titles = layers_shown(frame, layers)
+    fig, axes = panels(titles, 2, 2.4)
+    for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
+        rows = frame[frame["layer"] == layer]
+        draw(ax, rows, "index", "relative", log=True, mark=max(1, len(rows["index"].unique()) // 8))
+        ax.set(yscale="log", xlabel="filter, in descending order", ylabel="" if i % 2 else "norm over the largest")
+    return finish(fig)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def area_table(results: Results, compressors: Sequence[str]) -> Styler:
+    """The mean accuracy over the logarithm of the size (`areas`): mean ± standard deviation over seeds."""
+    columns: dict[str, Any] = {}
+    names: dict[str, None] = {}
+    for compressor in compressors:
+        frame = compressed(results, compressor)
+        found = areas(frame)
+        names |= dict.fromkeys(found.sort_values("area", ascending=False)["name"])
+        span = frame.groupby("run_id")["share"].agg(["min", "max"])
+        interval = f"{span['min'].max():.1f} to {span['max'].min():.0f} %" if len(span) else "–"
+        columns[f"{COMPRESSORS[compressor]} ({interval})"] = found.groupby("name")["area"].apply(mean_std)
+    texts = pd.DataFrame(columns, index=pd.Index(list(names), name="training")).fillna("–").reset_index()
+    return table(texts.astype(object))
+
+
+def robustness_at_size(results: Results, compressor: str = "svd", attacks: Sequence[str] = ("clean",)) -> Styler:
+    """Accuracy (%) under each attack at its largest radius at each amount, of the compressed networks and of those that
+    were trained at that size: mean ± standard deviation over seeds."""
+    parts = {
+        attack: pd.concat([references(results, attack), compressed(results, compressor, attack)]) for attack in attacks
+    }
+    amounts = sorted(set.intersection(*(set(part["amount"].round(6)) for part in parts.values())))
+    rows = []
+    for name in dict.fromkeys(name for part in parts.values() for name in part["name"]):
+        for attack, part in parts.items():
+            cells = [mean_std(at_amount(part, name, amount), 1) for amount in amounts]
+            rows.append([name if attack == attacks[0] else "", ATTACKS[attack], *cells])
+    return table(
+        pd.DataFrame(rows, columns=["training", "under", *(f"{100 * a:g} % of the rank removed" for a in amounts)])
+    )
+
+
+def tuning_table(results: Results, ways: Sequence[tuple[str, int, int]]) -> Styler:
+    """Accuracy (%) of each way to compress, (compressor, phases, epochs after each), at each amount."""
+    rows = []
+    for compressor, phases, epochs in ways:
+        frame = compressed(results, compressor, phases=phases, epochs=epochs)
+        how = "no training" if not epochs else f"{phases} × {epochs} epochs" if phases > 1 else f"{epochs} epoch"
+        for _, part in frame.groupby(["name", "amount"], sort=False):
+            name, amount = part.iloc[0][["name", "amount"]]
+            size = f"{part['share'].mean():.1f} %"
+            rows.append([name, COMPRESSORS[compressor], f"{100 * amount:g} %", size, how, mean_std(part["rate"])])
+    columns = ["training", "then removed", "amount", "deployed", "fine-tuning", "test accuracy, %"]
+    return table(pd.DataFrame(rows, columns=columns))
+
+
+def sweep_table(results: Results, compressor: str = "svd") -> Styler:
+    """Test accuracy (%) before compression and at each amount, a row for each configuration: over the seeds."""
+    frame, whole = compressed(results, compressor), rates(results)
+    clean = whole[whole["attack"] == "clean"].groupby("name", sort=False)["rate"]
+    before = {name: mean_std(rate) for name, rate in clean}
+    rows = []
+    for name, part in frame.groupby("name", sort=False):
+        amounts = part.groupby(part["amount"].map(lambda amount: f"{100 * amount:g} %"), sort=True)["rate"]
+        after = {str(amount): mean_std(rate) for amount, rate in amounts}
+        rows.append({"training": name, "nothing removed": before.get(str(name), "–"), **after})
+    return table(pd.DataFrame(rows))
