@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--table",
         default="training",
-        help="training (default), integrators, growth, retractions or ablation",
+        help="training (default), integrators, growth, retractions, ablation, lmo or lmo_growth",
     )
     bench.add_argument("--net", nargs="+", default=["lenet5"], help="lenet5 (default), vgg16, wrn16_4")
     bench.add_argument("--ratio", nargs="+", type=float, default=[0.5, 0.8, 0.9], help="rank ratios removed")

@@ -15,17 +15,20 @@ import torch
 from wellcond import paths
 from wellcond.errors import invalid, unknown
 from wellcond.integrator_bench import ablation_rows, growth_rows, retraction_rows
+from wellcond.lmo_bench import lmo_growth_rows, lmo_rows
 from wellcond.training_bench import INTEGRATORS, Row, training_rows
 
 BY_NET: dict[str, Callable[..., list[Row]]] = {
     "training": training_rows,
     "integrators": lambda net, ratios, **how: training_rows(net, ratios, methods=INTEGRATORS, **how),
+    "lmo": lambda net, ratios, **how: lmo_rows(net, **how),
 }
 """Tables of one network, from net, ratios, batch, repeats and device."""
 TABLES: dict[str, Callable[..., list[Row]]] = {
     "growth": growth_rows,
     "retractions": retraction_rows,
     "ablation": ablation_rows,
+    "lmo_growth": lmo_growth_rows,
 }
 """Tables of no network, from repeats and device."""
 
@@ -39,7 +42,7 @@ def measure(
     repeats: int = 15,
     device: str = "cpu",
 ) -> list[Row]:
-    """The rows of a table, a key of BY_NET or TABLES; only the first read net, ratios and batch.
+    """The rows of a table, a key of BY_NET or TABLES; only the first read net and batch, and some ratios.
 
     Raises ValueError, naming the field, for a value out of range.
     """
