@@ -142,6 +142,7 @@ def _bench(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     device = pick_device(options.device)
+    about = environment(device)
     by_net = options.table in bench.BY_NET
     shown = []
     for net in options.net if by_net else options.net[:1]:
@@ -157,7 +158,7 @@ def _bench(options: argparse.Namespace) -> None:
                 "repeats": options.repeats,
                 "started": started,
                 "finished": now(),
-                **environment(device),
+                **about,
             }
             folder = paths.results() / "bench" / device
             results.save_table(folder, options.table, rows, provenance, key="net" if by_net else "")
