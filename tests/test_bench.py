@@ -15,6 +15,9 @@ from wellcond import bench
         ({"table": "training", "batch": 0}, "batch = 0"),
         ({"table": "training", "ratios": [1.0]}, "ratio = 1.0"),
         ({"table": "growth", "repeats": 1}, "repeats = 1"),
+        ({"table": "lmo", "net": "vgg"}, "net = 'vgg': unknown; did you mean 'vgg16'?"),
+        ({"table": "lmo", "batch": 0}, "batch = 0"),
+        ({"table": "lmo_grow"}, "table = 'lmo_grow': unknown; did you mean 'lmo_growth'?"),
     ],
 )
 def test_bad_input(arguments, message):

@@ -62,6 +62,7 @@ ALLOWED = {
     "results": {"errors", "paths", "settings"},
     "report": {"comparison", "errors", "results", "settings"},
     "costs": {"report"},
+    "lmo_report": {"costs", "report"},
     "dynamics": {"comparison", "report", "results", "settings"},
     "robustness_report": {"comparison", "flags", "outcomes", "report", "results", "settings"},
     "conditioning_report": {"report", "results", "settings"},
@@ -91,7 +92,7 @@ FACADE = "__init__"  # gathers the public names of all
 
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "pyautoattack", "matplotlib", "seaborn"}
-FIGURES = {"report", "robustness_report", "costs", "conditioning_report", "dynamics", "theory_figures"}
+FIGURES = {"report", "robustness_report", "costs", "lmo_report", "conditioning_report", "dynamics", "theory_figures"}
 TABLES_ONLY = FIGURES | {
     "comparison",
     "errors",

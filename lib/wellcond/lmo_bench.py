@@ -35,8 +35,10 @@ IMAGES = {(1, 28, 28): "digits", (3, 32, 32): "digits32"}
 
 
 class Contender(NamedTuple):
-    """receive: takes gradients of the weights, and may change them; step: the work to be timed."""
+    """optimizer: of its weights, or what they are products of; receive: takes gradients of the weights; step: the work
+    to be timed."""
 
+    optimizer: torch.optim.Optimizer
     receive: Callable[[Sequence[Tensor]], None]
     step: Callable[[], Any]
 
@@ -84,7 +86,7 @@ def _sgd(model: nn.Module, after: Callable[[Sequence[Tensor]], None] = lambda we
         optimizer.step()
         after(weights)
 
-    return Contender(partial(_received, weights), step)
+    return Contender(optimizer, partial(_received, weights), step)
 
 
 def _frank_wolfe(model: nn.Module, name: str, engine: Engine) -> Contender:
@@ -102,7 +104,7 @@ def _frank_wolfe(model: nn.Module, name: str, engine: Engine) -> Contender:
             optimizer.state[w].pop("right", None)
         optimizer.step()
 
-    return Contender(partial(_received, weights), step)
+    return Contender(optimizer, partial(_received, weights), step)
 
 
 def _penalized(model: nn.Module, penalty: Callable[[Tensor], Tensor]) -> Contender:
@@ -115,7 +117,7 @@ def _penalized(model: nn.Module, penalty: Callable[[Tensor], Tensor]) -> Contend
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    return Contender(partial(_received, weights), step)
+    return Contender(optimizer, partial(_received, weights), step)
 
 
 @torch.no_grad()
@@ -140,7 +142,7 @@ def _lorita(model: nn.Module, depth: int) -> Contender:
         torch.autograd.backward([layer.weight for layer in layers], gradients)
         optimizer.step()
 
-    return Contender(receive, step)
+    return Contender(optimizer, receive, step)
 
 
 CONTENDERS: dict[tuple[str, str], Callable[[nn.Module], Contender]] = {
@@ -263,7 +265,7 @@ SWEEPS: dict[str, list[tuple[int, int]]] = {
 
 
 def _product_pair(A: Tensor, V: Tensor) -> None:
-    A.mT @ (A @ V)
+    (V.mT @ A.mT) @ A
 
 
 def _power(C: ConstraintSet, A: Tensor, engine: str, start: Tensor | None = None) -> None:
