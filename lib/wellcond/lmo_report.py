@@ -80,7 +80,8 @@ def lmo_table(frame: pd.DataFrame) -> Styler:
         row |= dict(zip(nets, times, strict=True))
         row |= {f"error, {net}": _error(error) for net, error in zip(nets, group["lmo_error"], strict=True)}
         rows.append(row)
-    return table(pd.DataFrame(rows))
+    frame = pd.DataFrame(rows).fillna("–")
+    return table(frame[sorted(frame.columns, key=lambda column: str(column).startswith("error"))])
 
 
 def plot_lmo(frame: pd.DataFrame) -> Figure:
@@ -127,7 +128,7 @@ def lmo_slopes_table(frame: pd.DataFrame) -> Styler:
     rows = []
     for sweep, group in lmo_slopes(frame).groupby("sweep", sort=False):
         texts = {
-            GROWTH[row["quantity"]][0].label: f"{row['slope']:.2f} ± {row['error']:.2f} ({row['theory']})"
+            GROWTH[row["quantity"]][0].label: f"{row['slope']:z.2f} ± {row['error']:.2f} ({row['theory']})"
             for row in group.to_dict("records")
         }
         rows.append({"grows": SWEEPS[str(sweep)][0], **texts})
