@@ -269,7 +269,7 @@ SWEEPS: dict[str, list[tuple[int, int]]] = {
     "size": [(n, 16) for n in (128, 256, 512, 1024, 2048)],
 }
 """(n = m, k): what varies is the name of the sweep."""
-QUANTITIES = ("power_cold_s", "power_warm_s", "products_s", "svd_s")
+QUANTITIES = ("power_cold_s", "power_warm_s", "products_s", "single_svd_s", "svd_s")
 
 
 def _product_pair(A: Tensor, V: Tensor) -> None:
@@ -284,8 +284,9 @@ def _power(C: ConstraintSet, A: Tensor, engine: str, start: Tensor | None = None
 def lmo_growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
     """Seconds of one LMO of the spectral k-support ball for random matrices, as each quantity of SWEEPS grows.
 
-    Columns: sweep, n (= m), k, svd_s, power_warm_s and power_cold_s (see ENGINES), products_s (the two products of one
-    iteration with k columns, which the others cannot undercut). Theory: n³ for the SVD, n² k for the others.
+    Columns: sweep, n (= m), k, svd_s, power_warm_s and power_cold_s (see ENGINES), single_svd_s (the SVD alone, in
+    single precision, which `precision.svd` avoids), products_s (the two products of one iteration with k columns,
+    which no other can undercut). Theory: n³ for an SVD, n² k for the others.
     """
     rows = []
     for sweep, sizes in SWEEPS.items():
@@ -297,6 +298,7 @@ def lmo_growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
             tasks[n, k, "products_s"] = partial(_product_pair, A, V)
             tasks[n, k, "power_warm_s"] = partial(_power, C, A, "power_warm", V)
             tasks[n, k, "power_cold_s"] = partial(_power, C, A, "power_cold")
+            tasks[n, k, "single_svd_s"] = partial(torch.linalg.svd, A, full_matrices=False)
             tasks[n, k, "svd_s"] = partial(C.lmo, A)
         # what follows a large SVD pays for the memory it gives back: milliseconds, of which a large task has many
         tasks = dict(sorted(tasks.items(), key=lambda item: QUANTITIES.index(item[0][2])))

@@ -50,6 +50,7 @@ ENGINES = {
 }
 GROWTH = {  # a column of seconds: how it is drawn, and its theoretical slopes against k and against n = m
     "svd_s": (ENGINES["svd"], {"k": 0, "size": 3}),
+    "single_svd_s": (Line("SVD alone, float32", "#E69F00", "v", ":"), {"k": 0, "size": 3}),
     "power_cold_s": (ENGINES["power_cold"], {"k": 1, "size": 2}),
     "power_warm_s": (ENGINES["power_warm"], {"k": 1, "size": 2}),
     "products_s": (Line("the two products of an iteration", "#444444", ".", ":"), {"k": 1, "size": 2}),
