@@ -53,7 +53,7 @@ GROWTH = {  # a column of seconds: how it is drawn, and its theoretical slopes a
     "single_svd_s": (Line("SVD alone, float32", "#E69F00", "v", ":"), {"k": 0, "size": 3}),
     "power_cold_s": (ENGINES["power_cold"], {"k": 1, "size": 2}),
     "power_warm_s": (ENGINES["power_warm"], {"k": 1, "size": 2}),
-    "products_s": (Line("the two products of an iteration", "#444444", ".", ":"), {"k": 1, "size": 2}),
+    "products_s": (Line("two products of an iteration", "#444444", ".", ":"), {"k": 1, "size": 2}),
 }
 SWEEPS = {"k": ("k", "Rank k, n = m = {n}"), "size": ("n", "Size n = m, k = {k}")}  # the column that grows, title
 ROUNDING = 1e-6  # what float32 leaves of an error that is zero
