@@ -12,7 +12,8 @@ from helpers import DOUBLE, Tiny, generator, randn
 from wellcond import adversarial
 from wellcond.adversarial import STEPS, Adversary
 from wellcond.data import Images
-from wellcond.methods import Settings, find
+from wellcond.method import Settings
+from wellcond.methods import find
 from wellcond.models import Normalize
 from wellcond.train import fit
 

@@ -20,7 +20,8 @@ from wellcond.adversarial import Adversary
 from wellcond.data import Images
 from wellcond.distributed import ALONE, Processes
 from wellcond.experiments import Experiment
-from wellcond.methods import Settings, find
+from wellcond.method import Settings
+from wellcond.methods import find
 from wellcond.train import fit
 
 SIZE = 2

@@ -15,7 +15,8 @@ from wellcond.adversarial import Adversary
 from wellcond.data import Images
 from wellcond.distributed import Processes
 from wellcond.ensemble import fit_together
-from wellcond.methods import Settings, find
+from wellcond.method import Settings
+from wellcond.methods import find
 from wellcond.optim import LowRankSGD
 
 ROUNDING = 1e-10

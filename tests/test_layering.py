@@ -78,6 +78,8 @@ ALLOWED = {
     "tables": {"analysis", "report", "results"},
     "figures": {"analysis", "report", "results", "settings"},
     "costs": {"report"},
+    "lmo_report": {"costs", "report"},
+    "compression_report": {"analysis", "comparison", "figures", "report", "results", "settings"},
     "dynamics": {"analysis", "comparison", "figures", "report", "results", "settings", "tables"},
     "robustness_report": {
         *("analysis", "comparison", "figures", "flags", "outcomes", "report", "results", "settings"),
@@ -92,10 +94,11 @@ ALLOWED = {
     "assessment": {
         *("calibration", "compressibility", "evaluate", "experiments", "provenance", "results", "runner", "suite"),
     },
-    "bench": {
-        *("convert", "data", "deployment", "errors", "integrator", "layers", "method", "methods", "models", "paths"),
-        *("spectrum", "stiefel"),
-    },
+    "clocks": set(),
+    "training_bench": {"clocks", "convert", "data", "deployment", "errors", "method", "methods", "models"},
+    "integrator_bench": {"clocks", "integrator", "layers", "spectrum", "stiefel"},
+    "lmo_bench": {"clocks", "constraint_sets", "data", "frank_wolfe", "lorita", "sparsity", "training_bench"},
+    "bench": {"errors", "integrator_bench", "lmo_bench", "paths", "training_bench"},
     "verdicts": set(),
     "flows": {"basis_update", "integrator", "layers", "optim", "stiefel"},
     "theory_problems": {"flows", "integrator", "stiefel"},
@@ -110,7 +113,10 @@ FACADE = "__init__"  # gathers the public names of all
 
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "pyautoattack", "matplotlib", "seaborn"}
-FIGURES = {"report", "figures", "robustness_report", "costs", "conditioning_report", "dynamics", "theory_figures"}
+FIGURES = {
+    *("report", "figures", "robustness_report", "costs", "lmo_report", "conditioning_report", "dynamics"),
+    *("compression_report", "theory_figures"),
+}
 TABLES_ONLY = FIGURES | {
     "analysis",
     "comparison",

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import wellcond as wc
 from helpers import DOUBLE, matrix_with, randn
-from wellcond.methods import METHODS, Settings
+from wellcond.method import Settings
+from wellcond.methods import METHODS
 from wellcond.regularizers import robustness_regularizer, soft_orthogonality
 
 SPECTRA = st.lists(st.floats(0.05, 5), min_size=2, max_size=7)

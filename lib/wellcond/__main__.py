@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("names", nargs="+", metavar="NAME")
     bench = commands.add_parser("bench", help="measure what training and inference cost, as ratios to dense")
     bench.add_argument(
-        "--table", default="training", help="training (default), integrators, growth, retractions or ablation"
+        "--table",
+        default="training",
+        help="training (default), integrators, growth, retractions, ablation, lmo or lmo_growth",
     )
     nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18"
     bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)
@@ -143,9 +145,10 @@ def _bench(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     device = pick_device(options.device)
-    training = options.table in ("training", "integrators")
+    about = environment(device)
+    by_net = options.table in bench.BY_NET
     shown = []
-    for net in options.net if training else options.net[:1]:
+    for net in options.net if by_net else options.net[:1]:
         started = now()
         rows = bench.measure(
             options.table, net=net, ratios=options.ratio, batch=options.batch, repeats=options.repeats, device=device
@@ -154,14 +157,14 @@ def _bench(options: argparse.Namespace) -> None:
         if options.save:
             command = f"python -m wellcond bench --table {options.table} --save --device {device}"
             provenance = {
-                "command": f"{command} --net {net} --batch {options.batch}" if training else command,
+                "command": f"{command} --net {net} --batch {options.batch}" if by_net else command,
                 "repeats": options.repeats,
                 "started": started,
                 "finished": now(),
-                **environment(device),
+                **about,
             }
             folder = paths.results() / "bench" / device
-            results.save_table(folder, options.table, rows, provenance, key="net" if training else "")
+            results.save_table(folder, options.table, rows, provenance, key="net" if by_net else "")
     if options.json:
         blank = [{key: None if value != value else value for key, value in row.items()} for row in shown]  # no NaN
         print(json.dumps(blank, indent=1))

@@ -100,8 +100,16 @@ def plot_split(frame: pd.DataFrame) -> Figure:
     return finish(fig)
 
 
+def fitted_slope(x: Any, y: Any) -> tuple[float, float]:
+    """Least-squares slope of log y against log x, at least two points, and its standard error."""
+    x, y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
+    slope, intercept = np.polyfit(x, y, 1)
+    residual = float(np.sum((y - slope * x - intercept) ** 2))
+    return float(slope), float(np.sqrt(residual / max(1, len(x) - 2) / np.sum((x - x.mean()) ** 2)))
+
+
 def slopes(frame: pd.DataFrame, largest: int = 3) -> pd.DataFrame:
-    """Least-squares slope of log time against log size over the `largest` sizes of each sweep, and its standard error.
+    """`fitted_slope` of time against size over the `largest` sizes of each sweep.
 
     Columns: sweep, quantity (a column of seconds), slope, error, theory.
     """
@@ -109,12 +117,8 @@ def slopes(frame: pd.DataFrame, largest: int = 3) -> pd.DataFrame:
     for sweep, group in frame.groupby("sweep", sort=False):
         size = "n" if sweep == "size" else str(sweep)
         last = group.sort_values(size).tail(largest)
-        x = np.log(last[size].to_numpy(float))
         for quantity in LINES:
-            y = np.log(last[quantity].to_numpy(float))
-            slope, intercept = np.polyfit(x, y, 1)
-            residual = float(np.sum((y - slope * x - intercept) ** 2))
-            error = np.sqrt(residual / max(1, len(x) - 2) / np.sum((x - x.mean()) ** 2))
+            slope, error = fitted_slope(last[size], last[quantity])
             rows.append(
                 {"sweep": sweep, "quantity": quantity, "slope": slope, "error": error, "theory": SWEEPS[str(sweep)][2]}
             )
