@@ -36,6 +36,7 @@ COMPRESSORS = {
 """What a compressor does, by its name in wellcond.compress, which needs torch."""
 
 REFERENCES = ("condlr", "uv")
+_SIZED = ["amount", "share", "flops", "rate", "low", "high", "kappa"]
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
@@ -76,13 +77,15 @@ def references(results: Results, attack: str = "clean", methods: Sequence[str] =
             amount=lambda f: f["ratio"],
             share=100 * about["n_params_deployed"] / about["n_params_dense"],
             flops=100 * about["flops_deployed"] / about["flops_dense"],
+            kappa=math.nan,
         )
     )
 
 
 def _sized(frame: pd.DataFrame) -> pd.DataFrame:
     """With full names, of which the ratio is no part: all sizes of a method are one curve. error: 100 - rate."""
-    named = ordered(frame.assign(ratio=math.nan)) if len(frame) else frame.assign(name="", place=0)
+    frame = frame[["run_id", "method", "label", *SETTINGS, "seed", *_SIZED]].assign(ratio=math.nan)
+    named = ordered(frame) if len(frame) else frame.assign(name="", place=0)
     return named.assign(error=100 - named["rate"])
 
 
