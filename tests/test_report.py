@@ -163,7 +163,7 @@ def test_diverged_and_waiting_cells_are_never_numbers():
         ("dense SGD", "–"): "waiting",
         ("U Vᵀ", "80 %"): "97.00 (1; 1 diverged)",
         ("U Vᵀ", "90 %"): "diverged",
-        ("CondLR, τ\u00a0=\u00a00.1", "80 %"): "waiting",
+        ("CondLR, τ = 0.1", "80 %"): "waiting",
     }
     waiting = analysis.waiting(found).set_index("configuration")["seeds waiting"]
     assert dict(waiting) == {"dense SGD": "0", "U Vᵀ, ratio 0.8": "2", CONDLR: "0"}
@@ -223,10 +223,19 @@ def test_pick_keeps_what_has_no_such_setting(three_seeds):
 # --- tables
 
 
+def test_formulas_of_a_table_stay_on_one_line():
+    frame = pd.DataFrame({"configuration": ["CondLR, τ = 0.1, ratio 0.8", "projected U S Vᵀ", "U Vᵀ"], "n": [1, 2, 3]})
+    html = report.table(frame).to_html()
+    assert all(
+        text in html for text in ("CondLR, τ\u00a0=\u00a00.1, ratio 0.8", "projected U\u00a0S\u00a0Vᵀ", ">U\u00a0Vᵀ")
+    )
+    assert (report.signed(-0.916), report.signed(0.33, 1)) == ("−0.92", "+0.3")
+
+
 def test_accuracy_table_shows_all_counts(three_seeds):
     row = tables.accuracy_table(three_seeds).data.iloc[1]
     assert list(row) == [
-        *("CondLR, τ\u00a0=\u00a00.1", "80 %", "97.50 ± 0.56 (3)", "20.0 %"),
+        *("CondLR, τ = 0.1", "80 %", "97.50 ± 0.56 (3)", "20.0 %"),
         *("400 (40.0 %)", "250 (25.0 %)", "10.0 %"),
     ]
 
@@ -390,9 +399,10 @@ def test_trainings_are_told_apart_also_where_they_wait():
     assert list(parts) == ["plain", "50 % PGD-AT, ε = 0.1", "TRADES 6, ε = 0.1"]
     assert [list(part.runs["run_id"]) for part in parts.values()] == [["dense-s0"], ["dense-m0.5-e0.1-s0"], []]
     assert [part.missing for part in parts.values()] == [(), ("dense-m0.5-e0.1-s1",), ("dense-l6-e0.1-s0",)]
-    html = tables.training_table(found).to_html()
-    assert "50 % PGD-AT, ε = 0.1" in html
-    assert "waiting" in html
+    table = tables.training_table(found, "fgsm").data
+    assert {"50 % PGD-AT, ε = 0.1", "TRADES 6, ε = 0.1"} < set(table["training"])
+    assert "waiting" in set(table["test accuracy, % (seeds)"])
+    assert [column for column in table if "ε" in column] == [f"FGSM ε\u00a0=\u00a0{eps}" for eps in (0.1, 0.2, 0.3)]
     fig = figures.plot_trainings(found, "fgsm")
     titles = [ax.get_title(loc="left") for ax in fig.axes if ax.get_visible()]
     assert titles == ["Plain", "50 % PGD-AT, ε = 0.1", "TRADES 6, ε = 0.1"]

@@ -203,8 +203,25 @@ def test_figures_draw_what_there_is(study):
     plt.close(fig)
 
 
+def test_each_corruption_has_a_scale_of_its_own():
+    """Errors of 0, 2.5 and 5 % under noise, of which a logarithmic axis leaves out the first; blur up to 50 %."""
+    clean = row("dense-s0", "clean", 0.0, bits(), norm="")
+    fallen = {("gaussian_noise", 1): 1, ("gaussian_noise", 2): 2, ("blur", 1): 4, ("blur", 2): 20}
+    rows = [row("dense-s0", name, s, bits(*range(n)), "corruption") for (name, s), n in fallen.items()]
+    found = results_of(runs=[run("dense-s0", "dense", "dense SGD", 0)], attacks=[clean, *rows])
+    noise, blur = robustness.plot_corruptions(found, ["gaussian_noise", "blur"]).axes
+    assert [ax.get_title(loc="left") for ax in (noise, blur)] == ["Gaussian noise", "blur"]
+    assert list(noise.lines[0].get_xdata()) == [0, 1, 2]
+    assert list(noise.lines[0].get_ydata())[1:] == pytest.approx([2.5, 5])
+    assert list(blur.lines[0].get_ydata())[1:] == pytest.approx([10, 50])
+    assert noise.get_yscale() == blur.get_yscale() == "log"
+    assert noise.get_ylim()[1] < 10 < blur.get_ylim()[1]
+    plt.close("all")
+
+
 @pytest.mark.parametrize("draw", [
     lambda empty: robustness.plot_radii(empty, ["fgsm"], {}),
+    lambda empty: robustness.plot_corruptions(empty, ["blur"]),
     lambda empty: robustness.plot_pareto(empty, [STRONG]),
     robustness.plot_distances,
     robustness.plot_transfer,

@@ -144,7 +144,7 @@ def decay_table(results: Results, attack: str = "pgd_linf") -> Styler:
     radius = largest_radius(results, attack)
     attacked = by_seed(results, attack, radius).T
     texts = {
-        "method": frame["label"].str.replace(" = ", "\u00a0=\u00a0"),
+        "method": frame["label"],
         "α": frame["decay"].map(lambda decay: "–" if math.isnan(decay) else f"{decay:g}"),
         "κ before training": frame["kappa_start"].map(number),
         "largest κ": frame["name"].map(largest).map(number),
@@ -224,7 +224,7 @@ def matched_table(results: Results, within: float = 10.0, attack: str = "pgd_lin
         adaptive, fixed = pair["adaptive"], pair["fixed"]
         sizes = [percent(share / 100) for share in (pair["share"], pair["share"] * (1 + pair["difference"] / 100))]
         gaps = [str(compare(results, adaptive, fixed, *at)) if fixed else "–" for at in tests.values()]
-        names = f"{adaptive} − {fixed or f'(none within {within:g} %)'}".replace(" = ", "\u00a0=\u00a0")
+        names = f"{adaptive} − {fixed or f'(none within {within:g} %)'}"
         rows.append([names, *sizes, *gaps])
     columns = ["difference in points", "deployed, adaptive", "deployed, fixed", *tests]
     return table(pd.DataFrame(rows, columns=columns))

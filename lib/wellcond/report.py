@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from pandas.api.types import is_numeric_dtype
 from pandas.io.formats.style import Styler
 
 ATTACKS = {
@@ -151,6 +153,16 @@ def percent(fraction: float) -> str:
     return "–" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """ "+0.33", "−0.92", with a minus sign as long as the plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def unbroken(text: object) -> str:
+    """With formulas that no line break tears apart: τ = 0.1, U S Vᵀ."""
+    return re.sub(r"(?<==) | (?==)|(?<=\bU) (?=[SV])|(?<=\bS) (?=V)", "\u00a0", str(text))
+
+
 def table(frame: pd.DataFrame) -> Styler:
     """A frame of text as a table: first column left, the others right."""
     cell = "text-align: right; padding: 0.2em 0.4em; vertical-align"
@@ -160,7 +172,8 @@ def table(frame: pd.DataFrame) -> Styler:
         {"selector": "td", "props": f"{cell}: top; white-space: nowrap"},
         {"selector": "th.col0, td.col0", "props": "text-align: left; white-space: normal; min-width: 7em"},
     ]
-    return frame.style.hide(axis="index").set_table_styles(styles)
+    text: dict[Any, Any] = {column: unbroken for column in frame if not is_numeric_dtype(frame[column])}
+    return frame.style.hide(axis="index").set_table_styles(styles).format(text)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from wellcond.comparison import SeedComparison, holm, over_seeds, wilson
 from wellcond.figures import draw
 from wellcond.flags import FLAGS, flags_of, symbols
 from wellcond.outcomes import unpack, unpack_distances
-from wellcond.report import ATTACKS, finish, look, mean_std, number, panels, percent, table
+from wellcond.report import ATTACKS, finish, look, mean_std, number, panels, percent, signed, table
 from wellcond.results import Results
 from wellcond.settings import SETTINGS
 
@@ -244,8 +244,8 @@ def transfer_text(results: Results) -> str:
     verdict = "No network" if margin.iloc[0] >= 0 else f"{int((margin < 0).sum())} of {len(margin)} networks"
     return (
         f"{verdict} is fooled better by foreign images than by its own: the smallest difference, of `{worst}`, is "
-        f"{margin.iloc[0]:+.1f} points. Averaged over targets, own images leave {own.mean():.1f} % and foreign ones "
-        f"{foreign['rate'].mean():.1f} %."
+        f"{signed(margin.iloc[0], 1)} points. Averaged over targets, own images leave {own.mean():.1f} % and "
+        f"foreign ones {foreign['rate'].mean():.1f} %."
     )
 
 
@@ -270,28 +270,40 @@ def causes_text(results: Results, attack: str) -> str:
     leader = "the product of the norms" if abs(found["gain"]) > abs(found["kappa"]) else "κ"
     return (
         f"Over all {len(frame)} networks, the rank correlation of the accuracy under {ATTACKS[attack]} with the "
-        f"largest κ of a layer is {found['kappa']:+.2f} with the product of the spectral norms held, and with that "
-        f"product {found['gain']:+.2f} with κ held: of the two, it follows {leader}."
+        f"largest κ of a layer is {signed(found['kappa'])} with the product of the spectral norms held, and with that "
+        f"product {signed(found['gain'])} with κ held: of the two, it follows {leader}."
     )
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def plot_radii(results: Results, attacks: Sequence[str], largest: Mapping[str, float]) -> Figure:
-    """Accuracy under each attack against the radius (or the severity of a corruption), up to `largest` of its norm."""
+def _from_clean(results: Results, attack: str) -> pd.DataFrame:
+    """The rows of an attack, and those of the same networks without one."""
     frame = measured(results)
-    clean = frame[frame["attack"] == "clean"].drop_duplicates("run_id")
+    rows = frame[frame["attack"] == attack]
+    clean = frame[(frame["attack"] == "clean") & frame["run_id"].isin(rows["run_id"])].drop_duplicates("run_id")
+    return pd.concat([clean, rows])
+
+
+def plot_radii(results: Results, attacks: Sequence[str], largest: Mapping[str, float]) -> Figure:
+    """Accuracy under each attack against the radius, up to `largest` of its norm."""
     fig, axes = panels([ATTACKS[attack] for attack in attacks], 3, 2.5, "row")
     for i, (ax, attack) in enumerate(zip(axes, attacks, strict=True)):
-        rows = frame[frame["attack"] == attack]
-        norm = rows["norm"].iloc[0] if len(rows) else ""
-        rows = rows[rows["eps"] <= largest.get(norm, math.inf)]
-        start = clean[clean["run_id"].isin(rows["run_id"])]
-        draw(ax, pd.concat([start, rows]), "eps", "rate")
-        what = "severity" if norm == "corruption" else "radius ε"
-        ax.set(xlabel=what, ylabel="" if i % 3 else "accuracy, %")
+        rows = _from_clean(results, attack)
+        draw(ax, rows[rows["eps"] <= rows["norm"].map(largest).fillna(math.inf)], "eps", "rate")
+        ax.set(xlabel="radius ε", ylabel="" if i % 3 else "accuracy, %")
         ax.locator_params(axis="x", nbins=4)
+    return finish(fig)
+
+
+def plot_corruptions(results: Results, corruptions: Sequence[str]) -> Figure:
+    """Error on corrupted images against the severity, each corruption on a logarithmic scale of its own."""
+    fig, axes = panels([ATTACKS[corruption] for corruption in corruptions], 3, 2.8, "none")
+    for i, (ax, corruption) in enumerate(zip(axes, corruptions, strict=True)):
+        rows = _from_clean(results, corruption)
+        draw(ax, rows.assign(error=100 - rows["rate"]), "eps", "error", log=True)
+        ax.set(xlabel="severity", ylabel="" if i % 3 else "error, %", xticks=range(6))
     return finish(fig)
 
 
@@ -318,11 +330,16 @@ def plot_transfer(results: Results) -> Figure:
     if not order:
         return finish(fig)
     labels = [names[run_id] for run_id in order]
+    values = matrix.to_numpy(dtype=float)
+    lowest = 10 * math.floor(np.nanmin(values) / 10)
     sns.heatmap(
-        matrix, annot=True, fmt=".1f", cmap="cividis", vmin=0, vmax=100, ax=ax, linewidths=0.5,
+        matrix, annot=True, fmt=".1f", cmap="cividis", vmin=lowest, vmax=100, ax=ax, linewidths=0.5,
         xticklabels=labels, yticklabels=labels, cbar_kws={"label": "accuracy, %"},
     )  # fmt: skip
     ax.set(xlabel="attacked network", ylabel="images crafted on")
+    shades = np.asarray(ax.collections[0].get_facecolor())[np.isfinite(values).ravel()]
+    for text, shade in zip(ax.texts, shades, strict=True):
+        text.set_color("black" if sns.utils.relative_luminance(shade) > 0.18 else "white")  # of equal contrast at 0.18
     ax.tick_params(axis="x", rotation=30)
     for text in ax.get_xticklabels():
         text.set_horizontalalignment("right")

@@ -32,11 +32,11 @@ def accuracy_text(row: Any) -> str:
     return f"{row.accuracy:.2f}{spread} ({len(row.done)}{f'; {len(row.diverged)} diverged' if row.diverged else ''})"
 
 
-def _table(results: Results, columns: Sequence[str], radii: int = 0) -> Styler:
-    """Some columns of the summary as text, and the rates under each attack at so many radii at most."""
+def _table(results: Results, columns: Sequence[str], radii: int = 0, attacks: Iterable[str] = ATTACKS) -> Styler:
+    """Some columns of the summary as text, and the rates under each of the attacks at so many radii at most."""
     frame = summary(results)
     texts: dict[str, Any] = {
-        "method": frame["label"].str.replace(" = ", "\u00a0=\u00a0").str.replace("U S V", "U\u00a0S\u00a0V"),
+        "method": frame["label"],
         "training": pd.Series([training(row) for row in frame.to_dict("records")], dtype=object),
         "rank removed": frame["ratio"].map(lambda r: "–" if math.isnan(r) else f"{100 * r:g} %"),
         "test accuracy, % (seeds)": pd.Series([accuracy_text(row) for row in frame.itertuples()], dtype=object),
@@ -55,7 +55,7 @@ def _table(results: Results, columns: Sequence[str], radii: int = 0) -> Styler:
         texts[f"{count} parameters"] = [f"{n:,.0f} ({percent(share)})" if n > 0 else "–" for n, share in shares]
     text = pd.DataFrame({column: texts[column] for column in columns})
     measured = rates(results).query("eps > 0")
-    for attack in ATTACKS if radii else ():
+    for attack in attacks if radii else ():
         rows = measured[measured["attack"] == attack]
         eps = sorted(rows["eps"].unique())
         for radius in eps[:: -math.ceil(len(eps) / radii)][::-1] if eps else ():  # evenly, down from the largest
@@ -81,11 +81,11 @@ def robustness_table(results: Results, radii: int = 3) -> Styler:
     return _table(results, ("method", "rank removed", "test accuracy, % (seeds)"), radii)
 
 
-def training_table(results: Results, radii: int = 3) -> Styler:
-    """Each method under each training, plain or adversarial: size, accuracy, condition number, and accuracy under each
+def training_table(results: Results, attack: str, radii: int = 3) -> Styler:
+    """Each method under each training, plain or adversarial: size, accuracy, condition number, and accuracy under an
     attack."""
     columns = ("method", "training", "deployed", "test accuracy, % (seeds)", "κ after")
-    return _table(results, columns, radii)
+    return _table(results, columns, radii, [attack])
 
 
 def headline_table(results: Results) -> Styler:
