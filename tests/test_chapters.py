@@ -58,7 +58,8 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch):
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "results"
     monkeypatch.setenv("WELLCOND_RESULTS", str(shared))
     monkeypatch.setenv("WELLCOND_DATA", str(tmp_path / "no-data"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # a reader's own package: helpers
+    here = Path(__file__).parent  # with a reader's own package: helpers
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here.parent / "lib", here))))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel chooses the one that puts figures into the notebook
     return tmp_path
 
@@ -80,15 +81,16 @@ def test_parameters_are_checked_before_anything_else(name):
 def test_every_parameter_reaches_the_specification(name):
     values = declared(name)
     calls = [node for node in ast.walk(code_after_parameters(name)) if isinstance(node, ast.Call)]
-    (call,) = (call for call in calls if ast.unparse(call.func) == "wc.load_or_run")
-    given = [keyword for keyword in call.keywords if not isinstance(keyword.value, ast.Constant)]
-    passed = {keyword.arg: ast.unparse(keyword.value) for keyword in given}
-    assert ast.unparse(call.args[0]) == "experiment"
-    assert passed == {parameter: parameter for parameter in values if parameter != "experiment"}
+    loading = [call for call in calls if ast.unparse(call.func) == "wc.load_or_run"]
+    experiments = [ast.unparse(call.args[0]) for call in loading]
+    assert experiments[0] == "experiment"
+    for call in loading:
+        given = [keyword for keyword in call.keywords if not isinstance(keyword.value, ast.Constant)]
+        passed = {keyword.arg: ast.unparse(keyword.value) for keyword in given}
+        assert passed == {parameter: parameter for parameter in values if parameter not in experiments}
 
-    overrides = {
-        key: value for key, value in values.items() if key not in ("experiment", "preset", "run", "condition_images")
-    }
+    others = (*experiments, "preset", "run", "condition_images")
+    overrides = {key: value for key, value in values.items() if key not in others}
     other = {"model": "helpers:Tiny", "dataset": "digits32", "seeds": (7,), "device": "cpu"}
 
     def resolved(preset="paper", **changes):

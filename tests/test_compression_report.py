@@ -31,22 +31,43 @@ DENSE, AMOUNTS = 1000, (0.5, 0.9)
 def run(method, seed, **settings):
     name = "-".join([method, *(f"{key}{value}" for key, value in settings.items()), f"s{seed}"])
     return {
-        "run_id": name, "method": method, "label": method, "seed": seed, "status": "done", "n_test": 200,
-
-            "n_params_dense": DENSE,
-            "n_params_deployed": round(DENSE * (1 - settings.get("ratio", 0))),
-            "n_correct": 190
-        ,
-        "flops_dense": 4000, "flops_deployed": 2000, **dict.fromkeys(SETTINGS), **settings,
+        "run_id": name,
+        "method": method,
+        "label": method,
+        "seed": seed,
+        "status": "done",
+        "n_test": 200,
+        "n_params_dense": DENSE,
+        "n_params_deployed": round(DENSE * (1 - settings.get("ratio", 0))),
+        "n_correct": 190,
+        "flops_dense": 4000,
+        "flops_deployed": 2000,
+        **dict.fromkeys(SETTINGS),
+        **settings,
     }
 
 
 def row(run_id, amount, n_correct, *, attack="clean", eps=0.0, **how):
     kept = {"n_params_deployed": round(DENSE * (1 - amount)), "flops_deployed": round(4000 * (1 - amount))}
     return {
-        "run_id": run_id, "compressor": "svd", "amount": amount, "phases": 1, "epochs": 0, "lr": math.nan,
-        "reestimated": False, **kept, "kappa": 1 / (1 - amount), "attack": attack, "norm": "", "eps": eps,
-        "options": "", "n_examples": 200, "n_correct": n_correct, "device": "cpu", "commit": "0", **how,
+        "run_id": run_id,
+        "compressor": "svd",
+        "amount": amount,
+        "phases": 1,
+        "epochs": 0,
+        "lr": math.nan,
+        "reestimated": False,
+        **kept,
+        "kappa": 1 / (1 - amount),
+        "attack": attack,
+        "norm": "",
+        "eps": eps,
+        "options": "",
+        "n_examples": 200,
+        "n_correct": n_correct,
+        "device": "cpu",
+        "commit": "0",
+        **how,
     }
 
 
