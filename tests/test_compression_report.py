@@ -22,6 +22,7 @@ from wellcond.compression_report import (
     sweep_table,
     tuning_table,
 )
+from wellcond.report import mean_std
 from wellcond.results import AFTERWARDS, COLUMNS, Results
 from wellcond.settings import SETTINGS
 
@@ -31,22 +32,43 @@ DENSE, AMOUNTS = 1000, (0.5, 0.9)
 def run(method, seed, **settings):
     name = "-".join([method, *(f"{key}{value}" for key, value in settings.items()), f"s{seed}"])
     return {
-        "run_id": name, "method": method, "label": method, "seed": seed, "status": "done", "n_test": 200,
-
-            "n_params_dense": DENSE,
-            "n_params_deployed": round(DENSE * (1 - settings.get("ratio", 0))),
-            "n_correct": 190
-        ,
-        "flops_dense": 4000, "flops_deployed": 2000, **dict.fromkeys(SETTINGS), **settings,
+        "run_id": name,
+        "method": method,
+        "label": method,
+        "seed": seed,
+        "status": "done",
+        "n_test": 200,
+        "n_params_dense": DENSE,
+        "n_params_deployed": round(DENSE * (1 - settings.get("ratio", 0))),
+        "n_correct": 190,
+        "flops_dense": 4000,
+        "flops_deployed": 2000,
+        **dict.fromkeys(SETTINGS),
+        **settings,
     }
 
 
 def row(run_id, amount, n_correct, *, attack="clean", eps=0.0, **how):
     kept = {"n_params_deployed": round(DENSE * (1 - amount)), "flops_deployed": round(4000 * (1 - amount))}
     return {
-        "run_id": run_id, "compressor": "svd", "amount": amount, "phases": 1, "epochs": 0, "lr": math.nan,
-        "reestimated": False, **kept, "kappa": 1 / (1 - amount), "attack": attack, "norm": "", "eps": eps,
-        "options": "", "n_examples": 200, "n_correct": n_correct, "device": "cpu", "commit": "0", **how,
+        "run_id": run_id,
+        "compressor": "svd",
+        "amount": amount,
+        "phases": 1,
+        "epochs": 0,
+        "lr": math.nan,
+        "reestimated": False,
+        **kept,
+        "kappa": 1 / (1 - amount),
+        "attack": attack,
+        "norm": "",
+        "eps": eps,
+        "options": "",
+        "n_examples": 200,
+        "n_correct": n_correct,
+        "device": "cpu",
+        "commit": "0",
+        **how,
     }
 
 
@@ -64,6 +86,7 @@ def results():
             row(f"fw_nuclear-scale30.0-s{seed}", 0.5, 186),
             row(f"fw_nuclear-scale30.0-s{seed}", 0.9, 170 + 2 * seed),
         ]
+        rows += [row(f"dense-s{seed}", amount, 184, reestimated=True) for amount in AMOUNTS]
         rows += [row(f"dense-s{seed}", 0.9, 90, attack="fgsm", eps=eps) for eps in (0.1, 0.2)]
         rows += [
             row(f"dense-s{seed}", 0.9, 181, epochs=1, lr=0.01),
@@ -96,7 +119,7 @@ def test_every_compressor_has_a_name():
 
 def test_sizes_and_rates_are_those_of_the_rows(results):
     frame = compressed(results, "svd")
-    assert len(frame) == 8  # neither fine-tuned, nor attacked, nor by another compressor
+    assert len(frame) == 8  # neither fine-tuned, attacked, re-estimated, nor by another compressor
     assert set(np.round(frame["share"], 9)) == set(np.round(frame["flops"], 9)) == {50.0, 10.0}
     assert at_amount(frame, "dense", 0.9).to_dict() == {0: 50.0, 1: 49.5}
     assert (frame["low"] < frame["rate"]).all()
@@ -114,6 +137,25 @@ def test_training_after_compression_is_another_row(results):
     assert set(compressed(results, "svd", epochs=1)["rate"]) == {90.5}
     assert set(compressed(results, "magnitude")["rate"]) == {30.0}
     assert compressed(results, "filters_l1").empty
+
+
+def test_statistics_of_batch_normalization_are_kept_or_computed_again(results):
+    again = compressed(results, "svd", reestimated=True)
+    assert len(again) == 4
+    assert set(again["rate"]) == {92.0}
+    assert not compressed(results, "svd")["rate"].isin([92.0]).any()
+    assert compressed(results, "magnitude", reestimated=True).empty
+    swept = sweep_table(results, reestimated=[False, True]).data
+    assert swept["training"].value_counts().to_dict() == {"dense": 2, FW: 2}
+    by = swept.set_index(["training", "batch normalization"])
+    assert by.loc[("dense", "as trained"), "90 %"] == "49.75 ± 0.35"
+    assert by.loc[("dense", "computed again")].tolist() == ["95.00 ± 0.00", "92.00 ± 0.00", "92.00 ± 0.00"]
+    assert by.loc[(FW, "computed again"), "90 %"] == "–"  # not measured
+    area = area_table(results, ["svd"], reestimated=["svd"]).data.set_index("training")
+    assert area.loc["dense"].tolist() == [mean_std([70, 69.5]), "92.00 ± 0.00"]
+    assert "computed again" in area.columns[1]
+    drawn = plot_compression(results, "svd", reestimated=True).axes[0].get_lines()
+    np.testing.assert_allclose(next(line for line in drawn if line.get_label() == "dense").get_ydata(), [8, 8])
 
 
 def test_references_are_at_their_own_size(results):
@@ -193,6 +235,8 @@ def test_figures_have_a_curve_a_training_and_a_marker_a_size(results):
         lambda r: robustness_at_size(r, "svd", ["clean", "fgsm"]),
         lambda r: tuning_table(r, [("svd", 1, 1)]),
         sweep_table,
+        lambda r: sweep_table(r, reestimated=[False, True]),
+        lambda r: area_table(r, ["svd"], reestimated=["svd"]),
     ],
 )
 def test_what_has_not_been_computed_is_shown_as_such(empty, show):
