@@ -22,6 +22,7 @@ from wellcond.compression_report import (
     sweep_table,
     tuning_table,
 )
+from wellcond.report import mean_std
 from wellcond.results import AFTERWARDS, COLUMNS, Results
 from wellcond.settings import SETTINGS
 
@@ -85,6 +86,7 @@ def results():
             row(f"fw_nuclear-scale30.0-s{seed}", 0.5, 186),
             row(f"fw_nuclear-scale30.0-s{seed}", 0.9, 170 + 2 * seed),
         ]
+        rows += [row(f"dense-s{seed}", amount, 184, reestimated=True) for amount in AMOUNTS]
         rows += [row(f"dense-s{seed}", 0.9, 90, attack="fgsm", eps=eps) for eps in (0.1, 0.2)]
         rows += [
             row(f"dense-s{seed}", 0.9, 181, epochs=1, lr=0.01),
@@ -117,7 +119,7 @@ def test_every_compressor_has_a_name():
 
 def test_sizes_and_rates_are_those_of_the_rows(results):
     frame = compressed(results, "svd")
-    assert len(frame) == 8  # neither fine-tuned, nor attacked, nor by another compressor
+    assert len(frame) == 8  # neither fine-tuned, attacked, re-estimated, nor by another compressor
     assert set(np.round(frame["share"], 9)) == set(np.round(frame["flops"], 9)) == {50.0, 10.0}
     assert at_amount(frame, "dense", 0.9).to_dict() == {0: 50.0, 1: 49.5}
     assert (frame["low"] < frame["rate"]).all()
@@ -135,6 +137,25 @@ def test_training_after_compression_is_another_row(results):
     assert set(compressed(results, "svd", epochs=1)["rate"]) == {90.5}
     assert set(compressed(results, "magnitude")["rate"]) == {30.0}
     assert compressed(results, "filters_l1").empty
+
+
+def test_statistics_of_batch_normalization_are_kept_or_computed_again(results):
+    again = compressed(results, "svd", reestimated=True)
+    assert len(again) == 4
+    assert set(again["rate"]) == {92.0}
+    assert not compressed(results, "svd")["rate"].isin([92.0]).any()
+    assert compressed(results, "magnitude", reestimated=True).empty
+    swept = sweep_table(results, reestimated=[False, True]).data
+    assert swept["training"].value_counts().to_dict() == {"dense": 2, FW: 2}
+    by = swept.set_index(["training", "batch normalization"])
+    assert by.loc[("dense", "as trained"), "90 %"] == "49.75 ± 0.35"
+    assert by.loc[("dense", "computed again")].tolist() == ["95.00 ± 0.00", "92.00 ± 0.00", "92.00 ± 0.00"]
+    assert by.loc[(FW, "computed again"), "90 %"] == "–"  # not measured
+    area = area_table(results, ["svd"], reestimated=["svd"]).data.set_index("training")
+    assert area.loc["dense"].tolist() == [mean_std([70, 69.5]), "92.00 ± 0.00"]
+    assert "computed again" in area.columns[1]
+    drawn = plot_compression(results, "svd", reestimated=True).axes[0].get_lines()
+    np.testing.assert_allclose(next(line for line in drawn if line.get_label() == "dense").get_ydata(), [8, 8])
 
 
 def test_references_are_at_their_own_size(results):
@@ -197,6 +218,9 @@ def test_figures_have_a_curve_a_training_and_a_marker_a_size(results):
     np.testing.assert_allclose(lines["dense"].get_xdata(), [10, 50])
     np.testing.assert_allclose(lines["dense"].get_ydata()[1], math.sqrt(10 * 10.5))
     assert "fw_nuclear" in lines
+    operations = plot_compression(results, "svd", size="flops").axes[0]
+    assert operations.get_xlabel() == "floating-point operations, % of dense"
+    np.testing.assert_allclose(operations.get_lines()[0].get_xdata(), [10, 50])
     assert "fw_nuclear" not in {line.get_label() for line in right.get_lines()}
     np.testing.assert_allclose(lines["condlr, trained at its size"].get_xdata(), [50, 10])
     np.testing.assert_allclose(plot_kappa(results, "svd").axes[0].get_lines()[0].get_ydata(), [10, 2])
@@ -214,6 +238,8 @@ def test_figures_have_a_curve_a_training_and_a_marker_a_size(results):
         lambda r: robustness_at_size(r, "svd", ["clean", "fgsm"]),
         lambda r: tuning_table(r, [("svd", 1, 1)]),
         sweep_table,
+        lambda r: sweep_table(r, reestimated=[False, True]),
+        lambda r: area_table(r, ["svd"], reestimated=["svd"]),
     ],
 )
 def test_what_has_not_been_computed_is_shown_as_such(empty, show):

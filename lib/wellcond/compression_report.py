@@ -43,13 +43,23 @@ _SIZED = ["amount", "share", "flops", "rate", "low", "high", "kappa"]
 
 
 def compressed(
-    results: Results, compressor: str, attack: str = "clean", *, epochs: int = 0, phases: int = 1
+    results: Results,
+    compressor: str,
+    attack: str = "clean",
+    *,
+    epochs: int = 0,
+    phases: int = 1,
+    reestimated: bool = False,
 ) -> pd.DataFrame:
     """One row per (run, amount), at the largest radius of the attack: share (deployed parameters, % of dense), flops
-    (% of dense), rate in %, low, high (its Wilson interval), kappa."""
+    (% of dense), rate in %, low, high (its Wilson interval), kappa.
+
+    reestimated: of the networks whose statistics of batch normalization were computed again after compression; else of
+    those that kept them.
+    """
     frame = results.select("compressions")
-    how = (frame["compressor"] == compressor) & (frame["epochs"] == epochs) & (frame["phases"] == phases)
-    frame = frame[how & (frame["attack"] == attack)]
+    how = {"compressor": compressor, "attack": attack, "epochs": epochs, "phases": phases, "reestimated": reestimated}
+    frame = frame[np.logical_and.reduce([frame[column] == value for column, value in how.items()])]
     frame = frame[frame["eps"] == frame["eps"].max()]
     runs = results.runs.set_index("run_id")
     whole = {key: frame["run_id"].map(runs[f"{key}_dense"].astype(float)) for key in ("n_params", "flops")}
@@ -127,6 +137,7 @@ def compare_at(frame: pd.DataFrame, first: str, other: pd.DataFrame, second: str
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
+SIZES = {"share": "deployed parameters, % of dense", "flops": "floating-point operations, % of dense"}
 GROUPS = {
     "Frank-Wolfe": ("dense", "fw_"),
     "Penalties and products": ("dense", "lorita", "proximal_sgd", "nuclear_norm", "group_lasso"),
@@ -139,13 +150,13 @@ def _grouped(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
         yield title, frame[frame["method"].str.startswith(starts)]
 
 
-def _draw_references(ax: Axes, frame: pd.DataFrame, y: str) -> None:
+def _draw_references(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
     """A marker a size: the mean over the seeds."""
     for _, rows in frame.groupby("name", sort=False):
-        centre = rows.groupby("amount")[["share", y]].mean()
+        centre = rows.groupby("amount")[[x, y]].mean()
         style = look(**rows.iloc[0][["method", *SETTINGS]])
         ax.plot(
-            centre["share"],
+            centre[x],
             centre[y],
             style.marker,
             color=style.color,
@@ -156,28 +167,31 @@ def _draw_references(ax: Axes, frame: pd.DataFrame, y: str) -> None:
         )
 
 
-def _against_size(results: Results, compressor: str, y: str, attack: str, axis: str, height: float) -> Figure:
-    frame = compressed(results, compressor, attack)
+def _against(frame: pd.DataFrame, trained: pd.DataFrame, x: str, y: str, axis: str, height: float) -> Figure:
     # nominally equal sizes of two seeds may differ in a few parameters: one x for each amount of a configuration
-    frame = frame.assign(share=frame.groupby(["name", "amount"])["share"].transform("mean"))
-    trained = references(results, attack) if y == "error" else frame[:0]
+    frame = frame.assign(**{x: frame.groupby(["name", "amount"])[x].transform("mean")})
     fig, axes = panels(list(GROUPS), 2, height)
     for i, (ax, (_, rows)) in enumerate(zip(axes, _grouped(frame), strict=True)):
-        draw(ax, rows, "share", y, log=True)
-        _draw_references(ax, trained, y)
-        ax.set(xscale="log", yscale="log", xlabel="deployed parameters, % of dense", ylabel="" if i else axis)
+        draw(ax, rows, x, y, log=True)
+        _draw_references(ax, trained, x, y)
+        ax.set(xscale="log", yscale="log", xlabel=SIZES[x], ylabel="" if i else axis)
     return finish(fig)
 
 
-def plot_compression(results: Results, compressor: str, attack: str = "clean") -> Figure:
-    """Error against size, one curve a method from one training; markers: networks that were trained at their size."""
+def plot_compression(
+    results: Results, compressor: str, attack: str = "clean", *, size: str = "share", reestimated: bool = False
+) -> Figure:
+    """Error against size, a key of SIZES, one curve a method from one training; markers: networks that were trained at
+    their size."""
     axis = "test error, %" if attack == "clean" else f"error under {ATTACKS[attack]}, %"
-    return _against_size(results, compressor, "error", attack, axis, 3.2)
+    frame = compressed(results, compressor, attack, reestimated=reestimated)
+    return _against(frame, references(results, attack), size, "error", axis, 3.2)
 
 
 def plot_kappa(results: Results, compressor: str) -> Figure:
     """The largest κ of any layer, of the singular values that are left, against size."""
-    return _against_size(results, compressor, "kappa", "clean", "κ, worst layer", 2.6)
+    frame = compressed(results, compressor)
+    return _against(frame, frame[:0], "share", "kappa", "κ, worst layer", 2.6)
 
 
 def plot_filter_norms(results: Results, layers: Sequence[str] = ()) -> Figure:
@@ -197,17 +211,24 @@ def plot_filter_norms(results: Results, layers: Sequence[str] = ()) -> Figure:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def area_table(results: Results, compressors: Sequence[str]) -> Styler:
-    """The mean accuracy over the logarithm of the size (`areas`): mean ± standard deviation over seeds."""
+NORMALIZATION = {False: "as trained", True: "computed again"}
+"""What the statistics of batch normalization are after compression."""
+
+
+def area_table(results: Results, compressors: Sequence[str], *, reestimated: Sequence[str] = ()) -> Styler:
+    """The mean accuracy over the logarithm of the size (`areas`): mean ± standard deviation over seeds. A column for
+    each of these compressors, then for each of those with the statistics of batch normalization computed again."""
     columns: dict[str, Any] = {}
     names: dict[str, None] = {}
-    for compressor in compressors:
-        frame = compressed(results, compressor)
+    ways = [*((name, False) for name in compressors), *((name, True) for name in reestimated)]
+    for compressor, again in ways:
+        frame = compressed(results, compressor, reestimated=again)
         found = areas(frame)
         names |= dict.fromkeys(found.sort_values("area", ascending=False)["name"])
         span = frame.groupby("run_id")["share"].agg(["min", "max"])
         interval = f"{span['min'].max():.1f} to {span['max'].min():.0f} %" if len(span) else "–"
-        columns[f"{COMPRESSORS[compressor]} ({interval})"] = found.groupby("name")["area"].apply(mean_std)
+        title = COMPRESSORS[compressor] + (f"; statistics {NORMALIZATION[True]}" if again else "")
+        columns[f"{title} ({interval})"] = found.groupby("name")["area"].apply(mean_std)
     texts = pd.DataFrame(columns, index=pd.Index(list(names), name="training")).fillna("–").reset_index()
     return table(texts.astype(object))
 
@@ -243,14 +264,21 @@ def tuning_table(results: Results, ways: Sequence[tuple[str, int, int]]) -> Styl
     return table(pd.DataFrame(rows, columns=columns))
 
 
-def sweep_table(results: Results, compressor: str = "svd") -> Styler:
-    """Test accuracy (%) before compression and at each amount, a row for each configuration: over the seeds."""
-    frame, whole = compressed(results, compressor), rates(results)
+def sweep_table(results: Results, compressor: str = "svd", *, reestimated: Sequence[bool] = (False,)) -> Styler:
+    """Test accuracy (%) before compression and at each amount, a row for each configuration: over the seeds.
+
+    reestimated: as of `compressed`; of both values, each configuration has a row of each.
+    """
+    whole = rates(results)
     clean = whole[whole["attack"] == "clean"].groupby("name", sort=False)["rate"]
     before = {name: mean_std(rate) for name, rate in clean}
+    frames = {again: compressed(results, compressor, reestimated=again) for again in reestimated}
     rows = []
-    for name, part in frame.groupby("name", sort=False):
-        amounts = part.groupby(part["amount"].map(lambda amount: f"{100 * amount:g} %"), sort=True)["rate"]
-        after = {str(amount): mean_std(rate) for amount, rate in amounts}
-        rows.append({"training": name, "nothing removed": before.get(str(name), "–"), **after})
-    return table(pd.DataFrame(rows))
+    for name in dict.fromkeys(name for frame in frames.values() for name in frame["name"]):
+        for again, frame in frames.items():
+            part = frame[frame["name"] == name]
+            amounts = part.groupby(part["amount"].map(lambda amount: f"{100 * amount:g} %"), sort=True)["rate"]
+            after = {str(amount): mean_std(rate) for amount, rate in amounts}
+            how = {"batch normalization": NORMALIZATION[again]} if len(frames) > 1 else {}
+            rows.append({"training": name, **how, "nothing removed": before.get(str(name), "–"), **after})
+    return table(pd.DataFrame(rows).fillna("–"))
