@@ -114,12 +114,12 @@ def _status(options: argparse.Namespace) -> None:
     from wellcond.runner import status
 
     head = ("cells", "done", "missing", "diverged", "failed", "measured", "to measure")
-    print(f"{'experiment':<27}" + "".join(f" {name:>10}" for name in head))
+    print(f"{'experiment':<36}" + "".join(f" {name:>10}" for name in head))
     for row in status():
         measured, wanted = progress(Experiment.load(row["experiment"]))
         counts = [row["cells"], row["done"], *(len(row[key]) for key in ("missing", "diverged", "failed"))]
         counts += [measured, wanted - measured]
-        print(f"{row['experiment']:<27}" + "".join(f" {count:>10}" for count in counts))
+        print(f"{row['experiment']:<36}" + "".join(f" {count:>10}" for count in counts))
         for key in ("missing", "diverged", "failed") if options.verbose else ():
             for run_id in row[key]:
                 print(f"  {key}: {run_id}")
