@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import DOUBLE, Tiny, randn
-from wellcond import convert, methods, models
+from wellcond import convert, method, models
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers, matricize
 
@@ -187,7 +187,7 @@ TABLE = [  # methods.md 3.6: weights dense, trained with U S Vᵀ everywhere, de
 def test_weight_counts_of_the_study(name, channels, classes, ratio, dense, trained, deployed):
     with torch.device("meta"):  # shapes without numbers: no singular value decomposition is computed
         model = models.build(name, num_classes=classes, in_channels=channels)
-        factorized = convert.factorize(model, ratio=ratio, keep_full_rank=methods.last_layer(model))
+        factorized = convert.factorize(model, ratio=ratio, keep_full_rank=method.last_layer(model))
     counts, rest = convert.count_parameters(factorized), other_parameters(model)
     assert (counts.dense - rest, counts.trained - rest, counts.deployed - rest) == (dense, trained, deployed)
     assert counts.dense == sum(p.numel() for p in model.parameters())
