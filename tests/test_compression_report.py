@@ -10,9 +10,9 @@ from wellcond import compress, compression_report
 from wellcond.compression_report import (
     area_table,
     areas,
-    at_amount,
+    at_size,
     compare_areas,
-    compare_at,
+    compare_at_size,
     compressed,
     plot_compression,
     plot_filter_norms,
@@ -121,7 +121,7 @@ def test_sizes_and_rates_are_those_of_the_rows(results):
     frame = compressed(results, "svd")
     assert len(frame) == 8  # neither fine-tuned, attacked, re-estimated, nor by another compressor
     assert set(np.round(frame["share"], 9)) == set(np.round(frame["flops"], 9)) == {50.0, 10.0}
-    assert at_amount(frame, "dense", 0.9).to_dict() == {0: 50.0, 1: 49.5}
+    assert frame[frame["name"] == "dense"].query("amount == 0.9")["rate"].tolist() == [50.0, 49.5]
     assert (frame["low"] < frame["rate"]).all()
     assert (frame["error"] == 100 - frame["rate"]).all()
 
@@ -193,13 +193,21 @@ def test_areas_without_a_common_interval_are_unknown():
 
 
 def test_gaps_at_a_size_are_paired_by_seed(results):
-    gap = compare_at(compressed(results, "svd"), FW, references(results), references(results)["name"].iloc[0], 0.9)
+    trained = references(results)
+    gap = compare_at_size(compressed(results, "svd"), FW, trained, trained["name"].iloc[0], 10)
     assert gap.difference == pytest.approx(np.mean([85 - 95, 86 - 95]))
+
+
+def test_a_rate_between_two_sizes_is_interpolated_and_beyond_them_unknown(results):
+    frame = compressed(results, "svd")
+    assert at_size(frame, "dense", 10).to_dict() == pytest.approx({0: 50.0, 1: 49.5})
+    assert at_size(frame, "dense", math.sqrt(500))[0] == pytest.approx(70)
+    assert at_size(frame, "dense", 60).isna().all()
 
 
 def test_tables_say_what_was_measured(results):
     sizes = robustness_at_size(results, "svd", ["clean"]).data
-    assert list(sizes.columns[2:]) == ["50 % of the rank removed", "90 % of the rank removed"]
+    assert list(sizes.columns[2:]) == ["50 % of the size", "10 % of the size"]
     assert sizes.set_index("training").loc["dense"].iloc[-1] == "49.8 ± 0.4"
     tuned = tuning_table(results, [("svd", 1, 1)]).data
     assert tuned["fine-tuning"].tolist() == ["1 epoch"]

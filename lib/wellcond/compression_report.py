@@ -122,16 +122,30 @@ def compare_areas(frame: pd.DataFrame, first: str, second: str) -> Gap:
     return student(pairs.tolist())
 
 
-def at_amount(frame: pd.DataFrame, name: str, amount: float) -> pd.Series[float]:
-    """The rates of a configuration at one amount, by seed."""
-    rows = frame[(frame["name"] == name) & np.isclose(frame["amount"], amount)]
-    found: pd.Series[float] = rows.set_index("seed")["rate"]
-    return found
+def at_size(frame: pd.DataFrame, name: str, share: float) -> pd.Series[float]:
+    """The rates of a configuration at one size, by seed: linear in the logarithm of the size between the amounts that
+    were measured, nan beyond them."""
+    found = {}
+    for seed, curve in frame[frame["name"] == name].groupby("seed"):
+        line = curve.sort_values("share")
+        x, y = np.log(line["share"].to_numpy(float)), line["rate"].to_numpy(float)
+        inside = x[0] - ROUNDING <= math.log(share) <= x[-1] + ROUNDING
+        found[seed] = float(np.interp(math.log(share), x, y)) if inside else math.nan
+    return pd.Series(found, dtype=float)
 
 
-def compare_at(frame: pd.DataFrame, first: str, other: pd.DataFrame, second: str, amount: float) -> Gap:
-    """A configuration of one frame minus one of another at the same amount, seed by seed."""
-    return student((at_amount(frame, first, amount) - at_amount(other, second, amount)).dropna().tolist())
+ROUNDING = 1e-9  # of the logarithm of a size that is a mean over seeds
+
+
+def compare_at_size(frame: pd.DataFrame, first: str, other: pd.DataFrame, second: str, share: float) -> Gap:
+    """A configuration of one frame minus one of another at the same size, seed by seed."""
+    return student((at_size(frame, first, share) - at_size(other, second, share)).dropna().tolist())
+
+
+def reference_sizes(results: Results) -> list[float]:
+    """The sizes (share) that CondLR was trained at, largest first."""
+    frame = references(results, methods=REFERENCES[:1])
+    return sorted(frame.groupby("amount")["share"].mean(), reverse=True)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -233,21 +247,20 @@ def area_table(results: Results, compressors: Sequence[str], *, reestimated: Seq
     return table(texts.astype(object))
 
 
-def robustness_at_size(results: Results, compressor: str = "svd", attacks: Sequence[str] = ("clean",)) -> Styler:
-    """Accuracy (%) under each attack at its largest radius at each amount, of the compressed networks and of those that
-    were trained at that size: mean ± standard deviation over seeds."""
+def robustness_at_size(results: Results, compressor: str, attacks: Sequence[str] = ("clean",)) -> Styler:
+    """Accuracy (%) under each attack at its largest radius, of the networks that were trained at their size and of the
+    compressed ones at that size (`at_size`): mean ± standard deviation over seeds."""
     parts = {
         attack: pd.concat([references(results, attack), compressed(results, compressor, attack)]) for attack in attacks
     }
-    amounts = sorted(set.intersection(*(set(part["amount"].round(6)) for part in parts.values())))
+    measured = set.intersection(*(set(part["name"]) for part in parts.values()))
+    shares = reference_sizes(results)
     rows = []
-    for name in dict.fromkeys(name for part in parts.values() for name in part["name"]):
+    for name in dict.fromkeys(name for part in parts.values() for name in part["name"] if name in measured):
         for attack, part in parts.items():
-            cells = [mean_std(at_amount(part, name, amount), 1) for amount in amounts]
+            cells = [mean_std(at_size(part, name, share), 1) for share in shares]
             rows.append([name if attack == attacks[0] else "", ATTACKS[attack], *cells])
-    return table(
-        pd.DataFrame(rows, columns=["training", "under", *(f"{100 * a:g} % of the rank removed" for a in amounts)])
-    )
+    return table(pd.DataFrame(rows, columns=["training", "under", *(f"{share:.0f} % of the size" for share in shares)]))
 
 
 def tuning_table(results: Results, ways: Sequence[tuple[str, int, int]]) -> Styler:
