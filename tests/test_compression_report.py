@@ -20,6 +20,7 @@ from wellcond.compression_report import (
     references,
     robustness_at_size,
     sweep_table,
+    truncated_kappas,
     tuning_table,
 )
 from wellcond.report import mean_std
@@ -99,7 +100,13 @@ def results():
         for i in range(2)
     ]
     frames = {table: pd.DataFrame(columns=list(columns)) for table, columns in {**COLUMNS, **AFTERWARDS}.items()}
-    frames |= {"compressions": pd.DataFrame(rows), "filters": pd.DataFrame(norms)}
+    sigmas = [
+        {"run_id": r["run_id"], "epoch": 2, "layer": layer, "index": i, "singular_value": value}
+        for r in runs
+        for layer, values in {"conv": (4.0, 3.0, 2.0, 1.0), "fc": (9.0, 0.1)}.items()
+        for i, value in enumerate(values)
+    ]
+    frames |= {"spectra": pd.DataFrame(sigmas), "compressions": pd.DataFrame(rows), "filters": pd.DataFrame(norms)}
     frames["runs"] = pd.DataFrame(runs, columns=list(COLUMNS["runs"]))
     return Results(**frames, provenance={})
 
@@ -162,6 +169,15 @@ def test_references_are_at_their_own_size(results):
     frame = references(results)
     assert frame.groupby("amount")["share"].first().round(9).to_dict() == {0.5: 50.0, 0.9: 10.0}
     assert len(set(frame["name"])) == 1  # the ratio is no part of it
+
+
+def test_the_condition_number_is_that_of_what_truncation_leaves_in_all_layers_but_the_last(results):
+    frame = compressed(results, "svd")
+    found = frame.assign(kappa=truncated_kappas(results, frame)).groupby("amount")["kappa"].agg(["min", "max"])
+    assert found.loc[0.5].tolist() == [4 / 3] * 2
+    assert found.loc[0.9].tolist() == [1, 1]
+    trained = references(results)
+    assert set(truncated_kappas(results, trained.assign(amount=0.0))) == {4.0}
 
 
 def test_an_area_is_the_mean_over_the_logarithm_of_the_size(results):
@@ -231,7 +247,7 @@ def test_figures_have_a_curve_a_training_and_a_marker_a_size(results):
     np.testing.assert_allclose(operations.get_lines()[0].get_xdata(), [10, 50])
     assert "fw_nuclear" not in {line.get_label() for line in right.get_lines()}
     np.testing.assert_allclose(lines["condlr, trained at its size"].get_xdata(), [50, 10])
-    np.testing.assert_allclose(plot_kappa(results, "svd").axes[0].get_lines()[0].get_ydata(), [10, 2])
+    np.testing.assert_allclose(plot_kappa(results).axes[0].get_lines()[0].get_ydata(), [1, 4 / 3])
     norms = plot_filter_norms(results, ["fc"])
     np.testing.assert_allclose(norms.axes[0].get_lines()[0].get_ydata(), [1, 0.5])
 
@@ -240,7 +256,7 @@ def test_figures_have_a_curve_a_training_and_a_marker_a_size(results):
     "show",
     [
         lambda r: plot_compression(r, "svd"),
-        lambda r: plot_kappa(r, "svd"),
+        plot_kappa,
         plot_filter_norms,
         lambda r: area_table(r, ["svd", "magnitude"]),
         lambda r: robustness_at_size(r, "svd", ["clean", "fgsm"]),

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from wellcond.analysis import ordered, rates
+from wellcond.analysis import final, ordered, rates
 from wellcond.comparison import Gap, student, wilson
 from wellcond.figures import draw, layers_shown
 from wellcond.report import ATTACKS, finish, look, mean_std, panels, table
@@ -99,6 +99,24 @@ def _sized(frame: pd.DataFrame) -> pd.DataFrame:
     return named.assign(error=100 - named["rate"])
 
 
+def truncated_kappas(results: Results, frame: pd.DataFrame) -> pd.Series[float]:
+    """For each row, a run and an amount: max σ_1/σ_r over all layers but the last, the classifier, which is left whole;
+    r is what is left of the N singular values after training, N - ⌊amount N⌋."""
+    spectra = final(results.select("spectra")).sort_values("index", kind="stable")
+    layers = list(dict.fromkeys(final(results.spectra)["layer"]))[:-1]
+    values = {
+        run_id: [part["singular_value"].to_numpy(float) for _, part in rows.groupby("layer")]
+        for run_id, rows in spectra[spectra["layer"].isin(layers)].groupby("run_id")
+    }
+
+    def kappa(run_id: str, amount: float) -> float:
+        ends = [(sigma[0], sigma[-1 - math.floor(amount * len(sigma) + 1e-9)]) for sigma in values.get(run_id, ())]
+        return max((first / last if last > 0 else math.inf for first, last in ends), default=math.nan)
+
+    found = [kappa(run_id, amount) for run_id, amount in zip(frame["run_id"], frame["amount"], strict=True)]
+    return pd.Series(found, frame.index, dtype=float)
+
+
 def areas(frame: pd.DataFrame) -> pd.DataFrame:
     """The mean rate of each run over the logarithm of its size, between the sizes that all runs have: one row a run,
     with name, seed, area. A curve is linear between its points; nan where the runs share no interval of sizes."""
@@ -165,8 +183,8 @@ def _grouped(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
 
 
 def _draw_references(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
-    """A marker a size: the mean over the seeds."""
-    for _, rows in frame.groupby("name", sort=False):
+    """A marker a size: the mean over the seeds; each smaller than the one before, which it may hide."""
+    for markersize, (_, rows) in zip((11, 7, 4), frame.groupby("name", sort=False), strict=False):
         centre = rows.groupby("amount")[[x, y]].mean()
         style = look(**rows.iloc[0][["method", *SETTINGS]])
         ax.plot(
@@ -174,7 +192,7 @@ def _draw_references(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
             centre[y],
             style.marker,
             color=style.color,
-            markersize=8,
+            markersize=markersize,
             markeredgecolor="white",
             label=f"{rows['label'].iloc[0]}, trained at its size",
             zorder=4,
@@ -202,10 +220,13 @@ def plot_compression(
     return _against(frame, references(results, attack), size, "error", axis, 3.2)
 
 
-def plot_kappa(results: Results, compressor: str) -> Figure:
-    """The largest κ of any layer, of the singular values that are left, against size."""
-    frame = compressed(results, compressor)
-    return _against(frame, frame[:0], "share", "kappa", "κ, worst layer", 2.6)
+def plot_kappa(results: Results) -> Figure:
+    """The largest κ of any truncated layer (`truncated_kappas`) against size; markers: trained at their size."""
+    frame = compressed(results, "svd")
+    frame = frame.assign(kappa=truncated_kappas(results, frame))
+    trained = references(results)
+    trained = trained.assign(kappa=truncated_kappas(results, trained.assign(amount=0.0)))
+    return _against(frame, trained, "share", "kappa", "κ, worst truncated layer", 2.6)
 
 
 def plot_filter_norms(results: Results, layers: Sequence[str] = ()) -> Figure:
