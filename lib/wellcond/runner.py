@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -493,8 +493,10 @@ def carry_out(work: Work, *given: Any, jobs: int, bar: tqdm[Any], count: Callabl
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         workers = [pool.submit(_drain, work, *given) for _ in range(jobs)]
         while not all(worker.done() for worker in workers):
-            time.sleep(1)
+            started = time.monotonic()
             bar.update(count() - bar.n)
+            # counting reads the tables: it may take a twentieth of one processor
+            wait(workers, timeout=max(1.0, 20 * (time.monotonic() - started)))
         for worker in workers:
             worker.result()
         bar.update(count() - bar.n)
