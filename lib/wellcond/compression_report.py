@@ -285,16 +285,20 @@ def robustness_at_size(results: Results, compressor: str, attacks: Sequence[str]
 
 
 def tuning_table(results: Results, ways: Sequence[tuple[str, int, int]]) -> Styler:
-    """Accuracy (%) of each way to compress, (compressor, phases, epochs after each), at each amount."""
+    """Accuracy (%) of each way to compress, (compressor, phases, epochs after each), at each amount, beside that of one
+    phase without training, where it was measured."""
     rows = []
     for compressor, phases, epochs in ways:
         frame = compressed(results, compressor, phases=phases, epochs=epochs)
-        how = "no training" if not epochs else f"{phases} × {epochs} epochs" if phases > 1 else f"{epochs} epoch"
+        straight = compressed(results, compressor)
+        how = f"{phases} × {epochs} epoch{'s' if epochs > 1 else ''}"
         for _, part in frame.groupby(["name", "amount"], sort=False):
             name, amount = part.iloc[0][["name", "amount"]]
+            before = straight[(straight["name"] == name) & np.isclose(straight["amount"], amount)]
             size = f"{part['share'].mean():.1f} %"
-            rows.append([name, COMPRESSORS[compressor], f"{100 * amount:g} %", size, how, mean_std(part["rate"])])
-    columns = ["training", "then removed", "amount", "deployed", "fine-tuning", "test accuracy, %"]
+            removed = f"{100 * amount:g} %"
+            rows.append([name, compressor, removed, size, mean_std(before["rate"]), how, mean_std(part["rate"])])
+    columns = ["training", "compressor", "amount", "deployed", "straight after, %", "trained on", "then, %"]
     return table(pd.DataFrame(rows, columns=columns))
 
 
