@@ -112,6 +112,11 @@ def test_every_figure_is_named_explained_and_cited(name):
     assert all(len(caption) > 20 for caption in figures(name).values())
 
 
+def test_no_two_figures_have_one_name():
+    names = [figure for chapter in CHAPTERS for figure in figures(chapter)]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.slow
 def test_an_unknown_parameter_is_an_error_of_one_line_with_a_suggestion(elsewhere):
     with pytest.raises(PapermillExecutionError) as caught:
