@@ -44,9 +44,9 @@ ALLOWED = {
     "optim": {"errors", "integrator", "layers", "precision", "spectrum", "stiefel"},
     "truncated_svd": {"errors", "precision"},
     "constraint_sets": {"errors", "precision", "truncated_svd"},
-    "frank_wolfe": {"constraint_sets", "errors", "optim", "precision", "truncated_svd"},
+    "frank_wolfe": {"constraint_sets", "errors", "optim", "truncated_svd"},
     "basis_update": {"errors", "integrator", "optim", "precision", "stiefel"},
-    "proximal": {"errors", "layers", "optim", "precision", "sparsity"},
+    "proximal": {"errors", "layers", "optim", "sparsity"},
     "method": {"adversarial", "errors", "layers", "optim", "settings"},
     "low_rank_methods": {"basis_update", "convert", "layers", "method", "optim", "regularizers"},
     "compression_aware_methods": {

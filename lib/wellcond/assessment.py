@@ -190,7 +190,7 @@ def progress(
     wanted = _open(experiment, folder, only, tables)
     rows = {
         (table, run_id): results.records(part)
-        for table in TABLES
+        for table in tables
         for run_id, part in results.read_table(folder, table).groupby("run_id")
     }
     return sum(task.known(rows.get((task.table, task.run_id), [])) for task in wanted), len(wanted)

@@ -247,13 +247,11 @@ def compress(
     Raises ValueError for an unknown compressor or pattern, amount or share out of range, both or neither given, a
     share that the compressor cannot reach, or a network with nothing to compress.
     """
-    if compressor not in COMPRESSORS:
-        raise unknown("compressor", compressor, COMPRESSORS)
     if (amount is None) == (share is None):
         raise ValueError(f"amount = {amount}, share = {share}: give exactly one of them")
     if share is not None and not 0 < share <= 1:
         raise invalid("share", share, "in (0, 1], a fraction of the parameters of the dense network")
-    at = COMPRESSORS[compressor](model, skip=skip)
+    at = _at_amount(model, compressor, skip)
     if amount is not None:
         return at(amount)
     assert share is not None
@@ -262,6 +260,12 @@ def compress(
     if found.size > share * dense:
         raise invalid("share", share, f"at least {found.size / dense:.3g}, all that {compressor!r} can remove here")
     return found
+
+
+def _at_amount(model: nn.Module, compressor: str, skip: Iterable[str]) -> AtAmount:
+    if compressor not in COMPRESSORS:
+        raise unknown("compressor", compressor, COMPRESSORS)
+    return COMPRESSORS[compressor](model, skip=skip)
 
 
 def _first(at: AtAmount, fits: Callable[[Compressed], bool]) -> Compressed:
@@ -294,17 +298,21 @@ def iterated(
     """
     if phases < 1:
         raise invalid("phases", phases, ">= 1")
-    whole = compress(model, compressor, amount=0.0, skip=skip)
-    smallest = compress(model, compressor, amount=amount, skip=skip)
-    units, least = (sum(compressed.kept.values()) for compressed in (whole, smallest))
+    at = _at_amount(model, compressor, skip)
+    if phases == 1:
+        found = at(amount)
+        return replace(found, model=train(found.model))
+    units, least = (sum(compressed.kept.values()) for compressed in (at(0.0), at(amount)))
     for phase in range(1, phases + 1):
         left = least if phase == phases else max(least, math.floor(units * (1 - amount) ** (phase / phases)))
 
         def fits(compressed: Compressed, left: int = left) -> bool:
             return sum(compressed.kept.values()) <= left
 
-        found = _first(COMPRESSORS[compressor](model, skip=skip), fits)
+        found = _first(at, fits)
         model = train(found.model)
+        if phase < phases:
+            at = _at_amount(model, compressor, skip)
     return replace(found, model=model)
 
 

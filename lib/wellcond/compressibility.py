@@ -49,8 +49,11 @@ class Plan(NamedTuple):
     @staticmethod
     def named(row: Mapping[str, Any]) -> tuple[str, ...]:
         """The entries of a key, of a plan or in a row of a table, to be compared: numbers as they are in a file."""
-        values = (row[name] for name in Plan("", 0.0).key())
+        values = (row[name] for name in _KEY)
         return tuple("" if v is None or v != v else f"{v:.9g}" if isinstance(v, float) else str(v) for v in values)
+
+
+_KEY = tuple(Plan("", 0.0).key())
 
 
 def compressed(model: nn.Module, data: Data, plan: Plan, *, seed: int = 0) -> tuple[nn.Module, int]:

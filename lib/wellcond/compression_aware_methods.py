@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from wellcond import lorita
-from wellcond.constraint_sets import FAMILIES
+from wellcond.constraint_sets import FAMILIES, SINGULAR_VALUES
 from wellcond.frank_wolfe import RESCALINGS, FrankWolfe, frank_wolfe_groups, shift_inside
 from wellcond.layers import matricize, weight_layers
 from wellcond.method import Method, Penalty, Settings, last_layer
-from wellcond.optim import Group
+from wellcond.optim import Group, param_groups, with_rest
 from wellcond.proximal import ProximalSGD
 from wellcond.sparsity import group_lasso, nuclear_norm
 
@@ -39,7 +39,7 @@ def _dense(model: nn.Module, settings: Settings) -> nn.Module:
 
 def _frank_wolfe_groups(constraint: str, rescale: str) -> Callable[[nn.Module, Settings], list[Group]]:
     has_k = FAMILIES[constraint].parameter == "k"
-    engine = "power" if constraint in SPECTRAL else "exact"
+    engine = "power" if FAMILIES[constraint].coordinates is SINGULAR_VALUES else "exact"
 
     def groups(model: nn.Module, settings: Settings) -> list[Group]:
         return frank_wolfe_groups(
@@ -76,7 +76,6 @@ def _frank_wolfe(constraint: str, rescale: str, name: str, label: str) -> Method
     )
 
 
-SPECTRAL = ("nuclear", "spectral_k_sparse", "spectral_k_support")
 _FRANK_WOLFE_LABELS = {
     "l2": "FW, l2",
     "k_sparse": "FW, k-sparse",
@@ -116,7 +115,7 @@ def _penalized(
 
 
 def _plain_groups(model: nn.Module, settings: Settings) -> list[Group]:
-    return [{"params": list(model.parameters()), "kind": "euclidean"}]
+    return param_groups(model)
 
 
 def _product(model: nn.Module, settings: Settings) -> nn.Module:
@@ -129,12 +128,7 @@ def _product_groups(model: nn.Module, settings: Settings) -> list[Group]:
 
 def _thresholded_groups(model: nn.Module, settings: Settings) -> list[Group]:
     weights = list(_weights(model).values())
-    taken = {id(w) for w in weights}
-    rest = [p for p in model.parameters() if id(p) not in taken]
-    return [
-        {"params": weights, "kind": "thresholded", "threshold": settings.beta},
-        {"params": rest, "kind": "euclidean"},
-    ]
+    return with_rest(model, [{"params": weights, "kind": "thresholded", "threshold": settings.beta}])
 
 
 _BETA = frozenset({"beta"})

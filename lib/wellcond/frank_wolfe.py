@@ -41,7 +41,6 @@ from wellcond.constraint_sets import (
 )
 from wellcond.errors import invalid, unknown
 from wellcond.optim import CheckedOptimizer, Group, State, euclidean
-from wellcond.precision import full_float32
 from wellcond.truncated_svd import block_power_iteration
 
 # ------------------------------------------------------------------------ the step
@@ -156,6 +155,8 @@ class FrankWolfe(CheckedOptimizer):
     Raises ValueError, naming the option, for anything else.
     """
 
+    updates = UPDATES
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -190,18 +191,6 @@ class FrankWolfe(CheckedOptimizer):
     def check(self, group: Group) -> None:
         super().check(group)
         _check_group(group)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every group. closure: optional, re-evaluates the loss and returns it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with full_float32():
-            for group in self.param_groups:
-                UPDATES[group["kind"]](group, self.state)
-        return loss
 
 
 def _check_group(group: Group) -> None:

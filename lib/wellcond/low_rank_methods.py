@@ -15,7 +15,7 @@ from wellcond.basis_update import BUG
 from wellcond.convert import decay_spectra, factorize
 from wellcond.layers import LowRankLayer, matricize, weight_layers
 from wellcond.method import Method, Penalty, Settings, last_layer
-from wellcond.optim import Group, clip_weight, constrain, orthonormalize, param_groups
+from wellcond.optim import Group, clip_weight, constrain, orthonormalize, param_groups, with_rest
 from wellcond.regularizers import robustness_regularizer, soft_orthogonality
 
 
@@ -79,10 +79,7 @@ def _published_groups(model: nn.Module, settings: Settings) -> list[Group]:
 
 def _clipped_groups(model: nn.Module, settings: Settings) -> list[Group]:
     weights = [layer.weight for layer in weight_layers(model).values()]
-    taken = {id(w) for w in weights}
-    rest = [p for p in model.parameters() if id(p) not in taken]
-    clipped = {"params": weights, "kind": "clipped", "max_cond": settings.max_cond}
-    return [clipped, {"params": rest, "kind": "euclidean"}]
+    return with_rest(model, [{"params": weights, "kind": "clipped", "max_cond": settings.max_cond}])
 
 
 def _bug_groups(basis: str, coefficient_steps: int = 1) -> Callable[[nn.Module, Settings], list[Group]]:
@@ -123,9 +120,7 @@ def _soft_orthogonality(settings: Settings) -> Penalty | None:
 def _stiefel_groups(retraction: str) -> Callable[[nn.Module, Settings], list[Group]]:
     def groups(model: nn.Module, settings: Settings) -> list[Group]:
         weights = [layer.weight for layer in weight_layers(model).values()]
-        taken = {id(w) for w in weights}
-        rest = [p for p in model.parameters() if id(p) not in taken]
-        return [{"params": weights, "kind": "stiefel", "retraction": retraction}, {"params": rest, "kind": "euclidean"}]
+        return with_rest(model, [{"params": weights, "kind": "stiefel", "retraction": retraction}])
 
     return groups
 

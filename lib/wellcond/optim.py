@@ -20,7 +20,7 @@ g_V = Gᵀ U S. Learning rates are in units of the gradient flow's time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -234,7 +234,12 @@ UPDATES: dict[str, Callable[[Group, State], None]] = {
 
 
 class CheckedOptimizer(torch.optim.Optimizer):
-    """An optimizer that refuses a group with options out of range; the groups it has stay."""
+    """An optimizer that refuses a group with options out of range; the groups it has stay.
+
+    updates: the rule of each kind of group, called with the group and the state.
+    """
+
+    updates: Mapping[str, Callable[[Group, State], None]] = {}
 
     def check(self, group: Group) -> None:
         """Raise ValueError, naming the option, unless lr > 0, momentum is in [0, 1) and weight_decay >= 0."""
@@ -254,6 +259,22 @@ class CheckedOptimizer(torch.optim.Optimizer):
             del self.param_groups[-1]
             raise
 
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every group. closure: optional, re-evaluates the loss and returns it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with full_float32():  # a frame is orthonormal to the precision of its products
+            self.update()
+        return loss
+
+    def update(self) -> None:
+        """Move the parameters of every group, by the rule of its kind."""
+        for group in self.param_groups:
+            self.updates[group["kind"]](group, self.state)
+
 
 class LowRankSGD(CheckedOptimizer):
     """Momentum SGD whose groups say on which manifold their parameters live; see the table of this module.
@@ -264,6 +285,8 @@ class LowRankSGD(CheckedOptimizer):
         dimension of the parameters counts networks (the low-rank and Euclidean rules see it without being told).
     Raises ValueError, naming the option, for anything else.
     """
+
+    updates = UPDATES
 
     def __init__(
         self,
@@ -294,20 +317,12 @@ class LowRankSGD(CheckedOptimizer):
         super().check(group)
         _check_group(group)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every group. closure: optional, re-evaluates the loss and returns it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with full_float32():  # a frame is orthonormal to the precision of its products
-            for groups in _batches(self.param_groups):
-                if len(groups) > 1:
-                    _lowrank_together(groups, self.state)
-                else:
-                    UPDATES[groups[0]["kind"]](groups[0], self.state)
-        return loss
+    def update(self) -> None:
+        for groups in _batches(self.param_groups):
+            if len(groups) > 1:
+                _lowrank_together(groups, self.state)
+            else:
+                self.updates[groups[0]["kind"]](groups[0], self.state)
 
 
 def _check_group(group: Group) -> None:
@@ -328,13 +343,19 @@ def param_groups(model: nn.Module, **lowrank: Any) -> list[Group]:
     lowrank: options of the low-rank groups (max_cond, rule, retraction, kind, ...). Layers without a core, biases,
     normalization and dense weights are euclidean.
     """
-    groups: list[Group] = []
-    taken: set[int] = set()
-    for name, layer in low_rank_layers(model).items():
-        if layer.S is not None:
-            factors = [layer.U, layer.S, layer.V]
-            groups.append({"params": factors, "name": name, "kind": "lowrank", **lowrank})
-            taken.update(map(id, factors))
+    layers = {name: layer for name, layer in low_rank_layers(model).items() if layer.S is not None}
+    return with_rest(
+        model,
+        [
+            {"params": [layer.U, layer.S, layer.V], "name": name, "kind": "lowrank", **lowrank}
+            for name, layer in layers.items()
+        ],
+    )
+
+
+def with_rest(model: nn.Module, groups: Sequence[Group]) -> list[Group]:
+    """The groups, and a Euclidean one of the parameters of the model that are in none of them."""
+    taken = {id(p) for group in groups for p in group["params"]}
     rest = [p for p in model.parameters() if id(p) not in taken]
     return [*groups, {"params": rest, "name": "", "kind": "euclidean"}]
 

@@ -13,13 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from wellcond.errors import invalid, unknown
 from wellcond.layers import matricize
 from wellcond.optim import CheckedOptimizer, Group, State, euclidean
-from wellcond.precision import full_float32
 from wellcond.sparsity import singular_value_threshold
 
 
@@ -42,6 +38,8 @@ class ProximalSGD(CheckedOptimizer):
     kind: a key of UPDATES, "thresholded" for weights of two or more dimensions; threshold: λ >= 0; every >= 1.
     Raises ValueError, naming the option, for anything else.
     """
+
+    updates = UPDATES
 
     def __init__(
         self,
@@ -75,15 +73,3 @@ class ProximalSGD(CheckedOptimizer):
         flat = [tuple(p.shape) for p in group["params"] if p.ndim < 2]
         if group["kind"] == "thresholded" and flat:
             raise invalid("params", f"a tensor of shape {flat[0]}", "matrices or kernels in a thresholded group")
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every group. closure: optional, re-evaluates the loss and returns it."""
-        loss: Tensor | None = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with full_float32():
-            for group in self.param_groups:
-                UPDATES[group["kind"]](group, self.state)
-        return loss
