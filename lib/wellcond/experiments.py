@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from wellcond import paths
 from wellcond.attacks import ATTACKS, options_text
@@ -27,6 +27,17 @@ from wellcond.method import Settings
 from wellcond.methods import METHODS, find
 from wellcond.results import Measurement
 from wellcond.settings import SETTINGS, suffix
+
+
+def _one_of(field: str, registry: Mapping[str, Any]) -> AfterValidator:
+    """The value is a key of the registry, else an error that suggests the nearest."""
+
+    def check(value: str) -> str:
+        if value not in registry:
+            raise unknown(field, value, registry)
+        return value
+
+    return AfterValidator(check)
 
 
 class Strict(BaseModel):
@@ -48,7 +59,7 @@ class Train(Strict):
     weight_decay: float = Field(0.0, ge=0)
     milestones: tuple[int, ...] = ()
     gamma: float = Field(0.3, gt=0)
-    augment: str = "none"
+    augment: Annotated[str, _one_of("augment", AUGMENTATIONS)] = "none"
     validation: float = Field(0.25, ge=0, lt=1)
     batch_factor: int | None = Field(None, ge=1)
     warmup: int | None = Field(None, ge=1)
@@ -58,13 +69,6 @@ class Train(Strict):
     def _rises(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("batch_factor") is None:
             raise ValueError("must be absent without batch_factor")
-        return value
-
-    @field_validator("augment")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in AUGMENTATIONS:
-            raise unknown("augment", value, AUGMENTATIONS)
         return value
 
 
@@ -105,17 +109,10 @@ class MethodGrid(Strict):
 class AttackGrid(Strict):
     """An attack at several radii, on the first n_examples test images (all if absent)."""
 
-    name: str
+    name: Annotated[str, _one_of("attack", ATTACKS)]
     eps: tuple[Annotated[float, Field(ge=0)], ...]
     n_examples: int | None = Field(None, ge=1)
     options: dict[str, float | int] = {}
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in ATTACKS:
-            raise unknown("attack", value, ATTACKS)
-        return value
 
     @field_validator("options")
     @classmethod
@@ -163,7 +160,7 @@ class CompressionGrid(Selective):
     of training at the learning rate lr; reestimated: with the statistics of batch normalization computed again.
     attack: what the compressed networks are measured under, besides the clean test images."""
 
-    compressor: str
+    compressor: Annotated[str, _one_of("compressor", COMPRESSORS)]
     amount: tuple[Annotated[float, Field(ge=0, lt=1)], ...]
     phases: int = Field(1, ge=1)
     epochs: int = Field(0, ge=0)
@@ -171,13 +168,6 @@ class CompressionGrid(Selective):
     momentum: float = Field(0.9, ge=0, lt=1)
     reestimated: bool = False
     attack: tuple[AttackGrid, ...] = ()
-
-    @field_validator("compressor")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in COMPRESSORS:
-            raise unknown("compressor", value, COMPRESSORS)
-        return value
 
     @field_validator("epochs")
     @classmethod
@@ -252,7 +242,7 @@ class Experiment(Strict):
 
     name: str
     title: str
-    dataset: str
+    dataset: Annotated[str, _one_of("dataset", DATASETS)]
     model: str
     seeds: tuple[int, ...]
     train: Train
@@ -267,13 +257,6 @@ class Experiment(Strict):
     n_test: int | None = Field(None, ge=1)
     spectra_epochs: tuple[int, ...] = ()
     preset: str = "paper"
-
-    @field_validator("dataset")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in DATASETS:
-            raise unknown("dataset", value, DATASETS)
-        return value
 
     @classmethod
     def load(cls, experiment: str | Path, preset: str = "paper", **overrides: Any) -> Self:
