@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import Tiny, convolutional
-from wellcond import assessment, data, paths, results
+from helpers import Tiny, convolutional, trained_experiment
+from wellcond import assessment, data, results
 from wellcond.assessment import COMPRESSION, ROBUSTNESS, assess, progress
 from wellcond.compress import COMPRESSORS, compress
 from wellcond.compressibility import Plan, compressed, compression_rows, filter_rows
@@ -16,7 +16,6 @@ from wellcond.deployment import deploy
 from wellcond.evaluate import count_correct, robustness_curve
 from wellcond.experiments import Experiment
 from wellcond.layers import matricize, weight_layers
-from wellcond.runner import run_experiment
 
 
 def chain():
@@ -108,14 +107,6 @@ def test_filter_norms_are_those_of_the_rows_in_descending_order():
 # ------------------------------------------------------------------------------------------------------ an experiment
 
 TOML = """
-name = "tiny"
-title = "Tiny"
-dataset = "digits"
-model = "helpers:Tiny"
-seeds = [0, 1]
-n_train = 96
-n_test = 40
-train = { epochs = 2, batch_size = 32, lr = 0.1 }
 method = [{ name = "dense" }, { name = "lorita", depth = [2], beta = [0.001] }]
 suite = [{ name = "fgsm", eps = [0.02], n_examples = 30 }]
 compression = [
@@ -127,12 +118,7 @@ compression = [
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(paths, "experiments", lambda: tmp_path)
-    (tmp_path / "tiny.toml").write_text(TOML, encoding="utf-8")
-    spec = Experiment.load("tiny")
-    run_experiment(spec, device="cpu", progress=False)
-    return spec
+    return trained_experiment(TOML, tmp_path, monkeypatch)
 
 
 def quiet(spec, tables=COMPRESSION, **options):

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import GRADIENT_ATTACKS, Tiny, generator
-from wellcond import evaluate, paths, results, runner, suite
+from helpers import GRADIENT_ATTACKS, Tiny, generator, trained_experiment
+from wellcond import evaluate, results, runner, suite
 from wellcond.assessment import assess, progress
 from wellcond.attacks import ATTACKS, smallest_perturbation
 from wellcond.data import Images
-from wellcond.experiments import Experiment
 from wellcond.outcomes import unpack, unpack_distances
 from wellcond.runner import run_experiment
 from wellcond.suite import Trial, attack_row, clean_row, distortion_row, transfer_rows
@@ -162,14 +161,6 @@ def test_transfer_to_itself_is_the_white_box_attack():
 # ------------------------------------------------------------------------------------------------------ an experiment
 
 TOML = """
-name = "tiny"
-title = "Tiny"
-dataset = "digits"
-model = "helpers:Tiny"
-seeds = [0, 1]
-n_train = 96
-n_test = 40
-train = { epochs = 2, batch_size = 32, lr = 0.1 }
 method = [{ name = "dense" }, { name = "uv", ratio = [0.5] }]
 suite = [
     { name = "fgsm", eps = [0.02, 0.05], n_examples = 30 },
@@ -184,12 +175,7 @@ transfer = { name = "pgd_linf", eps = [0.05], n_examples = 20, options = { steps
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(paths, "experiments", lambda: tmp_path)
-    (tmp_path / "tiny.toml").write_text(TOML, encoding="utf-8")
-    spec = Experiment.load("tiny")
-    run_experiment(spec, device="cpu", progress=False)
-    return spec
+    return trained_experiment(TOML, tmp_path, monkeypatch)
 
 
 def quiet(spec, **options):
