@@ -16,6 +16,7 @@ from wellcond.deployment import deploy
 from wellcond.evaluate import count_correct, robustness_curve
 from wellcond.experiments import Experiment
 from wellcond.layers import matricize, weight_layers
+from wellcond.lorita import overparametrize
 
 
 def chain():
@@ -140,6 +141,14 @@ def test_an_experiment_is_compressed_as_declared(trained):
     record = found.provenance["dense-s0"]["compressions"]
     assert record["command"] == "python -m wellcond compress tiny --preset paper"
     assert set(rows["commit"]) == {record["commit"]}
+
+
+def test_a_product_is_counted_as_it_is_trained(trained):
+    runs = results.read_table(trained.folder(), "runs").query("seed == 0").set_index("method")
+    dense, product = runs.loc["dense"], runs.loc["lorita"]
+    factors = overparametrize(Tiny(), 2, skip=["classifier"])
+    assert product["n_params_trained"] == sum(p.numel() for p in factors.parameters())
+    assert product["n_params_trained"] > dense["n_params_trained"] == product["n_params_deployed"]
 
 
 def test_only_what_is_new_is_measured(trained, monkeypatch):

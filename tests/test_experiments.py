@@ -336,6 +336,10 @@ MISTAKES = {
         ("lr = 0.1", "lr = 0.1\nwarmup = 2"),
         "train.warmup = 2: must be absent without batch_factor",
     ),
+    "pruning in phases": (
+        ('title = "Mine"', 'title = "Mine"\ncompression = [{ compressor = "magnitude", amount = [0.5], phases = 3 }]'),
+        "compression.epochs = 0: must be >= 1 where phases is > 1",
+    ),
     "no radius": (('name = "dense"', 'name = "dense"\nmix = [0.5]'), "radius = None: must be given where mix is"),
     "n_train": (("n_train = 64", "n_train = 0"), "n_train = 0: .*greater than or equal to 1"),
     "radius": (("eps = [0.0, 0.1]", "eps = [-0.1]"), "attack.eps = -0.1: .*greater than or equal to 0"),

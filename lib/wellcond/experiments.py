@@ -163,7 +163,7 @@ class CompressionGrid(Selective):
     compressor: Annotated[str, _one_of("compressor", COMPRESSORS)]
     amount: tuple[Annotated[float, Field(ge=0, lt=1)], ...]
     phases: int = Field(1, ge=1)
-    epochs: int = Field(0, ge=0)
+    epochs: int = Field(0, ge=0, validate_default=True)
     lr: float = Field(0.01, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     reestimated: bool = False

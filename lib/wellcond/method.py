@@ -90,9 +90,14 @@ class Method:
     any_start: bool = True
 
     @property
+    def finishes(self) -> bool:
+        """Whether the trained network becomes another one."""
+        return self.finish is not _as_trained
+
+    @property
     def stackable(self) -> bool:
         """Whether several seeds can be trained as one batched network."""
-        plain = self.penalty is _no_penalty and self.finish is _as_trained
+        plain = self.penalty is _no_penalty and not self.finishes
         return self.optimizer is LowRankSGD and plain and not self.starts_from and self.trains
 
     def check(self, settings: dict[str, Any]) -> None:

@@ -282,7 +282,13 @@ def _skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
     return (method.finish(model) if finished else model).to(device)
 
 
-def _run_row(cell: Cell, network: Trained, dataset: data.Data) -> dict[str, Any]:
+def _trained_parameters(cell: Cell, model: nn.Module, device: str) -> int:
+    """Of the network as it is trained: a product of factors has more than what becomes of it."""
+    unfinished = _skeleton(cell, device, finished=False) if find(cell.method).finishes else model
+    return count_parameters(unfinished).trained
+
+
+def _run_row(cell: Cell, network: Trained, dataset: data.Data, device: str) -> dict[str, Any]:
     model = network.model
     counts = count_parameters(model)
     score = evaluate.count_correct(model, dataset.test)
@@ -297,7 +303,7 @@ def _run_row(cell: Cell, network: Trained, dataset: data.Data) -> dict[str, Any]
     return {
         "rank_fraction": counts.rank_fraction,
         "n_params_dense": counts.dense,
-        "n_params_trained": counts.trained,
+        "n_params_trained": _trained_parameters(cell, model, device),
         "n_params_deployed": counts.deployed,
         "flops_dense": count_flops(densify(model), dataset.shape),
         "flops_deployed": count_flops(deploy(model), dataset.shape),
@@ -358,7 +364,7 @@ def run_cell(
     tables["curves"] = curves
     wanted_epochs = {*experiment.spectra_epochs, about["epochs"]}
     tables["spectra"] = [row for row in network.spectra if row["epoch"] in wanted_epochs]
-    tables["runs"] = [{**about, **_run_row(cell, network, dataset)}]
+    tables["runs"] = [{**about, **_run_row(cell, network, dataset, device)}]
     return {table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()}
 
 
