@@ -15,8 +15,8 @@ FOLDER = Path(wellcond.__file__).parent
 # A module may import these modules of the package, and no others. Read from the bottom: geometry, layers, conversion,
 # optimizer, methods; beside them data, models, attacks and training, which know nothing of layers; the ensemble,
 # which trains stacks of networks with the optimizer; results and, in the style of report, their analysis, tables and
-# figures, which know nothing of networks; experiments, and the runner that joins everything. The checks of the theory
-# stand apart: flows and verdicts, the checks, their figures.
+# figures, which know nothing of networks; experiments, the networks trained for them, and the runner that joins
+# everything. The checks of the theory stand apart: flows and verdicts, the checks, their figures.
 ALLOWED = {
     "errors": set(),
     "paths": set(),
@@ -86,13 +86,19 @@ ALLOWED = {
     },
     "conditioning_report": {"analysis", "report", "results", "settings"},
     "experiments": {"attacks", "compress", "data", "errors", "method", "methods", "paths", "results", "settings"},
+    "jobs": {"errors", "provenance"},
+    "networks": {
+        *("convert", "data", "distributed", "ensemble", "evaluate", "experiments", "jobs", "methods", "models"),
+        *("paths", "provenance", "results", "train"),
+    },
     "runner": {
-        *("conditioning", "convert", "data", "deployment", "distributed", "ensemble", "errors", "evaluate"),
-        *("experiments", "layers", "methods", "models", "paths", "provenance", "results", "settings", "train"),
+        *("conditioning", "convert", "data", "deployment", "distributed", "errors", "evaluate", "experiments"),
+        *("jobs", "layers", "methods", "networks", "paths", "provenance", "results", "settings"),
     },
     "chapters": {"assessment", "errors", "experiments", "results", "runner"},
     "assessment": {
-        *("calibration", "compressibility", "evaluate", "experiments", "provenance", "results", "runner", "suite"),
+        *("calibration", "compressibility", "evaluate", "experiments", "jobs", "networks", "provenance", "results"),
+        *("runner", "suite"),
     },
     "clocks": set(),
     "training_bench": {"clocks", "convert", "data", "deployment", "errors", "method", "methods", "models"},
@@ -106,7 +112,8 @@ ALLOWED = {
     "theory": {"flows", "integrator", "spectrum", "stiefel", "theory_network", "theory_problems", "verdicts"},
     "theory_figures": {"report", "verdicts"},
     "__main__": {
-        *("assessment", "bench", "data", "distributed", "experiments", "paths", "provenance", "results", "runner"),
+        *("assessment", "bench", "data", "distributed", "experiments", "jobs", "paths", "provenance", "results"),
+        "runner",
     },
 }
 FACADE = "__init__"  # gathers the public names of all
@@ -208,7 +215,7 @@ def test_only_results_writes_into_the_results_folder():
         for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in ("to_csv", "write_text", "write_bytes", "savez", "savefig")
     }
-    assert writers <= {"results", "runner", "data"}
+    assert writers <= {"results", "networks", "runner", "data"}
 
 
 PROBE = """

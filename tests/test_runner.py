@@ -13,7 +13,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from wellcond import analysis, conditioning_report, convert, models, paths, results, runner
+from wellcond import analysis, conditioning_report, convert, jobs, models, networks, paths, results, runner
 from wellcond.chapters import load_or_run
 from wellcond.experiments import Experiment
 from wellcond.methods import METHODS
@@ -69,16 +69,16 @@ def counts(found):
     return found.runs.set_index("run_id")["n_correct"].to_dict()
 
 
-def interrupted_at(monkeypatch, name, call, error):
-    """Make the call-th call of runner.<name> raise."""
-    original, calls = getattr(runner, name), itertools.count(1)
+def interrupted_at(monkeypatch, module, name, call, error):
+    """Make the call-th call of module.<name> raise."""
+    original, calls = getattr(module, name), itertools.count(1)
 
     def wrapped(*args, **kwargs):
         if next(calls) == call:
             raise error
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(runner, name, wrapped)
+    monkeypatch.setattr(module, name, wrapped)
 
 
 # ----------------------------------------------------------------------------------------------------- a complete run
@@ -94,7 +94,7 @@ def complete(tmp_path_factory):
         (folder / "tiny.toml").write_text(HEAD + "".join(map(grid, METHODS.values())) + FGSM + PGD, encoding="utf-8")
         spec = Experiment.load("tiny")
         found = quiet(spec)
-        weights = {cell.run_id: runner.trained(cell) for cell in spec.cells()}
+        weights = {cell.run_id: networks.trained(cell) for cell in spec.cells()}
         yield spec, found, weights, folder / "results"
 
 
@@ -118,7 +118,9 @@ def test_rows_describe_the_network(complete):
         assert row["epochs"] == (0 if cell.method == "svd" else 2)
         size = convert.count_parameters(model)
         found_sizes = row[["n_params_dense", "n_params_trained", "n_params_deployed", "rank_fraction"]].tolist()
-        expected = [size.dense, size.trained, size.deployed, size.rank_fraction]
+        trained = METHODS[cell.method].prepare(dense, cell.settings) if cell.method == "lorita" else model
+        n_trained = sum(p.numel() for p in trained.parameters())
+        expected = [size.dense, n_trained, size.deployed, size.rank_fraction]
         assert found_sizes == pytest.approx(expected, rel=1e-8)
         assert row["n_params_dense"] == sum(p.numel() for p in dense.parameters())
         # 6 x 49 at 16 positions, 24 x 24, 24 x 10
@@ -129,7 +131,7 @@ def test_rows_describe_the_network(complete):
         assert row["peak_bytes"] > 1e6
         assert row["device"] == "cpu"
         assert row["spec_hash"] == cell.spec_hash
-        test = runner.cell_data(cell, "cpu").test
+        test = networks.cell_data(cell, "cpu").test
         correct = model(test.pixels(slice(None))).argmax(1) == test.labels
         assert row["n_correct"] == int(correct.sum())
 
@@ -243,12 +245,12 @@ def test_a_second_run_computes_nothing(project, monkeypatch):
     pd.testing.assert_frame_equal(before.runs, after.runs)
 
 
-@pytest.mark.parametrize("where", ["fit_together", "count_flops"])
+@pytest.mark.parametrize("where", [(networks, "fit_together", 2), (runner, "count_flops", 3)])
 def test_an_interrupted_run_keeps_finished_cells_and_is_resumed(project, monkeypatch, tmp_path, where):
     """Ctrl-C while the second cell trains, or while it is measured."""
     spec = project(DENSE, UV, CONDLR, FGSM)
     with monkeypatch.context() as patch:
-        interrupted_at(patch, where, 2 if where == "fit_together" else 3, KeyboardInterrupt())
+        interrupted_at(patch, *where, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             quiet(spec)
     found = runner.load(spec)
@@ -266,10 +268,10 @@ def test_trained_weights_are_used_again(project, monkeypatch):
     """Measuring a cell anew, and cells that start from another's weights, train nothing twice."""
     spec = project(DENSE, SVD, FGSM)
     with monkeypatch.context() as patch:
-        interrupted_at(patch, "count_flops", 1, KeyboardInterrupt())
+        interrupted_at(patch, runner, "count_flops", 1, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             quiet(spec)
-    monkeypatch.setattr(runner, "fit_together", None)  # from now on
+    monkeypatch.setattr(networks, "fit_together", None)  # from now on
     found = quiet(spec)
     assert found.missing == ()
     more = quiet(project(DENSE, SVD, FGSM, PGD))  # another attack: measured, on the same weights
@@ -282,9 +284,9 @@ def test_loaded_weights_give_the_logits_of_the_trained_ones(project):
     model = 'model = "lenet5"'
     spec = project(DENSE, head=HEAD.replace('model = "helpers:Tiny"', model).replace("epochs = 2", "epochs = 1"))
     (cell,) = spec.cells()
-    trained, loaded = runner.trained(cell), runner.trained(cell)
+    trained, loaded = networks.trained(cell), networks.trained(cell)
     assert loaded.curves == trained.curves
-    x = runner.cell_data(cell, "cpu").test.pixels(slice(None))
+    x = networks.cell_data(cell, "cpu").test.pixels(slice(None))
     assert torch.equal(loaded.model(x), trained.model(x))
 
 
@@ -294,7 +296,8 @@ def test_a_deadline_leaves_whole_cells(project, monkeypatch, seconds):
     spec = project(DENSE, UV, FGSM)
     ticks = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: next(ticks), perf_counter=lambda: 0.0))
+        for module in (jobs, networks, runner):
+            patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(ticks), perf_counter=lambda: 0.0))
         partial = quiet(spec, max_minutes=seconds / 60)
     order = ["dense-s0", "uv-r0.5-s0"]
     assert partial.runs["run_id"].tolist() == order[: len(partial.runs)]
@@ -310,7 +313,7 @@ def test_no_time_starts_nothing(project):
 def test_an_error_in_a_cell_is_noted_and_cleared_by_success(project, monkeypatch, tmp_path):
     spec = project(DENSE, UV)
     with monkeypatch.context() as patch:
-        interrupted_at(patch, "fit_together", 2, RuntimeError("something broke"))
+        interrupted_at(patch, networks, "fit_together", 2, RuntimeError("something broke"))
         with pytest.raises(RuntimeError, match="something broke"):
             quiet(spec)
     (row,) = runner.status()
@@ -358,10 +361,10 @@ def test_two_processes_share_the_work(project, tmp_path):
 
 def test_a_worker_notes_its_code_before_it_works(project, monkeypatch):
     """Not when its first cell is complete, hours later, when the checked-out commit may be another."""
-    environment, known = runner.environment, []
+    environment, known = jobs.environment, []
     environment.cache_clear()
     monkeypatch.setattr(runner, "_work", lambda *_: known.append(environment.cache_info().currsize) or [])
-    runner._drain(runner._work, project(DENSE), paths.results(), "cpu", math.inf, [])
+    jobs._drain(runner._work, "cpu", project(DENSE), paths.results(), "cpu", math.inf, [])
     assert known == [1]
 
 
@@ -398,13 +401,13 @@ SEEDS = HEAD.replace("seeds = [0]", "seeds = [0, 1, 2]")
 
 def sizes_of_batches(monkeypatch):
     """The number of networks in each call of fit_together, as they are made."""
-    sizes, original = [], runner.fit_together
+    sizes, original = [], networks.fit_together
 
     def counted(networks, *args, **kwargs):
         sizes.append(len(networks))
         return original(networks, *args, **kwargs)
 
-    monkeypatch.setattr(runner, "fit_together", counted)
+    monkeypatch.setattr(networks, "fit_together", counted)
     return sizes
 
 
@@ -412,14 +415,14 @@ def test_cells_trained_together_are_those_trained_alone(project, monkeypatch, tm
     """Two seeds of three at a time; up to the rounding of float32 in six steps, which may move an image or two."""
     monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "alone"))
     spec = project(DENSE, SVD, UV, CONDLR, FGSM, head=SEEDS)
-    alone, expected = quiet(spec), {cell.run_id: runner.trained(cell) for cell in spec.cells()}
+    alone, expected = quiet(spec), {cell.run_id: networks.trained(cell) for cell in spec.cells()}
     monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "together"))
     sizes = sizes_of_batches(monkeypatch)
     found = quiet(spec, together=2)
     assert sizes == [2, 2, 2, 1, 1, 1]
     assert found.missing == ()
     for cell in spec.cells():
-        network, wanted = runner.trained(cell), expected[cell.run_id]
+        network, wanted = networks.trained(cell), expected[cell.run_id]
         torch.testing.assert_close(network.model.state_dict(), wanted.model.state_dict(), rtol=0, atol=1e-4)
         assert [row["epoch"] for row in network.curves] == [row["epoch"] for row in wanted.curves]
         assert abs(counts(found)[cell.run_id] - counts(alone)[cell.run_id]) <= 1
@@ -432,11 +435,11 @@ def test_each_of_a_batch_is_recorded_and_resumed_by_itself(project, monkeypatch)
     """Interrupted while the second of three is measured: the others are not trained again."""
     spec = project(DENSE, FGSM, head=SEEDS)
     with monkeypatch.context() as patch:
-        interrupted_at(patch, "run_cell", 2, KeyboardInterrupt())
+        interrupted_at(patch, runner, "run_cell", 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             quiet(spec, together=3)
     assert runner.load(spec).missing == ("dense-s1", "dense-s2")
-    monkeypatch.setattr(runner, "fit_together", None)  # from now on
+    monkeypatch.setattr(networks, "fit_together", None)  # from now on
     found = quiet(spec, together=3)
     assert found.missing == ()
     assert len(set(found.runs["wall_s"])) == 1  # a third of the batch's
@@ -457,7 +460,8 @@ def test_a_deadline_leaves_whole_cells_of_a_batch(project, monkeypatch, seconds)
     spec = project(DENSE, FGSM, head=SEEDS)
     ticks = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: next(ticks), perf_counter=lambda: 0.0))
+        for module in (jobs, networks, runner):
+            patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(ticks), perf_counter=lambda: 0.0))
         partial = quiet(spec, max_minutes=seconds / 60, together=2)
     assert [*partial.runs["run_id"], *partial.missing] == ["dense-s0", "dense-s1", "dense-s2"]
     assert len(partial.robustness) == 3 * len(partial.runs)
@@ -475,7 +479,7 @@ def test_divergence_of_a_batch_is_recorded_once(project, monkeypatch, capsys):
 
 def test_an_error_in_a_batch_is_noted_for_each_of_its_cells(project, monkeypatch):
     spec = project(DENSE, head=SEEDS)
-    interrupted_at(monkeypatch, "fit_together", 1, RuntimeError("something broke"))
+    interrupted_at(monkeypatch, networks, "fit_together", 1, RuntimeError("something broke"))
     with pytest.raises(RuntimeError, match="something broke"):
         quiet(spec, together=2)
     assert runner.status()[0]["failed"] == ["dense-s0", "dense-s1"]
@@ -513,9 +517,9 @@ def test_bad_arguments(project, arguments, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there():
-    assert runner.pick_device("auto") == "cpu"
+    assert jobs.pick_device("auto") == "cpu"
     with pytest.raises(ValueError, match="device = 'cuda': must be auto or cpu: torch sees no CUDA device"):
-        runner.pick_device("cuda")
+        jobs.pick_device("cuda")
 
 
 def test_only_some_cells(project):
@@ -588,7 +592,7 @@ def test_ranks_and_sizes_over_training_are_recorded(project):
     spec = project(ADAPTIVE)
     found = quiet(spec)
     (cell,) = spec.cells()
-    model = runner.trained(cell).model
+    model = networks.trained(cell).model
     curves = found.curves.query("quantity == 'rank'").pivot_table(index="epoch", columns="layer", values="value")
     assert curves.loc[2].to_dict() == {
         name: layer.rank if hasattr(layer, "rank") else min(layer.weight.flatten(1).shape)
@@ -604,7 +608,7 @@ def test_spectra_of_chosen_epochs(project):
     spec = project(ADAPTIVE, head=HEAD.replace("n_test = 40\n", "n_test = 40\nspectra_epochs = [0]\n"))
     found = quiet(spec)
     (cell,) = spec.cells()
-    trained = runner.trained(cell)
+    trained = networks.trained(cell)
     assert set(found.spectra["epoch"]) == {0, 2}
     last = found.spectra.query("epoch == 2 and layer == 'hidden'")["singular_value"]
     assert list(last) == pytest.approx(trained.model.hidden.singular_values().tolist(), rel=1e-6)
@@ -625,7 +629,7 @@ def test_ill_conditioned_starts(project):
 
 
 def weights(cell):
-    return tuple(torch.cat([p.detach().flatten() for p in runner.trained(cell).model.parameters()]).tolist())
+    return tuple(torch.cat([p.detach().flatten() for p in networks.trained(cell).model.parameters()]).tolist())
 
 
 ROBUST = DENSE + "mix = [0.5, 1.0]\nradius = [0.1]\n", UV + "trades = [6]\nradius = [0.1]\n"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from helpers import GRADIENT_ATTACKS, Tiny, generator, trained_experiment
-from wellcond import evaluate, results, runner, suite
+from wellcond import evaluate, networks, results, suite
 from wellcond.assessment import assess, progress
 from wellcond.attacks import ATTACKS, smallest_perturbation
 from wellcond.data import Images
@@ -245,7 +245,7 @@ def test_an_interrupted_assessment_is_continued_with_the_same_outcomes(trained, 
 
 def test_lost_weights_are_trained_again(trained):
     cell = trained.cells()[0]
-    runner.weights_file(cell).unlink()
+    networks.weights_file(cell).unlink()
     found = quiet(trained, only=[cell.run_id])
     n_correct = found.runs.set_index("run_id")["n_correct"][cell.run_id]
     assert found.attacks.query("attack == 'clean' and n_examples == 40")["n_correct"].tolist() == [n_correct]

@@ -58,7 +58,8 @@ def _run(options: argparse.Namespace) -> None:
 
     from wellcond import distributed
     from wellcond.experiments import Experiment
-    from wellcond.runner import pick_device, run_experiment
+    from wellcond.jobs import pick_device
+    from wellcond.runner import run_experiment
 
     torch.set_num_threads(1)
     spec = Experiment.load(options.experiment, options.preset)
@@ -140,8 +141,8 @@ def _bench(options: argparse.Namespace) -> None:
     import torch
 
     from wellcond import bench, paths, results
+    from wellcond.jobs import pick_device
     from wellcond.provenance import environment, now
-    from wellcond.runner import pick_device
 
     torch.set_num_threads(1)
     device = pick_device(options.device)

@@ -24,18 +24,11 @@ from wellcond.calibration import confidence_rows
 from wellcond.compressibility import Plan, compression_rows, filter_rows
 from wellcond.evaluate import count_correct
 from wellcond.experiments import AttackGrid, Cell, CompressionGrid, Experiment, SuiteGrid
+from wellcond.jobs import OutOfTime, carry_out, deadline_of, pick_device
+from wellcond.networks import cell_data, trained
 from wellcond.provenance import environment, now
 from wellcond.results import Measurement, Results, Row
-from wellcond.runner import (
-    OutOfTime,
-    carry_out,
-    cell_data,
-    deadline_of,
-    load,
-    pick_device,
-    selected,
-    trained,
-)  # fmt: skip
+from wellcond.runner import load, selected
 from wellcond.suite import Trial
 
 ROBUSTNESS = ("attacks", "distortions", "confidence", "transfer")
@@ -244,5 +237,6 @@ def assess(
     done, total = progress(experiment, folder, only, tables)
     with tqdm(total=total, initial=done, unit="task", desc=experiment.name, disable=not bar, file=sys.stderr) as shown:
         count = lambda: progress(experiment, folder, only, tables)[0]  # noqa: E731
-        carry_out(_work, experiment, folder, device, deadline, only, tables, jobs=jobs, bar=shown, count=count)
+        given = (experiment, folder, device, deadline, only, tables)
+        carry_out(_work, *given, device=device, jobs=jobs, bar=shown, count=count)
     return load(experiment, folder)

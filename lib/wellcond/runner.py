@@ -1,290 +1,44 @@
 """Fill in the missing cells of an experiment: train, evaluate, attack, record.
 
 A cell is claimed by a lock, so several runners share the work; it is recorded only when complete, so an interrupted
-run is finished by running it again. Trained weights are kept in results/local/weights by the hash of their
-specification. Cells that differ only in their seeds may be trained together, as one batched network; or several
-processes train one network (`distributed`): the first of them is then the runner, the others only train with it.
+run is finished by running it again.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import functools
 import math
-import os
-import resource
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields
 from itertools import islice
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import Timeout
 from torch import nn
 from tqdm import tqdm
 
-from wellcond import data, distributed, evaluate, models, paths, results
+from wellcond import data, distributed, evaluate, paths, results
 from wellcond.conditioning import condition_rows
 from wellcond.convert import count_flops, count_parameters, densify
 from wellcond.deployment import deploy
-from wellcond.ensemble import fit_together
 from wellcond.errors import invalid, unknown
 from wellcond.experiments import Cell, Experiment
+from wellcond.jobs import OutOfTime, carry_out, deadline_of, pick_device
 from wellcond.layers import low_rank_layers
 from wellcond.methods import find
+from wellcond.networks import Trained, cell_data, kept, skeleton, train_along, trained_together, weights_file
 from wellcond.provenance import environment, now
 from wellcond.results import Results, Row
 from wellcond.settings import SETTINGS
-from wellcond.train import Diverged
-
-CURVE_IMAGES = 5000  # validation images behind the accuracy recorded after each epoch
-
-
-class OutOfTime(Exception):
-    """The deadline passed inside a cell; the cell is dropped."""
-
-
-@functools.lru_cache(maxsize=2)
-def _data(name: str, seed: int, validation: float, n_train: int | None, n_test: int | None, device: str) -> data.Data:
-    return data.load(name, seed=seed, validation=validation, n_train=n_train, n_test=n_test, device=device)
-
-
-def cell_data(cell: Cell, device: str) -> data.Data:
-    """The data of a cell, its split of training and validation images included."""
-    return _data(cell.dataset, cell.seed, cell.train.validation, cell.n_train, cell.n_test, device)
-
-
-def pick_device(device: str) -> str:
-    """ "auto" is cuda where there is one. Raises ValueError for a device that torch does not have."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise invalid("device", device, "auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise invalid("device", device, "auto or cpu: torch sees no CUDA device")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: restart the count of the peak resident size
-
-
-def _peak_bytes(device: str) -> int:
-    """Peak memory since _reset_peak: allocated on the GPU, or the resident size of the process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-@dataclass
-class Trained:
-    """A trained network, its curves, its singular values after each epoch, what the training cost and where it ran;
-    `diverged`: why there is no network.
-
-    Of networks trained together, each has its share of the time, and the memory of all; its environment says how many.
-    """
-
-    model: nn.Module
-    curves: list[dict[str, Any]]
-    spectra: list[dict[str, Any]]
-    wall_s: float
-    peak_bytes: int
-    environment: dict[str, Any]
-    diverged: str = ""
-
-
-def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
-    dataset = cell_data(cell, device)
-    if cell.base is not None:
-        base = trained(cell.base, device, deadline)
-        if base.diverged:
-            raise Diverged(f"{cell.base.run_id}, where it starts from: {base.diverged}")
-        model = base.model
-    else:
-        torch.manual_seed(cell.seed)  # the same draw for every method of a seed
-        model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0]).to(device)
-    return _placed(find(cell.method).prepare(model, cell.settings), device)
-
-
-def _placed(model: nn.Module, device: str) -> nn.Module:
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _spectra_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
-    return [
-        {"epoch": epoch, "layer": name, "index": index, "singular_value": value}
-        for name, report in evaluate.layer_reports(model).items()
-        for index, value in enumerate(report.spectrum.tolist())
-    ]
-
-
-def _epoch_rows(model: nn.Module, epoch: int, images: data.Images) -> list[dict[str, Any]]:
-    score = evaluate.count_correct(model, images)
-    values: list[tuple[str, str, float]] = []
-    if score.n:
-        values = [("", "validation_n", score.n), ("", "validation_n_correct", score.n_correct)]
-        values.append(("", "validation_loss", score.loss_sum / score.n))
-    values.append(("", "n_params_deployed", count_parameters(model).deployed))
-    for name, report in evaluate.layer_reports(model).items():
-        values.append((name, "rank", len(report.spectrum)))
-        values.append((name, "kappa", report.kappa))
-        values.append((name, "sigma_max", report.spectrum[0].item()))
-        values.append((name, "sigma_min", report.spectrum[-1].item()))
-        if not math.isnan(report.orthogonality):
-            values.append((name, "orth_error", report.orthogonality))
-    return [{"epoch": epoch, "layer": layer, "quantity": q, "value": v} for layer, q, v in values]
-
-
-def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]:
-    """Train cells that differ only in their seeds, with the other processes if there are any; see `_follow`."""
-    try:
-        networks = [_initial(cell, device, deadline) for cell in cells]
-    except Diverged as error:
-        return [Trained(nn.Module(), [], [], math.nan, 0, environment(device), str(error)) for _ in cells]
-    datasets = [cell_data(cell, device) for cell in cells]
-    images = [dataset.validation.first(CURVE_IMAGES) for dataset in datasets]
-    method = find(cells[0].method)
-    processes = distributed.current()
-    _reset_peak(device)
-    started = time.perf_counter()
-    curves = [_epoch_rows(model, 0, part) for model, part in zip(networks, images, strict=True)]
-    spectra = [_spectra_rows(model, 0) for model in networks]
-    diverged: list[Diverged | None] = [None for _ in cells]
-
-    def on_epoch(k: int, epoch: int, loss: float) -> None:
-        curves[k].append({"epoch": epoch, "layer": "", "quantity": "train_loss", "value": loss})
-        curves[k].extend(_epoch_rows(networks[k], epoch, images[k]))
-        spectra[k].extend(_spectra_rows(networks[k], epoch))
-        if processes.first(time.monotonic() > deadline):
-            raise OutOfTime
-
-    if method.trains:
-        processes.first(cells)
-        diverged = _fit(cells, networks, device, on_epoch)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    wall_s = (time.perf_counter() - started) / len(cells)
-    shared = {"together": len(cells), "processes": processes.size if method.trains else 1}
-    where = {**environment(device), **{key: n for key, n in shared.items() if n > 1}}
-    peak_bytes = _peak_bytes(device)
-    return [
-        Trained(method.finish(model.eval()), rows, sigmas, wall_s, peak_bytes, where, str(reason or ""))
-        for model, rows, sigmas, reason in zip(networks, curves, spectra, diverged, strict=True)
-    ]
-
-
-def _fit(
-    cells: Sequence[Cell], networks: Sequence[nn.Module], device: str, on_epoch: Callable[[int, int, float], None]
-) -> list[Diverged | None]:
-    """`fit_together` as these cells want it; every process of a group calls it."""
-    method, protocol, settings = find(cells[0].method), cells[0].train, cells[0].settings
-    processes, k = distributed.current(), protocol.batch_factor or 1
-    torch.manual_seed(cells[0].seed + 1_000_003 * processes.rank)  # dropout
-    return fit_together(
-        networks,
-        method.optimizer(
-            method.groups(networks[0], settings),
-            lr=k * protocol.lr,
-            momentum=protocol.momentum,
-            weight_decay=protocol.weight_decay,
-        ),
-        [cell_data(cell, device).train for cell in cells],
-        seeds=[cell.seed for cell in cells],
-        epochs=protocol.epochs,
-        batch_size=k * protocol.batch_size,
-        milestones=protocol.milestones,
-        gamma=protocol.gamma,
-        warmup=protocol.warmup or 0,
-        warmup_start=1 / k,
-        augment=protocol.augment,
-        penalty=method.penalty(settings),
-        adversary=settings.adversary(),
-        processes=processes,
-        on_epoch=on_epoch,
-    )
-
-
-def _follow(device: str) -> None:
-    """What every process but the first does: join each training that the first one starts, until it has no more."""
-    processes = distributed.current()
-
-    def on_epoch(k: int, epoch: int, loss: float) -> None:
-        if processes.first(None):
-            raise OutOfTime
-
-    while cells := processes.first(None):
-        with suppress(OutOfTime):
-            _fit(cells, [_placed(_skeleton(cell, device, finished=False), device) for cell in cells], device, on_epoch)
-
-
-def weights_file(cell: Cell) -> Path:
-    """Where the trained weights of a cell are kept."""
-    return paths.local() / "weights" / f"{cell.spec_hash}.pt"
-
-
-def trained(cell: Cell, device: str = "cpu", deadline: float = math.inf) -> Trained:
-    """The trained network of a cell: read from results/local/weights, else trained now and kept there.
-
-    Waits if another process is training the same cell. Raises OutOfTime when the deadline (time.monotonic()) passes.
-    """
-    return trained_together([cell], device, deadline)[0]
-
-
-def trained_together(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]:
-    """`trained` for cells that differ only in their seeds: those without weights are trained at once."""
-    paths.local().joinpath("weights").mkdir(parents=True, exist_ok=True)
-    with ExitStack() as locks:
-        for key in sorted(cell.spec_hash for cell in cells):  # sorted: two processes cannot wait for each other
-            locks.enter_context(results.lock(f"weights-{key}"))
-        new = [cell for cell in cells if not weights_file(cell).exists()]
-        fresh = _train(new, device, deadline) if new else []
-        found = {cell.spec_hash: network for cell, network in zip(new, fresh, strict=True)}
-        for cell in new:
-            _keep(cell, found[cell.spec_hash])
-    return [found.get(cell.spec_hash) or _kept(cell, device) for cell in cells]
-
-
-def _keep(cell: Cell, network: Trained) -> None:
-    if network.diverged:
-        return
-    record = {field.name: getattr(network, field.name) for field in fields(Trained) if field.name != "diverged"}
-    with results.replacing(weights_file(cell)) as part:
-        torch.save({**record, "model": network.model.state_dict()}, part)
-
-
-def _kept(cell: Cell, device: str) -> Trained:
-    saved = torch.load(weights_file(cell), map_location=device, weights_only=True)
-    model = _skeleton(cell, device)
-    model.load_state_dict(saved["model"], strict=True)
-    return Trained(**{**saved, "model": model.eval()})
-
-
-def _skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
-    """A network of the cell's architecture and ranks, as it is trained or finished, with arbitrary weights."""
-    dataset = cell_data(cell, device)
-    with torch.random.fork_rng([]):
-        model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0])
-    method = find(cell.method)
-    model = method.prepare(model, cell.settings)
-    return (method.finish(model) if finished else model).to(device)
 
 
 def _trained_parameters(cell: Cell, model: nn.Module, device: str) -> int:
     """Of the network as it is trained: a product of factors has more than what becomes of it."""
-    unfinished = _skeleton(cell, device, finished=False) if find(cell.method).finishes else model
+    unfinished = skeleton(cell, device, finished=False) if find(cell.method).finishes else model
     return count_parameters(unfinished).trained
 
 
@@ -469,54 +223,6 @@ def _work(
                 yield from _run_batch(batch, experiment, folder, device, deadline)
 
 
-def _end_with_parent() -> None:
-    """Wait for the parent process to end, then end this one: for a thread of a worker."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # nothing is half-written: a cell is recorded by atomic replacement
-
-
-Work = Callable[..., Iterator[str]]
-"""(experiment, folder, device, ...) -> the run_id of each piece of work as it is recorded."""
-
-
-def _drain(work: Work, experiment: Experiment, folder: Path, device: str, *given: Any) -> int:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    environment(device)  # as in the parent: the code that this process has loaded
-    return sum(1 for _ in work(experiment, folder, device, *given))
-
-
-def carry_out(work: Work, *given: Any, jobs: int, bar: tqdm[Any], count: Callable[[], int]) -> None:
-    """Exhaust work(*given), here or, for jobs > 1, in so many spawned processes, which share the work by locks; the bar
-    follows what it yields, or count()."""
-    if jobs == 1:
-        for run_id in work(*given):
-            bar.update()
-            bar.set_postfix_str(run_id)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        workers = [pool.submit(_drain, work, *given) for _ in range(jobs)]
-        while not all(worker.done() for worker in workers):
-            started = time.monotonic()
-            bar.update(count() - bar.n)
-            # counting reads the tables: it may take a twentieth of one processor
-            wait(workers, timeout=max(1.0, 20 * (time.monotonic() - started)))
-        for worker in workers:
-            worker.result()
-        bar.update(count() - bar.n)
-
-
-def deadline_of(jobs: int, max_minutes: float | None) -> float:
-    """time.monotonic() in max_minutes from now, inf for None. Raises ValueError for jobs < 1 or max_minutes <= 0."""
-    if jobs < 1:
-        raise invalid("jobs", jobs, ">= 1")
-    if max_minutes is not None and not max_minutes > 0:
-        raise invalid("max_minutes", max_minutes, "> 0")
-    return math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-
-
 def run_experiment(
     experiment: Experiment,
     folder: Path | None = None,
@@ -551,13 +257,13 @@ def run_experiment(
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     chosen = {cell.run_id for cell in selected(experiment, only)}
     if processes.rank > 0:
-        _follow(device)
+        train_along(device)
         return load(experiment, folder)
     finished = len(_done(experiment, folder) & chosen)
     with tqdm(total=len(chosen), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
         count = lambda: len(_done(experiment, folder) & chosen)  # noqa: E731
         given = (experiment, folder, device, deadline, only, together)
-        carry_out(_work, *given, jobs=jobs, bar=bar, count=count)
+        carry_out(_work, *given, device=device, jobs=jobs, bar=bar, count=count)
     processes.first([])  # the others may go
     return load(experiment, folder)
 
@@ -583,7 +289,7 @@ def measure_conditioning(
             continue
         started = now()
         try:
-            rows = condition_rows(_kept(cell, "cpu").model, cell_data(cell, "cpu").test, n_images)
+            rows = condition_rows(kept(cell, "cpu").model, cell_data(cell, "cpu").test, n_images)
         except ValueError as error:
             outcome[cell.run_id] = str(error)
             continue
