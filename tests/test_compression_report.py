@@ -1,12 +1,14 @@
 """What is drawn and tabulated of compressed networks is what the tables say."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from wellcond import compress, compression_report
+from wellcond.comparison import wilson
 from wellcond.compression_report import (
     area_table,
     areas,
@@ -19,6 +21,7 @@ from wellcond.compression_report import (
     plot_kappa,
     references,
     robustness_at_size,
+    strong_table,
     sweep_table,
     truncated_kappas,
     tuning_table,
@@ -111,6 +114,12 @@ def results():
     return Results(**frames, provenance={})
 
 
+def under(run_id, attack, n_correct, n=100, eps=0.1):
+    """A row of the attack suite."""
+    empty_columns = dict.fromkeys(AFTERWARDS["attacks"])
+    return {**empty_columns, "run_id": run_id, "attack": attack, "eps": eps, "n_examples": n, "n_correct": n_correct}
+
+
 @pytest.fixture
 def empty():
     tables = {**COLUMNS, **AFTERWARDS}
@@ -131,6 +140,32 @@ def test_sizes_and_rates_are_those_of_the_rows(results):
     assert frame[frame["name"] == "dense"].query("amount == 0.9")["rate"].tolist() == [50.0, 49.5]
     assert (frame["low"] < frame["rate"]).all()
     assert (frame["error"] == 100 - frame["rate"]).all()
+
+
+def test_strong_attacks_on_compressed_networks_beside_those_used_as_they_were_trained(results):
+    fgsm, strong = "fgsm", "autoattack_linf"
+    frame = [row("dense-s0", 0.9, 30, attack=strong, eps=0.1), row("dense-s0", 0.5, 33, attack=strong, eps=0.1)]
+    results = replace(
+        results,
+        compressions=pd.concat([results.compressions, pd.DataFrame(frame)]),
+        attacks=pd.DataFrame(
+            [
+                *(under(f"condlr-ratio0.9-max_cond1.1-s{seed}", strong, 40 + 10 * seed) for seed in (0, 1)),
+                *(under(f"condlr-ratio0.9-max_cond1.1-s{seed}", fgsm, 60 + 10 * seed) for seed in (0, 1)),
+                under("fw_nuclear-scale30.0-s0", strong, 1),  # not measured under the other attack
+            ]
+        ),
+    )
+    found = strong_table(results, "svd", 0.9, [fgsm, strong]).data
+    assert found.columns.tolist() == [
+        "training", "used", "size", "FGSM, ε = 0.1/0.2 (N = 100/200)", "AutoAttack ℓ∞, ε = 0.1 (N = 100/200)",
+    ]  # fmt: skip
+    low, high = (f"{100 * end:.1f}" for end in wilson(30, 200))
+    assert found.to_numpy().tolist() == [
+        ["dense", "compressed", "10 %", found.iloc[0, 3], f"15.0<br>[{low}, {high}]"],
+        ["condlr", "as trained", "10 %", "65.0 ± 7.1", "45.0 ± 7.1"],
+    ]
+    assert found.iloc[0, 3].startswith("45.0<br>")
 
 
 def test_attacks_are_taken_at_their_largest_radius(results):

@@ -80,7 +80,7 @@ ALLOWED = {
     "costs": {"report"},
     "lmo_report": {"costs", "report"},
     "compression_report": {"analysis", "comparison", "figures", "report", "results", "settings"},
-    "dynamics": {"analysis", "comparison", "figures", "report", "results", "settings", "tables"},
+    "dynamics": {"analysis", "figures", "report", "results", "settings", "tables"},
     "robustness_report": {
         *("analysis", "comparison", "figures", "flags", "outcomes", "report", "results", "settings"),
     },

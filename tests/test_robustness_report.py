@@ -108,7 +108,7 @@ def test_methods_are_compared_image_by_image_and_seed_by_seed(study):
 
 
 def test_of_an_attack_with_several_options_the_row_on_most_images_is_shown(study):
-    frame = robustness.measured(study).query("attack == 'pgd_linf'")
+    frame = analysis.suite_rates(study).query("attack == 'pgd_linf'")
     assert frame["options"].unique().tolist() == ["restarts=5 steps=100"]
     more = robustness.effort(study, "pgd_linf")
     assert more[["n", "more"]].drop_duplicates().to_numpy().tolist() == [[10, 1]]  # image 9

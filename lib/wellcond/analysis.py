@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from wellcond.comparison import Gap, student, wilson
-from wellcond.report import LOOKS, look
+from wellcond.report import LOOKS, look, mean_std
 from wellcond.results import AFTERWARDS, COLUMNS, Results
 from wellcond.settings import SETTINGS, label_suffix, name_suffix, parsed
 
@@ -119,15 +119,39 @@ def attacked(results: Results) -> Results:
 # --- frames ----------------------------------------------------------------------------------------------------------
 
 
+def with_rates(frame: pd.DataFrame, counts: str = "n_correct", of: str = "n_examples") -> pd.DataFrame:
+    """With rate, low, high in %: a column of counts over another, and its Wilson interval."""
+    bounds = [wilson(k, n) for k, n in zip(frame[counts], frame[of], strict=True)]
+    low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
+    return frame.assign(rate=100 * frame[counts] / frame[of], low=low, high=high)
+
+
+def rate_text(rows: pd.DataFrame) -> str:
+    """Of `with_rates`: mean ± standard deviation over seeds, or one rate with its interval; of none, "waiting"."""
+    if rows.empty:
+        return "waiting"
+    if len(rows) > 1:
+        return mean_std(rows["rate"], 1)
+    return "{rate:.1f}<br>[{low:.1f}, {high:.1f}]".format(**rows.iloc[0])
+
+
 def rates(results: Results) -> pd.DataFrame:
-    """One row per (run, attack, eps), attack "clean" included: counts, rate in %, and its Wilson interval."""
+    """One row per (run, attack, eps) of what was measured after training, attack "clean" included: `with_rates`."""
     runs = results.runs[results.runs["status"] == "done"]
     clean = runs.assign(attack="clean", eps=0.0, n_examples=runs["n_test"])
     attacked = results.select("robustness")
-    frame = ordered(pd.concat([part[attacked.columns.intersection(part.columns)] for part in (clean, attacked)]))
-    bounds = [wilson(k, n) for k, n in zip(frame["n_correct"], frame["n_examples"], strict=True)]
-    low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
-    return frame.assign(rate=100 * frame["n_correct"] / frame["n_examples"], low=low, high=high)
+    frame = pd.concat([part[attacked.columns.intersection(part.columns)] for part in (clean, attacked)])
+    return with_rates(ordered(frame))
+
+
+def suite_rates(results: Results) -> pd.DataFrame:
+    """One row per (run, attack, eps) of the attack suite: `with_rates`.
+
+    Of several rows of an attack at a radius, with other options, the one on the most images.
+    """
+    frame = ordered(results.select("attacks"))
+    frame = frame.sort_values("n_examples", ascending=False, kind="stable")
+    return with_rates(frame.drop_duplicates(["run_id", "attack", "eps"]).sort_index())
 
 
 def by_seed(results: Results, attack: str = "clean", eps: float = 0.0) -> pd.DataFrame:

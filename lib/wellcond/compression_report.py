@@ -6,6 +6,7 @@ network. References are networks that were trained at their size.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from wellcond.analysis import final, ordered, rates
-from wellcond.comparison import Gap, student, wilson
+from wellcond.analysis import final, ordered, rate_text, rates, suite_rates, with_rates
+from wellcond.comparison import Gap, student
 from wellcond.figures import draw, layers_shown
 from wellcond.report import ATTACKS, finish, look, mean_std, panels, table
 from wellcond.results import Results
@@ -36,7 +37,7 @@ COMPRESSORS = {
 """What a compressor does, by its name in wellcond.compress, which needs torch."""
 
 REFERENCES = ("condlr", "uv")
-_SIZED = ["amount", "share", "flops", "rate", "low", "high", "kappa"]
+_SIZED = ["amount", "share", "flops", "eps", "n_examples", "rate", "low", "high", "kappa"]
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
@@ -52,7 +53,7 @@ def compressed(
     reestimated: bool = False,
 ) -> pd.DataFrame:
     """One row per (run, amount), at the largest radius of the attack: share (deployed parameters, % of dense), flops
-    (% of dense), rate in %, low, high (its Wilson interval), kappa.
+    (% of dense), eps, n_examples, rate in %, low, high (its Wilson interval), kappa.
 
     reestimated: of the networks whose statistics of batch normalization were computed again after compression; else of
     those that kept them.
@@ -63,25 +64,20 @@ def compressed(
     frame = frame[frame["eps"] == frame["eps"].max()]
     runs = results.runs.set_index("run_id")
     whole = {key: frame["run_id"].map(runs[f"{key}_dense"].astype(float)) for key in ("n_params", "flops")}
-    bounds = [wilson(k, n) for k, n in zip(frame["n_correct"], frame["n_examples"], strict=True)]
     return _sized(
-        frame.assign(
+        with_rates(frame).assign(
             share=100 * frame["n_params_deployed"] / whole["n_params"],
             flops=100 * frame["flops_deployed"] / whole["flops"],
-            rate=100 * frame["n_correct"] / frame["n_examples"],
-            low=[100 * low for low, _ in bounds],
-            high=[100 * high for _, high in bounds],
         )
     )
 
 
-def references(results: Results, attack: str = "clean", methods: Sequence[str] = REFERENCES) -> pd.DataFrame:
-    """The same columns of networks that were trained at their size, of these methods; amount is their ratio."""
-    frame = rates(results)
-    frame = frame[frame["method"].isin(methods) & frame["ratio"].notna() & (frame["attack"] == attack)]
+def as_trained(results: Results, attack: str = "clean") -> pd.DataFrame:
+    """The same columns of all networks that are used as they were trained; amount is their ratio."""
+    frame = pd.concat([rates(results), suite_rates(results)])
+    frame = frame[frame["attack"] == attack].drop_duplicates(["run_id", "eps"])
     frame = frame[frame["eps"] == frame["eps"].max()]
-    runs = results.runs.set_index("run_id")
-    about = runs.loc[frame["run_id"]].reset_index()
+    about = results.runs.set_index("run_id").loc[frame["run_id"]].reset_index()
     return _sized(
         frame.reset_index(drop=True).assign(
             amount=lambda f: f["ratio"],
@@ -90,6 +86,12 @@ def references(results: Results, attack: str = "clean", methods: Sequence[str] =
             kappa=math.nan,
         )
     )
+
+
+def references(results: Results, attack: str = "clean", methods: Sequence[str] = REFERENCES) -> pd.DataFrame:
+    """`as_trained` of the networks that were trained at their size, of these methods."""
+    frame = as_trained(results, attack)
+    return frame[frame["method"].isin(methods) & frame["amount"].notna()]
 
 
 def _sized(frame: pd.DataFrame) -> pd.DataFrame:
@@ -282,6 +284,31 @@ def robustness_at_size(results: Results, compressor: str, attacks: Sequence[str]
             cells = [mean_std(at_size(part, name, share), 1) for share in shares]
             rows.append([name if attack == attacks[0] else "", ATTACKS[attack], *cells])
     return table(pd.DataFrame(rows, columns=["training", "under", *(f"{share:.0f} % of the size" for share in shares)]))
+
+
+def strong_table(results: Results, compressor: str, amount: float, attacks: Sequence[str]) -> Styler:
+    """Deployed size, and accuracy (%) under each attack at its largest radius: of the networks compressed by this
+    amount, and of those that are used as they were trained; only networks that were measured under all of them."""
+    parts = {}
+    for attack in attacks:
+        small = compressed(results, compressor, attack)
+        small = small[np.isclose(small["amount"], amount)].assign(use="compressed")
+        part = pd.concat([small, as_trained(results, attack).assign(use="as trained")])
+        parts[attack] = part.set_index(["run_id", "use"])
+    common = functools.reduce(pd.Index.intersection, (part.index for part in parts.values()))
+    rows: dict[Any, dict[str, str]] = {}
+    for attack, part in parts.items():
+        part = part.loc[common].reset_index()
+        head = f"{ATTACKS[attack]}, ε = {_listed(part['eps'])} (N = {_listed(part['n_examples'])})"
+        for key, group in part.groupby(["name", "use", "amount"], sort=False, dropna=False):
+            size = f"{group['share'].mean():.0f} %"
+            row = rows.setdefault(key, {"training": group["name"].iloc[0], "used": group["use"].iloc[0], "size": size})
+            row[head] = rate_text(group)
+    return table(pd.DataFrame(list(rows.values())))
+
+
+def _listed(values: pd.Series[Any]) -> str:
+    return "/".join(f"{value:,g}" for value in sorted(values.astype(float).unique()))
 
 
 def tuning_table(results: Results, ways: Sequence[tuple[str, int, int]]) -> Styler:

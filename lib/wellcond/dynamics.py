@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 
-from wellcond.analysis import by_seed, compare, ordered, rates, summary
-from wellcond.comparison import wilson
+from wellcond.analysis import by_seed, compare, ordered, rates, summary, with_rates
 from wellcond.figures import draw, layers_shown, spread
 from wellcond.report import ATTACKS, finish, look, mean_std, number, panels, percent, table
 from wellcond.results import Results
@@ -53,9 +52,7 @@ def _validation(curves: pd.DataFrame, error: bool) -> pd.DataFrame:
     counts = curves[curves["quantity"] == "validation_n"][[*at, "value"]].rename(columns={"value": "n"})
     frame = curves[curves["quantity"] == "validation_n_correct"].merge(counts, on=at)
     hits = frame["n"] - frame["value"] if error else frame["value"]
-    bounds = [wilson(k, n) for k, n in zip(hits, frame["n"], strict=True)]
-    low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
-    return frame.assign(value=100 * hits / frame["n"], low=low, high=high)
+    return with_rates(frame.assign(hits=hits), "hits", "n").assign(value=lambda f: f["rate"])
 
 
 def history(results: Results, quantity: str, layer: str = "") -> pd.DataFrame:

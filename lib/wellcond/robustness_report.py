@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
-from wellcond.analysis import ordered, sensitivity, summary
-from wellcond.comparison import SeedComparison, holm, over_seeds, wilson
+from wellcond.analysis import ordered, rate_text, sensitivity, suite_rates, summary, with_rates
+from wellcond.comparison import SeedComparison, holm, over_seeds
 from wellcond.figures import draw
 from wellcond.flags import FLAGS, flags_of, symbols
 from wellcond.outcomes import unpack, unpack_distances
-from wellcond.report import ATTACKS, finish, look, mean_std, number, panels, percent, signed, table
+from wellcond.report import ATTACKS, finish, look, number, panels, percent, signed, table
 from wellcond.results import Results
 from wellcond.settings import SETTINGS
 
@@ -52,19 +52,6 @@ def threat(results: Results, label: str, *attacks: str) -> Threat:
     return Threat(label, attacks, eps, int(n))
 
 
-def measured(results: Results) -> pd.DataFrame:
-    """The table of attacks with the settings and full names of its runs, and rate, low, high in % (Wilson).
-
-    Of several rows of an attack at a radius, with other options, the one on the most images.
-    """
-    frame = ordered(results.select("attacks"))
-    frame = frame.sort_values("n_examples", ascending=False, kind="stable")
-    frame = frame.drop_duplicates(["run_id", "attack", "eps"]).sort_index()
-    bounds = [wilson(k, n) for k, n in zip(frame["n_correct"], frame["n_examples"], strict=True)]
-    low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
-    return frame.assign(rate=100 * frame["n_correct"] / frame["n_examples"], low=low, high=high)
-
-
 def _alive(row: Mapping[Any, Any], n: int) -> Bits:
     return unpack(row["outcomes"], int(row["n_examples"]))[:n]
 
@@ -88,9 +75,7 @@ def strongest(results: Results, threat: Threat) -> pd.DataFrame:
     alive = survivors(results, threat)
     runs = ordered(results.runs[results.runs["run_id"].isin(alive)])
     kept = [int(alive[run_id].sum()) for run_id in runs["run_id"]]
-    bounds = [wilson(k, threat.n) for k in kept]
-    low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
-    return runs.assign(rate=[100 * k / threat.n for k in kept], low=low, high=high)
+    return with_rates(runs.assign(n_robust=kept, n_examples=threat.n), "n_robust")
 
 
 def compare(results: Results, first: str, second: str, threat: Threat) -> SeedComparison:
@@ -111,15 +96,6 @@ def flags(results: Results) -> pd.DataFrame:
     return flags_of(results.attacks, results.confidence)
 
 
-def _cell(rows: pd.DataFrame) -> str:
-    """mean ± standard deviation over seeds, or a rate with its Wilson interval."""
-    if rows.empty:
-        return "waiting"
-    if len(rows) > 1:
-        return mean_std(rows["rate"], 1)
-    return "{rate:.1f}<br>[{low:.1f}, {high:.1f}]".format(**rows.iloc[0])
-
-
 def _at(eps: float) -> str:
     return f" ε\u00a0=\u00a0{eps:g}"
 
@@ -131,7 +107,7 @@ def _head(threat: Threat) -> str:
 def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats: Sequence[Threat] = ()) -> Styler:
     """Deployed size, and the accuracy in % under each (attack, radius) and threat; after a number the symbols of its
     flags (of any seed). N: the number of images."""
-    frame, raised, sizes = measured(results), flags(results), summary(results)
+    frame, raised, sizes = suite_rates(results), flags(results), summary(results)
     text = pd.DataFrame({"configuration": sizes["name"], "deployed": sizes["n_params_deployed_ratio"].map(percent)})
     for attack, eps in attacks:
         rows = frame[(frame["attack"] == attack) & np.isclose(frame["eps"], eps)]
@@ -140,11 +116,11 @@ def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats:
         cells = {}
         for name, group in rows.groupby("name"):
             marks = {symbol for run_id in group["run_id"] for symbol in symbols(raised, run_id, attack, eps)}
-            cells[name] = _cell(group) + "".join(f" {mark}" for mark in sorted(marks))
+            cells[name] = rate_text(group) + "".join(f" {mark}" for mark in sorted(marks))
         text[head] = [cells.get(name, "waiting") for name in sizes["name"]]
     for threat in threats:
         rows = strongest(results, threat)
-        cells = {name: _cell(group) for name, group in rows.groupby("name")}
+        cells = {name: rate_text(group) for name, group in rows.groupby("name")}
         text[_head(threat)] = [cells.get(name, "waiting") for name in sizes["name"]]
     return table(text)
 
@@ -223,7 +199,7 @@ def effort(results: Results, attack: str) -> pd.DataFrame:
 
 def scale_control(results: Results) -> pd.DataFrame:
     """attack, run_id, eps, and `more`: by how many points the accuracy on scaled logits is lower than on plain ones."""
-    frame = measured(results)
+    frame = suite_rates(results)
     plain = frame[["run_id", "attack", "eps", "rate"]]
     scaled = plain[plain["attack"].str.endswith("_scaled")]
     scaled = scaled.assign(attack=scaled["attack"].str.removesuffix("_scaled"))
@@ -280,7 +256,7 @@ def causes_text(results: Results, attack: str) -> str:
 
 def _from_clean(results: Results, attack: str) -> pd.DataFrame:
     """The rows of an attack, and those of the same networks without one."""
-    frame = measured(results)
+    frame = suite_rates(results)
     rows = frame[frame["attack"] == attack]
     clean = frame[(frame["attack"] == "clean") & frame["run_id"].isin(rows["run_id"])].drop_duplicates("run_id")
     return pd.concat([clean, rows])
