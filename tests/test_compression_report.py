@@ -296,6 +296,7 @@ def test_figures_have_a_curve_a_training_and_a_marker_a_size(results):
         plot_filter_norms,
         lambda r: area_table(r, ["svd", "magnitude"]),
         lambda r: robustness_at_size(r, "svd", ["clean", "fgsm"]),
+        lambda r: strong_table(r, "svd", 0.9, ["fgsm", "autoattack_linf"]),
         lambda r: tuning_table(r, [("svd", 1, 1)]),
         sweep_table,
         lambda r: sweep_table(r, reestimated=[False, True]),

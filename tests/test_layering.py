@@ -85,7 +85,8 @@ ALLOWED = {
         *("analysis", "comparison", "figures", "flags", "outcomes", "report", "results", "settings"),
     },
     "conditioning_report": {"analysis", "report", "results", "settings"},
-    "experiments": {"attacks", "compress", "data", "errors", "method", "methods", "paths", "results", "settings"},
+    "grids": {"attacks", "compress", "data", "errors", "methods", "results", "settings"},
+    "experiments": {"data", "errors", "grids", "method", "methods", "paths", "results", "settings"},
     "jobs": {"errors", "provenance"},
     "networks": {
         *("convert", "data", "distributed", "ensemble", "evaluate", "experiments", "jobs", "methods", "models"),
@@ -97,8 +98,8 @@ ALLOWED = {
     },
     "chapters": {"assessment", "errors", "experiments", "results", "runner"},
     "assessment": {
-        *("calibration", "compressibility", "evaluate", "experiments", "jobs", "networks", "provenance", "results"),
-        *("runner", "suite"),
+        *("calibration", "compressibility", "evaluate", "experiments", "grids", "jobs", "networks", "provenance"),
+        *("results", "runner", "suite"),
     },
     "clocks": set(),
     "training_bench": {"clocks", "convert", "data", "deployment", "errors", "method", "methods", "models"},

@@ -23,7 +23,8 @@ from wellcond import results, suite
 from wellcond.calibration import confidence_rows
 from wellcond.compressibility import Plan, compression_rows, filter_rows
 from wellcond.evaluate import count_correct
-from wellcond.experiments import AttackGrid, Cell, CompressionGrid, Experiment, SuiteGrid
+from wellcond.experiments import Cell, Experiment
+from wellcond.grids import AttackGrid, CompressionGrid, SuiteGrid
 from wellcond.jobs import OutOfTime, carry_out, deadline_of, pick_device
 from wellcond.networks import cell_data, trained
 from wellcond.provenance import environment, now

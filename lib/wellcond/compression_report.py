@@ -297,14 +297,16 @@ def strong_table(results: Results, compressor: str, amount: float, attacks: Sequ
         parts[attack] = part.set_index(["run_id", "use"])
     common = functools.reduce(pd.Index.intersection, (part.index for part in parts.values()))
     rows: dict[Any, dict[str, str]] = {}
+    heads = []
     for attack, part in parts.items():
         part = part.loc[common].reset_index()
         head = f"{ATTACKS[attack]}, ε = {_listed(part['eps'])} (N = {_listed(part['n_examples'])})"
+        heads.append(head)
         for key, group in part.groupby(["name", "use", "amount"], sort=False, dropna=False):
             size = f"{group['share'].mean():.0f} %"
             row = rows.setdefault(key, {"training": group["name"].iloc[0], "used": group["use"].iloc[0], "size": size})
             row[head] = rate_text(group)
-    return table(pd.DataFrame(list(rows.values())))
+    return table(pd.DataFrame(list(rows.values()), columns=["training", "used", "size", *heads]))
 
 
 def _listed(values: pd.Series[Any]) -> str:
