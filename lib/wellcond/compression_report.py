@@ -310,7 +310,7 @@ def strong_table(results: Results, compressor: str, amount: float, attacks: Sequ
 
 
 def _listed(values: pd.Series[Any]) -> str:
-    return "/".join(f"{value:,g}" for value in sorted(values.astype(float).unique()))
+    return "/".join(f"{value:,g}" for value in sorted(values.astype(float).unique())) or "–"
 
 
 def tuning_table(results: Results, ways: Sequence[tuple[str, int, int]]) -> Styler:
