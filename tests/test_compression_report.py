@@ -13,6 +13,8 @@ from wellcond.compression_report import (
     area_table,
     areas,
     at_size,
+    best_at_sizes,
+    best_words,
     compare_areas,
     compare_at_size,
     compressed,
@@ -247,6 +249,20 @@ def test_gaps_at_a_size_are_paired_by_seed(results):
     trained = references(results)
     gap = compare_at_size(compressed(results, "svd"), FW, trained, trained["name"].iloc[0], 10)
     assert gap.difference == pytest.approx(np.mean([85 - 95, 86 - 95]))
+
+
+def test_the_best_at_each_size_is_compared_with_what_was_trained_at_it(results):
+    half, tenth = best_at_sizes(results, "svd")
+    assert (half.share, half.name, half.rate, half.dense) == (50, FW, 93, 89.75)
+    assert (tenth.share, tenth.name, tenth.rate, tenth.dense) == (10, FW, 85.5, 49.75)
+    (gap,) = tenth.gaps.values()
+    assert gap.difference == pytest.approx(85.5 - 95)
+    text = best_words(results, "svd")
+    assert "- 10 % of the size: *fw_nuclear*, with 85.50 % (dense SGD 49.75 %), against condlr 9.50" in text
+    (again,) = {best.name for best in best_at_sizes(results, "svd", reestimated=True)}
+    assert again == "dense"
+    assert "dense SGD" in best_words(results, "svd", reestimated=True)
+    assert best_words(results, "filters_l1").startswith("Nothing")
 
 
 def test_a_rate_between_two_sizes_is_interpolated_and_beyond_them_unknown(results):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -166,6 +166,46 @@ def reference_sizes(results: Results) -> list[float]:
     """The sizes (share) that CondLR was trained at, largest first."""
     frame = references(results, methods=REFERENCES[:1])
     return sorted(frame.groupby("amount")["share"].mean(), reverse=True)
+
+
+class Best(NamedTuple):
+    """The best of the compressed networks at a size (share): its rate, that of dense SGD there (nan if there is none),
+    and the best minus each network that was trained at the size, seed by seed."""
+
+    share: float
+    name: str
+    rate: float
+    dense: float
+    gaps: dict[str, Gap]
+
+    @property
+    def words(self) -> str:
+        against = "; ".join(f"against {name} {gap.words}" for name, gap in self.gaps.items())
+        dense = f" (dense SGD {self.dense:.2f} %)" if self.dense == self.dense else ""
+        return f"{self.share:.0f} % of the size: *{self.name}*, with {self.rate:.2f} %{dense}, {against}."
+
+
+def best_at_sizes(results: Results, compressor: str, attack: str = "clean", *, reestimated: bool = False) -> list[Best]:
+    """For each size that CondLR was trained at, the compressed network with the best mean over seeds: picked with
+    hindsight, on the images that it is measured on. Sizes that no compressed network has are left out."""
+    once, trained = compressed(results, compressor, attack, reestimated=reestimated), references(results, attack)
+    dense = once.loc[once["method"] == "dense", "name"].min()
+    found = []
+    for share in reference_sizes(results):
+        means = {str(name): float(at_size(once, name, share).mean()) for name in once["name"].unique()}
+        means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        if means:
+            best = max(means, key=lambda name: means[name])
+            gaps = {str(name): compare_at_size(once, best, trained, name, share) for name in trained["name"].unique()}
+            found.append(Best(share, best, means[best], means.get(dense, math.nan), gaps))
+    return found
+
+
+def best_words(results: Results, compressor: str, attack: str = "clean", *, reestimated: bool = False) -> str:
+    """`best_at_sizes` as a list in Markdown."""
+    lines = [f"- {best.words}" for best in best_at_sizes(results, compressor, attack, reestimated=reestimated)]
+    head = "The best of the compressed networks at each size that CondLR was trained at:\n\n"
+    return head + "\n".join(lines) if lines else "Nothing of this has been measured yet."
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
