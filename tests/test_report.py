@@ -15,6 +15,7 @@ import wellcond as wc
 from wellcond import analysis, figures, report, tables
 from wellcond.comparison import Gap, wilson
 from wellcond.results import AFTERWARDS, COLUMNS, Results
+from wellcond.settings import SETTINGS
 
 CONDLR = "CondLR, τ = 0.1, ratio 0.8"
 COUNTS = {"n_params_dense": 1000, "n_params_trained": 400, "n_params_deployed": 250, "rank_fraction": 0.2}
@@ -187,6 +188,26 @@ def test_looks_have_the_labels_of_the_methods_and_tell_them_apart():
     drawn = [look[1:] for look in report.LOOKS.values()] + [report.look("condlr", bound)[1:] for bound in (1.0, 1.5)]
     assert len(set(drawn)) == len(drawn)
     assert report.look("condlr", 1.1) == report.look("condlr")
+
+
+def test_configurations_that_look_alike_get_shades():
+    scales = {f"fw, w = {scale}": {"method": "fw_nuclear", "scale": scale} for scale in (3.0, 10.0, 30.0)}
+    names = {**scales, "dense": {"method": "dense"}, "LoRITa": {"method": "lorita", "depth": 2}}
+    rows = [
+        {**dict.fromkeys(SETTINGS, math.nan), **about, "name": name, "label": name, "seed": 0, "x": x, "y": 1.0}
+        for name, about in names.items()
+        for x in (1, 2)
+    ]
+    ax = plt.figure().add_subplot()
+    figures.draw(ax, pd.DataFrame(rows), "x", "y", log=True)
+    drawn = {line.get_label(): line.get_color() for line in ax.get_lines()}
+    assert drawn["dense"] == report.LOOKS["dense"].color
+    assert drawn["LoRITa"] == report.LOOKS["lorita"].color
+    usual = report.LOOKS["fw_nuclear"].color
+    light, middle, full = (colors.rgb_to_hsv(colors.to_rgb(drawn[name])) for name in scales)
+    assert drawn["fw, w = 30.0"] == usual
+    np.testing.assert_allclose([light[0], middle[0]], full[0], atol=0.02)  # one hue
+    assert light[1] < middle[1] < full[1]
 
 
 @pytest.mark.parametrize("experiment", ["mnist_lenet5", "mnist_condition_growth"])

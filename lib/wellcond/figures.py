@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from wellcond.analysis import final, kappas, ordered, rates, sensitivity, summary, trainings
-from wellcond.report import ATTACKS, finish, look, panels
+from wellcond.report import ATTACKS, Look, finish, look, panels
 from wellcond.results import Results
 from wellcond.settings import SETTINGS
 
@@ -30,14 +31,28 @@ def spread(rows: pd.DataFrame, x: str, y: str, log: bool) -> pd.DataFrame:
     return pd.DataFrame({"centre": centre, "low": low, "high": high})
 
 
+def _shades(looks: Sequence[Look]) -> list[Look]:
+    """Looks that are alike get shades of their colour, from a light one to the colour itself."""
+    found = []
+    for i, one in enumerate(looks):
+        light = 0.65 * (1 - (looks[:i].count(one) + 1) / looks.count(one))
+        red, green, blue = (c + light * (1 - c) for c in to_rgb(one.color))
+        found.append(one._replace(color=to_hex((red, green, blue)).upper()))
+    return found
+
+
 def draw(ax: Axes, frame: pd.DataFrame, x: str, y: str, log: bool = False, mark: int | list[int] = 1) -> None:
-    """A line and a band per configuration. Of several ratios the highest has full markers; a single one is unnamed."""
+    """A line and a band per configuration. Of several ratios the highest has full markers; a single one is unnamed;
+    configurations that still look alike have shades of their colour, in their order."""
     ratios = sorted(frame["ratio"].dropna().unique())
-    for _, rows in frame.groupby("name", sort=False):
-        about, line = rows.iloc[0], spread(rows, x, y, log)
-        _, color, marker, dash, fill = look(**about[["method", *SETTINGS]])
-        label = about["name" if len(ratios) > 1 else "label"]
-        fill = "none" if len(ratios) > 1 and about["ratio"] < ratios[-1] else fill
+    configurations = [rows for _, rows in frame.groupby("name", sort=False)]
+    looks = []
+    for rows in configurations:
+        about = rows.iloc[0]
+        one = look(**about[["method", *SETTINGS]])
+        looks.append(one._replace(fill="none") if len(ratios) > 1 and about["ratio"] < ratios[-1] else one)
+    for rows, (_, color, marker, dash, fill) in zip(configurations, _shades(looks), strict=True):
+        line, label = spread(rows, x, y, log), rows.iloc[0]["name" if len(ratios) > 1 else "label"]
         ax.plot(line["centre"], color=color, marker=marker, fillstyle=fill, linestyle=dash, markevery=mark, label=label)
         ax.fill_between(line.index, line["low"], line["high"], color=color, alpha=0.18, linewidth=0)
     if log and ((frame[y] > 0) & (frame[y] < np.inf)).any():  # else there is nothing that such an axis can show
