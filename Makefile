@@ -30,8 +30,8 @@ test: $(INSTALLED) ## run the tests
 	MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED) ## check style and types
-	$(BIN)/ruff check lib tests book/build.py
-	$(BIN)/ruff format --check lib tests book/build.py
+	$(BIN)/ruff check lib tests book/*.py
+	$(BIN)/ruff format --check lib tests book/*.py
 	$(BIN)/mypy
 
 lock: $(BIN)/uv ## rewrite requirements.lock, keeping its pins where they fit (UPGRADE=--upgrade takes the newest)

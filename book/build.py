@@ -75,7 +75,7 @@ def assemble(chapters: list[Path]) -> None:
     """Lay out build/book/ like the repository, with the executed chapters in place of the empty ones."""
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.copytree(
-        ROOT / "book", SOURCE / "book", ignore=shutil.ignore_patterns("*.ipynb", "*.py", ".*", "__*", "experiments")
+        ROOT / "book", SOURCE / "book", ignore=shutil.ignore_patterns("*.ipynb", ".*", "__*", "experiments")
     )
     for chapter in chapters:
         shutil.copy(EXECUTED / chapter.name, SOURCE / "book")

@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+import wellcond
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NOTEBOOKS = sorted((ROOT / "book").rglob("*.ipynb"))
@@ -107,6 +109,13 @@ def test_toc_lists_exactly_the_pages():
     listed = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
     pages = [path.relative_to(ROOT).with_suffix("") for ext in ("ipynb", "md") for path in ROOT.glob(f"book/*.{ext}")]
     assert sorted(listed) == sorted(str(page) for page in pages)
+
+
+def test_reference_has_an_entry_for_every_public_name():
+    page = (ROOT / "book" / "reference.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^\.\. auto\w+:: (?:wellcond\.)?(\S+)$", page, re.MULTILINE)
+    assert set(wellcond.__all__) <= set(entries)
+    assert len(entries) == len(set(entries)), "an entry is there twice"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -2,13 +2,17 @@
 
 import functools
 import http.server
+import inspect
 import os
 import shutil
+import textwrap
 import threading
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+
+import wellcond
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "build" / "site" / "_build" / "html"
@@ -28,6 +32,7 @@ FLAGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
 TOC = YAML(typ="safe").load(ROOT / "_toc.yml")
+CONFIG = YAML(typ="safe").load(ROOT / "_config.yml")
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 
 pytestmark = [
@@ -126,6 +131,55 @@ def test_links_to_binder_and_colab_name_the_notebook(page):
     # urlpath quotes the slashes
     assert [link for link in links if "mybinder.org" in link and link.endswith(f"{name}.ipynb")]
     assert [link for link in links if "colab.research" in link and link.endswith(f"/{name}.ipynb")]
+
+
+def public_names() -> set[str]:
+    """The names of the package, and those that its public modules define, as the page of reference spells them."""
+    names = set()
+    for name in wellcond.__all__:
+        value = getattr(wellcond, name)
+        if not inspect.ismodule(value):
+            names.add(f"wellcond.{name}")
+            continue
+        names.add(f"module-wellcond.{name}")
+        for key, member in vars(value).items():
+            own = inspect.isroutine(member) or inspect.isclass(member)
+            if own and member.__module__ == value.__name__ and key[0] != "_" and key not in wellcond.__all__:
+                names.add(f"wellcond.{name}.{key}")
+    return names
+
+
+def test_reference_has_every_public_name_and_its_source(page):
+    page.goto("/book/reference.html", wait_until="load")
+    ids = page.locator("article [id]").evaluate_all("elements => elements.map(e => e.id)")
+    assert public_names() <= set(ids)
+    entries = page.locator("article dt.sig")
+    links = entries.locator(".viewcode-link").evaluate_all("spans => spans.map(s => s.closest('a').href)")
+    assert len(links) == entries.count()
+    prefix = f"{CONFIG['repository']['url']}/blob/{CONFIG['repository']['branch']}/"
+    assert all(link.startswith(prefix) for link in links)
+    assert page.locator("article a[href='#wellcond.COMPRESSORS'] code.py-obj").count() > 0  # a key of COMPRESSORS
+    assert all((ROOT / link.removeprefix(prefix).partition("#")[0]).exists() for link in links)
+
+
+def test_reference_keeps_the_layout_of_equations(page):
+    page.goto("/book/reference.html", wait_until="load")
+    table = next(
+        block
+        for block in inspect.cleandoc(wellcond.frank_wolfe.__doc__).split("\n\n")
+        if block.startswith("    rescale")
+    )
+    shown = page.locator("article pre", has_text="fast_gradient")
+    assert shown.inner_text().rstrip("\n") == textwrap.dedent(table)
+    assert shown.evaluate("pre => getComputedStyle(pre).whiteSpace") == "pre"
+
+
+@pytest.mark.parametrize("width", [1280, 400, 360])
+def test_reference_is_not_wider_than_the_screen(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto("/book/reference.html", wait_until="load")
+    page.wait_for_function("MathJax.startup.promise.then(() => true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_site_mentions_no_path_of_this_machine():
