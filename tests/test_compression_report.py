@@ -258,7 +258,7 @@ def test_the_best_at_each_size_is_compared_with_what_was_trained_at_it(results):
     (gap,) = tenth.gaps.values()
     assert gap.difference == pytest.approx(85.5 - 95)
     text = best_words(results, "svd")
-    assert "- 10 % of the size: *fw_nuclear*, with 85.50 % (dense SGD 49.75 %), against condlr 9.50" in text
+    assert "- 10 % of the size: *fw_nuclear*, with 85.50 % (dense SGD 49.75 %), against *condlr*: 9.50" in text
     (again,) = {best.name for best in best_at_sizes(results, "svd", reestimated=True)}
     assert again == "dense"
     assert "dense SGD" in best_words(results, "svd", reestimated=True)

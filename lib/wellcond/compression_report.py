@@ -180,7 +180,7 @@ class Best(NamedTuple):
 
     @property
     def words(self) -> str:
-        against = "; ".join(f"against {name} {gap.words}" for name, gap in self.gaps.items())
+        against = "; ".join(f"against *{name}*: {gap.words}" for name, gap in self.gaps.items())
         dense = f" (dense SGD {self.dense:.2f} %)" if self.dense == self.dense else ""
         return f"{self.share:.0f} % of the size: *{self.name}*, with {self.rate:.2f} %{dense}, {against}."
 
