@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wellcond import paths, runner
+from wellcond import bench, paths, runner
 from wellcond.__main__ import main
+from wellcond.training_bench import INPUTS
 
 TOML = """
 name = "tiny"
@@ -91,6 +93,13 @@ def test_bench_prints_json_and_saves_with_provenance(project, capsys):
     assert main([*arguments, "--save"]) == 0  # replaces the rows of this network
     assert "optimizer_share" in capsys.readouterr().out.splitlines()[0]
     assert len(pd.read_csv(folder / "training.csv")) == 5
+
+
+def test_the_help_of_bench_names_what_it_accepts(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert words >= {*INPUTS, *bench.BY_NET, *bench.TABLES}
 
 
 BAD = [

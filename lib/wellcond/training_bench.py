@@ -23,7 +23,7 @@ from wellcond.method import Settings
 from wellcond.methods import find
 
 Row = dict[str, Any]
-INPUTS = {"lenet5": (1, 28, 28), "vgg16": (3, 32, 32), "wrn16_4": (3, 32, 32)}
+INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18"), (3, 32, 32))}
 METHODS = ("dense", "uv", "usv", "condlr")
 INTEGRATORS = ("dense", "usv", "condlr", "dlrt", "dlrt_adaptive", "robust_dlrt")
 SETTINGS: dict[str, dict[str, float]] = {"condlr": {"max_cond": 1.1}, "robust_dlrt": {"beta": 0.03}}
