@@ -285,7 +285,18 @@ def test_comparison_table_names_a_common_ratio_once(three_seeds):
     assert list(data["difference in points"]) == [f"{CONDLR} − dense SGD", "CondLR, τ = 0.1 − U Vᵀ, ratio 0.8"]
     assert data.iloc[0, 1] == str(analysis.compare(three_seeds, CONDLR, "dense SGD"))
     assert set(data.iloc[1, 1:]) == {"–"}
-    assert tables.comparison_table(three_seeds, [(CONDLR, "dense SGD")], attacks=False).data.shape == (1, 2)
+    assert tables.comparison_table(three_seeds, [(CONDLR, "dense SGD")], attacks=()).data.shape == (1, 2)
+
+
+def test_comparison_table_at_several_radii(three_seeds):
+    data = tables.comparison_table(three_seeds, [(CONDLR, "dense SGD")], ["fgsm"], radii=2).data
+    radii = sorted(analysis.rates(three_seeds).query("attack == 'fgsm' and eps > 0")["eps"].unique())
+    assert len(radii) > 2
+    shown = [radii[-1 - -(-len(radii) // 2)], radii[-1]]
+    assert list(data.columns[2:]) == [tables.attack_name("fgsm", eps) for eps in shown]
+    assert data.iloc[0, 2:].tolist() == [
+        str(analysis.compare(three_seeds, CONDLR, "dense SGD", "fgsm", eps)) for eps in shown
+    ]
 
 
 def test_status_table_counts():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -32,6 +32,14 @@ def accuracy_text(row: Any) -> str:
     return f"{row.accuracy:.2f}{spread} ({len(row.done)}{f'; {len(row.diverged)} diverged' if row.diverged else ''})"
 
 
+def _tests(measured: pd.DataFrame, radii: int, attacks: Iterable[str]) -> Iterator[tuple[str, float]]:
+    """Each of the attacks that was measured, at so many radii > 0 at most: evenly, down from the largest."""
+    for attack in attacks if radii else ():
+        eps = sorted(measured.loc[(measured["attack"] == attack) & (measured["eps"] > 0), "eps"].unique())
+        for radius in eps[:: -math.ceil(len(eps) / radii)][::-1] if eps else ():
+            yield attack, float(radius)
+
+
 def _table(results: Results, columns: Sequence[str], radii: int = 0, attacks: Iterable[str] = ATTACKS) -> Styler:
     """Some columns of the summary as text, and the rates under each of the attacks at so many radii at most."""
     frame = summary(results)
@@ -54,13 +62,11 @@ def _table(results: Results, columns: Sequence[str], radii: int = 0, attacks: It
         shares = zip(frame[f"n_params_{count}"], frame[f"n_params_{count}_ratio"], strict=True)
         texts[f"{count} parameters"] = [f"{n:,.0f} ({percent(share)})" if n > 0 else "–" for n, share in shares]
     text = pd.DataFrame({column: texts[column] for column in columns})
-    measured = rates(results).query("eps > 0")
-    for attack in attacks if radii else ():
-        rows = measured[measured["attack"] == attack]
-        eps = sorted(rows["eps"].unique())
-        for radius in eps[:: -math.ceil(len(eps) / radii)][::-1] if eps else ():  # evenly, down from the largest
-            found = {name: _rate(group) for name, group in rows[rows["eps"] == radius].groupby("name")}
-            text[attack_name(attack, radius)] = frame["name"].map(found).fillna("–")
+    measured = rates(results)
+    for attack, radius in _tests(measured, radii, attacks):
+        rows = measured[(measured["attack"] == attack) & (measured["eps"] == radius)]
+        found = {name: _rate(group) for name, group in rows.groupby("name")}
+        text[attack_name(attack, radius)] = frame["name"].map(found).fillna("–")
     return table(text)
 
 
@@ -98,13 +104,13 @@ def _minus(first: str, second: str) -> str:
     return f"{a} − {b}, ratio {ratio}" if ratio and ratio == other else f"{first} − {second}"
 
 
-def comparison_table(results: Results, pairs: Sequence[tuple[str, str]], attacks: bool = True) -> Styler:
-    """first - second in points for pairs of full names: clean, and under each attack at its largest radius."""
-    measured = rates(results)
+def comparison_table(
+    results: Results, pairs: Sequence[tuple[str, str]], attacks: Iterable[str] = ATTACKS, radii: int = 1
+) -> Styler:
+    """first - second in points for pairs of full names: clean, and under each of the attacks at so many radii at most,
+    the largest among them."""
     tests = {"test accuracy": ("clean", 0.0)}
-    for attack in ATTACKS if attacks else ():
-        radius = measured.loc[(measured["attack"] == attack) & (measured["eps"] > 0), "eps"].max()
-        tests |= {attack_name(attack, radius): (attack, radius)} if radius > 0 else {}
+    tests |= {attack_name(*test): test for test in _tests(rates(results), radii, attacks)}
     rows = [[_minus(*pair), *(str(compare(results, *pair, *test)) for test in tests.values())] for pair in pairs]
     return table(pd.DataFrame(rows, columns=["difference in points", *tests]))
 
