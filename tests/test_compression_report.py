@@ -154,6 +154,7 @@ def test_strong_attacks_on_compressed_networks_beside_those_used_as_they_were_tr
             [
                 *(under(f"condlr-ratio0.9-max_cond1.1-s{seed}", strong, 40 + 10 * seed) for seed in (0, 1)),
                 *(under(f"condlr-ratio0.9-max_cond1.1-s{seed}", fgsm, 60 + 10 * seed) for seed in (0, 1)),
+                *(under("dense-s1", attack, 70) for attack in (fgsm, strong)),
                 under("fw_nuclear-scale30.0-s0", strong, 1),  # not measured under the other attack
             ]
         ),
@@ -165,9 +166,11 @@ def test_strong_attacks_on_compressed_networks_beside_those_used_as_they_were_tr
     low, high = (f"{100 * end:.1f}" for end in wilson(30, 200))
     assert found.to_numpy().tolist() == [
         ["dense", "compressed", "10 %", found.iloc[0, 3], f"15.0<br>[{low}, {high}]"],
+        ["dense", "as trained", "100 %", *[found.iloc[1, 3]] * 2],
         ["condlr", "as trained", "10 %", "65.0 ± 7.1", "45.0 ± 7.1"],
     ]
     assert found.iloc[0, 3].startswith("45.0<br>")
+    assert found.iloc[1, 3].startswith("70.0<br>")
 
 
 def test_attacks_are_taken_at_their_largest_radius(results):

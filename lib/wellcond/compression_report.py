@@ -334,7 +334,7 @@ def strong_table(results: Results, compressor: str, amount: float, attacks: Sequ
         small = compressed(results, compressor, attack)
         small = small[np.isclose(small["amount"], amount)].assign(use="compressed")
         part = pd.concat([small, as_trained(results, attack).assign(use="as trained")])
-        parts[attack] = part.set_index(["run_id", "use"])
+        parts[attack] = part.fillna({"amount": 0.0}).set_index(["run_id", "use"])  # nan is no key
     common = functools.reduce(pd.Index.intersection, (part.index for part in parts.values()))
     rows: dict[Any, dict[str, str]] = {}
     heads = []
@@ -342,7 +342,7 @@ def strong_table(results: Results, compressor: str, amount: float, attacks: Sequ
         part = part.loc[common].reset_index()
         head = f"{ATTACKS[attack]}, ε = {_listed(part['eps'])} (N = {_listed(part['n_examples'])})"
         heads.append(head)
-        for key, group in part.groupby(["name", "use", "amount"], sort=False, dropna=False):
+        for key, group in part.groupby(["name", "use", "amount"], sort=False):
             size = f"{group['share'].mean():.0f} %"
             row = rows.setdefault(key, {"training": group["name"].iloc[0], "used": group["use"].iloc[0], "size": size})
             row[head] = rate_text(group)
