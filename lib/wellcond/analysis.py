@@ -126,13 +126,13 @@ def with_rates(frame: pd.DataFrame, counts: str = "n_correct", of: str = "n_exam
     return frame.assign(rate=100 * frame[counts] / frame[of], low=low, high=high)
 
 
-def rate_text(rows: pd.DataFrame) -> str:
+def rate_text(rows: pd.DataFrame, separator: str = "<br>") -> str:
     """Of `with_rates`: mean ± standard deviation over seeds, or one rate with its interval; of none, "waiting"."""
     if rows.empty:
         return "waiting"
     if len(rows) > 1:
         return mean_std(rows["rate"], 1)
-    return "{rate:.1f}<br>[{low:.1f}, {high:.1f}]".format(**rows.iloc[0])
+    return f"{{rate:.1f}}{separator}[{{low:.1f}}, {{high:.1f}}]".format(**rows.iloc[0])
 
 
 def rates(results: Results) -> pd.DataFrame:

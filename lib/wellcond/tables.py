@@ -9,16 +9,9 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from wellcond.analysis import compare, rates, summary, training
-from wellcond.report import ATTACKS, mean_std, number, percent, table
+from wellcond.analysis import compare, rate_text, rates, summary, training
+from wellcond.report import ATTACKS, number, percent, table
 from wellcond.results import Results
-
-
-def _rate(rows: pd.DataFrame) -> str:
-    """Over seeds, mean ± standard deviation; of one seed, the rate with its Wilson interval."""
-    if len(rows) > 1:
-        return mean_std(rows["rate"], 1)
-    return "{rate:.1f} [{low:.1f}, {high:.1f}]".format(**rows.iloc[0])
 
 
 def attack_name(attack: str, radius: float) -> str:
@@ -65,7 +58,7 @@ def _table(results: Results, columns: Sequence[str], radii: int = 0, attacks: It
     measured = rates(results)
     for attack, radius in _tests(measured, radii, attacks):
         rows = measured[(measured["attack"] == attack) & (measured["eps"] == radius)]
-        found = {name: _rate(group) for name, group in rows.groupby("name")}
+        found = {name: rate_text(group, " ") for name, group in rows.groupby("name")}
         text[attack_name(attack, radius)] = frame["name"].map(found).fillna("–")
     return table(text)
 
