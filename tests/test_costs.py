@@ -51,6 +51,17 @@ def test_training_table():
     assert row["latency"] == "0.30"  # 1.2 times the FLOP ratio 0.25
 
 
+def test_pages_table():
+    row = {"net": "vgg16", "method": "dense", "ratio": np.nan, "task": "step", "gain": 1.5}
+    row |= {"returned_mib": 400.4, "kept_mib": 0.2}
+    low = {**row, "method": "condlr", "ratio": 0.8}
+    frame = pd.DataFrame([row, {**row, "task": "latency"}, low, {**low, "task": "latency", "gain": 2.0}])
+    dense, low_rank = costs.pages_table(frame).data.to_dict("records")
+    assert (dense["rank removed"], low_rank["rank removed"]) == ("dense", "80 %")
+    assert dense["training step: MiB mapped"] == "400 → 0"
+    assert (low_rank["training step: time"], low_rank["deployed, one pass: time"]) == ("1.50", "2.00")
+
+
 def test_integrators_table():
     rows = [{**row, "passes": 2.0 if row["method"] == "usv" else 1.0} for row in TRAINING.to_dict("records")]
     table = costs.integrators_table(pd.DataFrame(rows)).data.set_index("method")

@@ -87,7 +87,7 @@ ALLOWED = {
     "conditioning_report": {"analysis", "report", "results", "settings"},
     "grids": {"attacks", "compress", "data", "errors", "methods", "results", "settings"},
     "experiments": {"data", "errors", "grids", "method", "methods", "paths", "results", "settings"},
-    "jobs": {"errors", "provenance"},
+    "jobs": {"allocator", "errors", "provenance"},
     "networks": {
         *("convert", "data", "distributed", "ensemble", "evaluate", "experiments", "jobs", "methods", "models"),
         *("paths", "provenance", "results", "train"),
@@ -105,7 +105,9 @@ ALLOWED = {
     "training_bench": {"clocks", "convert", "data", "deployment", "errors", "method", "methods", "models"},
     "integrator_bench": {"clocks", "integrator", "layers", "spectrum", "stiefel"},
     "lmo_bench": {"clocks", "constraint_sets", "data", "frank_wolfe", "lorita", "sparsity", "training_bench"},
-    "bench": {"errors", "integrator_bench", "lmo_bench", "paths", "training_bench"},
+    "allocator": set(),
+    "pages_bench": {"allocator", "clocks", "deployment", "errors", "training_bench"},
+    "bench": {"errors", "integrator_bench", "lmo_bench", "pages_bench", "paths", "training_bench"},
     "verdicts": set(),
     "flows": {"basis_update", "integrator", "layers", "optim", "stiefel"},
     "theory_problems": {"flows", "integrator", "stiefel"},
@@ -113,8 +115,8 @@ ALLOWED = {
     "theory": {"flows", "integrator", "spectrum", "stiefel", "theory_network", "theory_problems", "verdicts"},
     "theory_figures": {"report", "verdicts"},
     "__main__": {
-        *("assessment", "bench", "data", "distributed", "experiments", "jobs", "paths", "provenance", "results"),
-        "runner",
+        *("allocator", "assessment", "bench", "data", "distributed", "experiments", "jobs", "paths", "provenance"),
+        *("results", "runner"),
     },
 }
 FACADE = "__init__"  # gathers the public names of all

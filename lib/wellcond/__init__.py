@@ -13,6 +13,7 @@ small = wc.compress.compress(model, "svd", amount=0.8).model    # 80 % of the ra
 
 from wellcond import compress, distributed, lorita, paths
 from wellcond.adversarial import Adversary
+from wellcond.allocator import keep_freed_memory
 from wellcond.assessment import assess
 from wellcond.attacks import ATTACKS, frozen, perturb
 from wellcond.basis_update import BUG
@@ -84,6 +85,7 @@ __all__ = [
     "fit_together",
     "frank_wolfe_groups",
     "frozen",
+    "keep_freed_memory",
     "layer_reports",
     "load_data",
     "load_or_run",

@@ -72,6 +72,21 @@ def integrators_table(frame: pd.DataFrame) -> Styler:
     return table(pd.DataFrame(rows))
 
 
+TASKS = {"step": "training step", "latency": "deployed, one pass"}
+
+
+def pages_table(frame: pd.DataFrame) -> Styler:
+    """Time where freed memory is returned to the system over time where it is kept, one row a network and ratio."""
+    rows = []
+    for (net, method, ratio), group in frame.groupby(["net", "method", "ratio"], sort=False, dropna=False):
+        row = {"network": NETS[net], "rank removed": "dense" if method == "dense" else f"{100 * ratio:g} %"}
+        for task in group.to_dict("records"):
+            row[f"{TASKS[task['task']]}: MiB mapped"] = f"{task['returned_mib']:.0f} → {task['kept_mib']:.0f}"
+            row[f"{TASKS[task['task']]}: time"] = _times(task["gain"])
+        rows.append(row)
+    return table(pd.DataFrame(rows))
+
+
 def plot_split(frame: pd.DataFrame) -> Figure:
     """Forward, backward and optimizer time of a training step, in units of the dense step; a tick at the FLOP ratio."""
     nets = list(frame["net"].unique())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from wellcond.allocator import keep_freed_memory
 from wellcond.errors import invalid
 from wellcond.provenance import environment
 
@@ -46,6 +47,7 @@ Work = Callable[..., Iterator[str]]
 def _drain(work: Work, device: str, *given: Any) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    keep_freed_memory()
     environment(device)  # as in the parent: the code that this process has loaded
     return sum(1 for _ in work(*given))
 
