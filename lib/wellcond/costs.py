@@ -78,9 +78,11 @@ TASKS = {"step": "training step", "latency": "deployed, one pass"}
 def pages_table(frame: pd.DataFrame) -> Styler:
     """Time where freed memory is returned to the system over time where it is kept, one row a network and ratio."""
     rows = []
-    for (net, method, ratio), group in frame.groupby(["net", "method", "ratio"], sort=False, dropna=False):
-        row = {"network": NETS[net], "rank removed": "dense" if method == "dense" else f"{100 * ratio:g} %"}
-        for task in group.to_dict("records"):
+    for _, group in frame.groupby(["net", "method", "ratio"], sort=False, dropna=False):
+        tasks = group.to_dict("records")
+        removed = "dense" if tasks[0]["method"] == "dense" else f"{100 * tasks[0]['ratio']:g} %"
+        row = {"network": NETS[tasks[0]["net"]], "rank removed": removed}
+        for task in tasks:
             row[f"{TASKS[task['task']]}: MiB mapped"] = f"{task['returned_mib']:.0f} → {task['kept_mib']:.0f}"
             row[f"{TASKS[task['task']]}: time"] = _times(task["gain"])
         rows.append(row)
