@@ -1,6 +1,7 @@
 """The report of the attack suite from tables made by hand: who survives, what is compared, what is waiting."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -97,6 +98,10 @@ def test_a_threat_is_read_off_the_tables(study):
     assert nothing.n == 0
     assert math.isnan(nothing.eps)
     assert robustness.survivors(study, nothing) == {}
+    wider = row("dense-s0", "pgd_linf", 0.3, bits(*range(N)))
+    more = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame([wider])]))
+    assert robustness.threat(more, "c", "pgd_linf").eps == 0.3
+    assert robustness.threat(more, "c", "pgd_linf", at_most=0.2).eps == 0.1
 
 
 def test_methods_are_compared_image_by_image_and_seed_by_seed(study):

@@ -41,9 +41,11 @@ class Threat:
     n: int
 
 
-def threat(results: Results, label: str, *attacks: str) -> Threat:
-    """The threat of these attacks at the largest radius, and on the most images, that the results have of each."""
+def threat(results: Results, label: str, *attacks: str, at_most: float = math.inf) -> Threat:
+    """The threat of these attacks at the largest radius up to at_most, and on the most images, that the results have of
+    each."""
     rows = results.attacks[results.attacks["attack"].isin(attacks)].astype({"eps": float, "n_examples": int})
+    rows = rows[rows["eps"] <= at_most]
     common = rows.groupby("eps")["attack"].nunique().loc[lambda kinds: kinds == len(attacks)]
     if common.empty:
         return Threat(label, attacks, math.nan, 0)
