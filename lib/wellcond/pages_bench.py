@@ -1,4 +1,4 @@
-"""What it costs to return freed memory to the system: two processes, alike but for `keep_freed_memory`, in turn."""
+"""What it costs to return freed memory to the system: pairs of processes, alike but for `keep_freed_memory`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from wellcond.errors import invalid
 from wellcond.training_bench import Row, Trainee
 
 TASKS = ("step", "latency")
+WARM_UP = 3
+"""Rounds until the allocator has settled."""
 
 
 class Spent(NamedTuple):
@@ -38,18 +40,37 @@ def _begin(keep: bool) -> None:
 
 
 @cache
-def _work(net: str, method: str, ratio: float, batch: int) -> dict[str, Callable[[], Any]]:
+def _work(net: str, method: str, ratio: float, batch: int, task: str) -> Callable[[], Any]:
     trainee = Trainee(net, method, ratio, batch, "channels_last", "cpu")
+    if task == "step":
+        return trainee.step
     deployed = deploy(trainee.network).to(memory_format=torch.channels_last)
-    return {"step": trainee.step, "latency": torch.inference_mode()(lambda: deployed(trainee.x))}
+    return torch.inference_mode()(lambda: deployed(trainee.x))
 
 
-def spend(net: str, method: str, ratio: float, batch: int, task: str) -> Spent:
-    """Do a task, a key of TASKS, once; the network stays for the next time."""
-    work = _work(net, method, ratio, batch)[task]
+def spend(*what: Any) -> Spent:
+    """Do the task once, for net, method, ratio, batch and a key of TASKS; the network stays for the next time."""
+    work = _work(*what)
     start, before = clock("cpu"), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     work()
     return Spent(clock("cpu") - start, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+def _in_turn(repeats: int, *what: Any) -> tuple[list[Spent], list[Spent]]:
+    """What the task takes in a process that returns freed memory and in one that keeps it; both do nothing else."""
+    spent: tuple[list[Spent], list[Spent]] = ([], [])
+    with ExitStack() as stack:
+        pools = [
+            ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=(keep,))
+            for keep in (False, True)
+        ]
+        processes = [stack.enter_context(pool) for pool in pools]
+        for round_ in range(-WARM_UP, repeats):
+            for found, process in zip(spent, processes, strict=True):
+                once = process.submit(spend, *what).result()
+                if round_ >= 0:
+                    found.append(once)
+    return spent
 
 
 def pages_rows(
@@ -70,20 +91,9 @@ def pages_rows(
     networks = [("dense", 0.0), *(("condlr", ratio) for ratio in ratios)]
     for method, ratio in networks:
         Trainee(net, method, ratio, batch, "channels_last", "cpu")  # what it refuses is refused here, in one line
-    spent: dict[Any, list[Spent]] = {key: [] for key in product(networks, TASKS, (False, True))}
-    with ExitStack() as stack:
-        pools = [
-            ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=(keep,))
-            for keep in (False, True)
-        ]
-        processes = [stack.enter_context(pool) for pool in pools]
-        for _ in range(repeats + 1):  # the first builds and warms up
-            for network, task, keep in spent:
-                found = processes[keep].submit(spend, net, *network, batch, task).result()
-                spent[network, task, keep].append(found)
     rows = []
     for (method, ratio), task in product(networks, TASKS):
-        both = [spent[(method, ratio), task, keep][1:] for keep in (False, True)]
+        both = _in_turn(repeats, net, method, ratio, batch, task)
         returned_s, kept_s = (statistics.median(s.seconds for s in found) for found in both)
         mapped = (statistics.median(s.pages for s in found) * resource.getpagesize() / 2**20 for found in both)
         rows.append(
