@@ -98,7 +98,8 @@ ALLOWED = {
     },
     "chapters": {"assessment", "errors", "experiments", "results", "runner"},
     "assessment": {
-        *("calibration", "compressibility", "evaluate", "experiments", "grids", "jobs", "networks", "provenance"),
+        *("calibration", "compressibility", "convert", "evaluate", "experiments", "grids", "jobs", "networks"),
+        "provenance",
         *("results", "runner", "suite"),
     },
     "clocks": set(),

@@ -207,6 +207,15 @@ def test_an_experiment_is_assessed_as_declared(trained):
     assert rows["commit"].iloc[0] == record["commit"]
 
 
+def test_some_attacks_are_measured_alone(trained):
+    found = quiet(trained, attacks=["pgd_*"], only=["*-s0"])
+    assert set(found.attacks["attack"]) == {"clean", "pgd_linf"}
+    assert set(found.attacks["run_id"]) == {"dense-s0", "uv-r0.5-s0"}
+    assert all(getattr(found, table).empty for table in ("confidence", "distortions", "transfer"))
+    done, total = progress(trained, attacks=["pgd_*"])
+    assert 2 * done == total == progress(trained, attacks=["pgd_linf"])[1]
+
+
 def test_what_is_measured_is_not_measured_again(trained, monkeypatch):
     quiet(trained, only=["uv-*"])
     done, total = progress(trained)
@@ -271,6 +280,7 @@ def test_time_that_is_up_leaves_the_rest(trained):
         ({"jobs": 0}, "jobs = 0: must be >= 1"),
         ({"max_minutes": 0}, "max_minutes = 0: must be > 0"),
         ({"only": ["devse-*"]}, "only = 'devse-.*': unknown"),
+        ({"attacks": ["fgms"]}, "attacks = 'fgms': unknown; did you mean 'fgsm'"),
     ],
 )
 def test_bad_input(trained, options, message):

@@ -32,8 +32,14 @@ def _parser() -> argparse.ArgumentParser:
         help="measure the relative condition number of the trained networks of an experiment",
     )
     conditioning.add_argument("--images", type=int, default=500, help="the first test images (default 500)")
-    commands.add_parser("attack", parents=[how], help="measure the robustness of the trained networks of an experiment")
-    commands.add_parser("compress", parents=[how], help="compress the trained networks of an experiment, and measure")
+    attack = commands.add_parser(
+        "attack", parents=[how], help="measure the robustness of the trained networks of an experiment"
+    )
+    attack.add_argument("--attacks", nargs="+", default=[], metavar="GLOB", help="only these attacks of the suite")
+    compress = commands.add_parser(
+        "compress", parents=[how], help="compress the trained networks of an experiment, and measure"
+    )
+    compress.set_defaults(attacks=[])
     status = commands.add_parser("status", help="cells done, missing, diverged and failed per experiment")
     status.add_argument("--verbose", action="store_true", help="list the run_ids")
     fetch = commands.add_parser("data", help="fetch data sets into the cache and check them")
@@ -104,10 +110,10 @@ def _assess(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     spec = Experiment.load(options.experiment, options.preset)
-    how = {key: getattr(options, key) for key in ("device", "max_minutes", "jobs", "only")}
-    tables = {"attack": ROBUSTNESS, "compress": COMPRESSION}[options.command]
-    assess(spec, tables=tables, **how)
-    done, total = progress(spec, only=options.only, tables=tables)
+    which = {"only": options.only, "attacks": options.attacks}
+    which["tables"] = {"attack": ROBUSTNESS, "compress": COMPRESSION}[options.command]
+    assess(spec, device=options.device, max_minutes=options.max_minutes, jobs=options.jobs, **which)
+    done, total = progress(spec, **which)
     print(f"{spec.name} ({spec.preset}): {done} of {total} measurements on completed cells; {spec.folder()}")
 
 

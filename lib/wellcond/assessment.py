@@ -22,6 +22,7 @@ from tqdm import tqdm
 from wellcond import results, suite
 from wellcond.calibration import confidence_rows
 from wellcond.compressibility import Plan, compression_rows, filter_rows
+from wellcond.convert import matching
 from wellcond.evaluate import count_correct
 from wellcond.experiments import Cell, Experiment
 from wellcond.grids import AttackGrid, CompressionGrid, SuiteGrid
@@ -35,6 +36,15 @@ from wellcond.suite import Trial
 ROBUSTNESS = ("attacks", "distortions", "confidence", "transfer")
 COMPRESSION = ("compressions", "filters")
 TABLES = (*ROBUSTNESS, *COMPRESSION)
+
+
+class Chosen(NamedTuple):
+    """Which measurements: of the cells and of the attacks of the suite that match a pattern (all if there is none, and
+    then the rest too), for these tables."""
+
+    only: Sequence[str] = ()
+    attacks: Sequence[str] = ()
+    tables: Sequence[str] = TABLES
 
 
 class Task(NamedTuple):
@@ -169,33 +179,44 @@ def tasks(experiment: Experiment, completed: Mapping[str, int], only: Sequence[s
     return found
 
 
-def _open(experiment: Experiment, folder: Path, only: Sequence[str], tables: Sequence[str]) -> list[Task]:
+def _open(experiment: Experiment, folder: Path, chosen: Chosen) -> list[Task]:
     runs = load(experiment, folder).runs
     runs = runs[runs["status"] == "done"]
-    every = tasks(experiment, dict(zip(runs["run_id"], runs["n_test"].astype(int), strict=True)), only)
-    return [task for task in every if task.table in tables]
+    if chosen.attacks:
+        names = matching(chosen.attacks, [grid.name for grid in experiment.suite], "attacks")
+        suite_only = {"suite": tuple(grid for grid in experiment.suite if grid.name in names)}
+        chosen = chosen._replace(tables=["attacks"])
+        experiment = experiment.model_copy(update=suite_only)
+    every = tasks(experiment, dict(zip(runs["run_id"], runs["n_test"].astype(int), strict=True)), chosen.only)
+    return [task for task in every if task.table in chosen.tables]
 
 
-def progress(
-    experiment: Experiment, folder: Path | None = None, only: Sequence[str] = (), tables: Sequence[str] = TABLES
-) -> tuple[int, int]:
-    """(measured, all) tasks of the completed cells, for these tables."""
-    folder = folder or experiment.folder()
-    wanted = _open(experiment, folder, only, tables)
+def _progress(experiment: Experiment, folder: Path, chosen: Chosen) -> tuple[int, int]:
+    wanted = _open(experiment, folder, chosen)
     rows = {
         (table, run_id): results.records(part)
-        for table in tables
+        for table in chosen.tables
         for run_id, part in results.read_table(folder, table).groupby("run_id")
     }
     return sum(task.known(rows.get((task.table, task.run_id), [])) for task in wanted), len(wanted)
 
 
-def _work(
-    experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str], tables: Sequence[str]
-) -> Iterator[str]:
+def progress(
+    experiment: Experiment,
+    folder: Path | None = None,
+    *,
+    only: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    tables: Sequence[str] = TABLES,
+) -> tuple[int, int]:
+    """(measured, all) tasks of the completed cells; only, attacks, tables: as of `assess`."""
+    return _progress(experiment, folder or experiment.folder(), Chosen(only, attacks, tables))
+
+
+def _work(experiment: Experiment, folder: Path, device: str, deadline: float, chosen: Chosen) -> Iterator[str]:
     """Do the tasks that are missing and that nobody else is doing, yielding the run_id of each."""
     where = environment(device)
-    for task in _open(experiment, folder, only, tables):
+    for task in _open(experiment, folder, chosen):
         if time.monotonic() > deadline:
             return
         with ExitStack() as locks, suppress(OutOfTime, Timeout):
@@ -221,23 +242,27 @@ def assess(
     max_minutes: float | None = None,
     jobs: int = 1,
     only: Sequence[str] = (),
+    attacks: Sequence[str] = (),
     tables: Sequence[str] = TABLES,
     bar: bool = True,
 ) -> Results:
     """Fill in what an experiment declares to be measured on trained networks, for its completed cells in `folder`
     (default: its own), and load what is there.
 
-    tables: only these of TABLES; ROBUSTNESS and COMPRESSION are the two halves. device, max_minutes, jobs, only: as of
-    `run_experiment`; what is unfinished when the time is up is dropped.
-    Raises ValueError for a device that cannot be used, jobs < 1, max_minutes <= 0, or a pattern that matches no cell.
+    attacks: names or glob patterns of attacks of the suite, and then nothing else is measured. tables: only these of
+    TABLES; ROBUSTNESS and COMPRESSION are the two halves. device, max_minutes, jobs, only: as of `run_experiment`; what
+    is unfinished when the time is up is dropped.
+    Raises ValueError for a device that cannot be used, jobs < 1, max_minutes <= 0, or a pattern that matches no cell,
+    or no attack of the suite.
     """
     device = pick_device(device)
     deadline = deadline_of(jobs, max_minutes)
     folder = folder or experiment.folder()
     environment(device)  # the commit now, not after somebody has edited the code under a long run
-    done, total = progress(experiment, folder, only, tables)
+    chosen = Chosen(only, attacks, tables)
+    done, total = _progress(experiment, folder, chosen)
     with tqdm(total=total, initial=done, unit="task", desc=experiment.name, disable=not bar, file=sys.stderr) as shown:
-        count = lambda: progress(experiment, folder, only, tables)[0]  # noqa: E731
-        given = (experiment, folder, device, deadline, only, tables)
+        count = lambda: _progress(experiment, folder, chosen)[0]  # noqa: E731
+        given = (experiment, folder, device, deadline, chosen)
         carry_out(_work, *given, device=device, jobs=jobs, bar=shown, count=count)
     return load(experiment, folder)
