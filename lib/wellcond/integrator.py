@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wellcond.products import add_product_, matmul
 from wellcond.spectrum import clip_after_step, clip_condition_number
-from wellcond.stiefel import cholesky_qr, gram_polar, project_horizontal, retract
+from wellcond.stiefel import cholesky_qr_, gram_polar_, project_horizontal, retract
 
 
 class Factors(NamedTuple):
@@ -77,23 +78,18 @@ def lowrank_step(
     return new, Factors(m_U, m_S, m_V)
 
 
-ORTHONORMALIZE = {"qr": cholesky_qr, "polar": gram_polar}
-"""Fast retractions of a horizontal step: R_X(ξ) = ORTHONORMALIZE[name](X + ξ). The others go through `retract`."""
-
-
-def _add_product_(C: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
-    """C <- C + alpha A B."""
-    (C.addmm_ if C.ndim == 2 else C.baddbmm_)(A, B, alpha=alpha)
+ORTHONORMALIZE = {"qr": cholesky_qr_, "polar": gram_polar_}
+"""Fast retractions of a horizontal step, in place: X + ξ becomes R_X(ξ). The others go through `retract`."""
 
 
 def _move_basis_(
     X: Tensor, grad: Tensor, momentum: Tensor, preconditioner: Tensor, lr: float, beta: float, retraction: str
 ) -> None:
     torch.add(grad, momentum, alpha=beta, out=momentum)
-    _add_product_(momentum, X, X.mT @ momentum, -1)  # (I - XXᵀ) m
+    add_product_(momentum, X, matmul(X.mT, momentum), -1)  # (I - XXᵀ) m
     if retraction in ORTHONORMALIZE:
-        _add_product_(X, momentum, preconditioner, -lr)
-        X.copy_(ORTHONORMALIZE[retraction](X))
+        add_product_(X, momentum, preconditioner, -lr)
+        ORTHONORMALIZE[retraction](X)
     else:
         X.copy_(retract(X, -lr * (momentum @ preconditioner), retraction))
 
@@ -116,7 +112,7 @@ def lowrank_step_(
     orthogonality error does not accumulate, since YᵀY is computed from the stored basis and not from the formula
     I + h² A^-1 mᵀm A^-1.
     """
-    left, right = _inverse(W.S @ W.S.mT), _inverse(W.S.mT @ W.S)
+    left, right = _inverse(matmul(W.S, W.S.mT)), _inverse(matmul(W.S.mT, W.S))
     _move_basis_(W.U, grad.U, momentum.U, left, lr, beta, retraction)
     _move_basis_(W.V, grad.V, momentum.V, right, lr, beta, retraction)
     torch.add(grad.S, momentum.S, alpha=beta, out=momentum.S)

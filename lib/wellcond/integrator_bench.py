@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from wellcond.clocks import interleaved
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import LowRankConv2d
+from wellcond.products import matmul
 from wellcond.spectrum import nearest_rule
 from wellcond.stiefel import (
-    cholesky_qr,
-    gram_polar,
+    cholesky_qr_,
+    gram_polar_,
     orthogonality_error,
     polar,
     project_horizontal,
@@ -56,9 +57,9 @@ def _products(layers: Sequence[tuple[Factors, Factors, Factors]]) -> None:
     """The tall products of lowrank_step_ and nothing else: five for each basis."""
     for W, gradient, _ in layers:
         for X, g in ((W.U, gradient.U), (W.V, gradient.V)):
-            core = X.mT @ g
+            core = matmul(X.mT, g)
             for _ in range(4):
-                X @ core
+                matmul(X, core)
 
 
 def growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
@@ -86,11 +87,18 @@ def growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
 
 # --- retractions -----------------------------------------------------------------------------------------------------
 
+
+def _in_place(orthonormalize_: Callable[[Tensor], None], X: Tensor, xi: Tensor) -> Tensor:
+    Y = X + xi
+    orthonormalize_(Y)
+    return Y
+
+
 FORMS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "QR by Householder": ("qr", lambda X, xi: qr(X + xi)),
-    "QR by Cholesky": ("qr", lambda X, xi: cholesky_qr(X + xi)),
+    "QR by Cholesky": ("qr", partial(_in_place, cholesky_qr_)),
     "polar by singular vectors": ("polar", lambda X, xi: polar(X + xi)),
-    "polar by the Gram matrix": ("polar", lambda X, xi: gram_polar(X + xi)),
+    "polar by the Gram matrix": ("polar", partial(_in_place, gram_polar_)),
     "Cayley": ("cayley", lambda X, xi: retract(X, xi, "cayley")),
 }
 """Name: (key in stiefel.RETRACTIONS, one way to compute it for a horizontal ξ)."""

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
+from wellcond.products import matmul
+
 GRAM_CONDITION = 4.0  # below it AᵀA loses at most a digit: its relative error in σ is about eps κ²
 
 
@@ -37,12 +39,12 @@ def svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     A = upcast(A)
     if A.dtype == torch.float32:
-        gram = A.mT @ A
+        gram = matmul(A.mT, A)
         # entries beyond 1e19 overflow here, not in float64, and LAPACK may fail on a Gram matrix with subnormal entries
         with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             eigenvalues, Q = torch.linalg.eigh(gram)
             if bool((eigenvalues[..., 0] * GRAM_CONDITION**2 > eigenvalues[..., -1]).all()):
                 sigma, Q = eigenvalues.sqrt().flip(-1), Q.flip(-1)
-                return A @ Q / sigma.unsqueeze(-2), sigma, Q.mT
+                return matmul(A, Q) / sigma.unsqueeze(-2), sigma, Q.mT
     P, sigma, Qt = torch.linalg.svd(A.double(), full_matrices=False)
     return P.to(A.dtype), sigma.to(A.dtype), Qt.to(A.dtype)

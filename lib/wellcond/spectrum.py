@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from wellcond import matrix_sign
 from wellcond.errors import unknown
 from wellcond.precision import svd, upcast
+from wellcond.products import matmul
 from wellcond.settings import check_setting
 
 
@@ -127,7 +128,7 @@ def clip_spectrum(S: Tensor, max_cond: float, rule: str = "nearest") -> tuple[Te
     P, sigma, Qt = svd(S)
     clipped = CLIP_RULES[rule](sigma, max_cond)
     unchanged = (clipped == sigma).all(-1)[..., None, None]
-    return torch.where(unchanged, S, (P * clipped.unsqueeze(-2) @ Qt).to(S.dtype)), clipped
+    return torch.where(unchanged, S, matmul(P * clipped.unsqueeze(-2), Qt).to(S.dtype)), clipped
 
 
 def nearest_scaled_orthogonal(S: Tensor) -> Tensor:

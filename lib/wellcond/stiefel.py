@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wellcond.errors import invalid, unknown
 from wellcond.precision import svd, upcast
+from wellcond.products import matmul
 
 
 def _check_tall(A: Tensor) -> None:
@@ -52,48 +53,48 @@ def polar(A: Tensor) -> Tensor:
     return _newton_schulz(P @ Qt).to(A.dtype)
 
 
-def _over_triangular_root(A: Tensor, gram: Tensor) -> Tensor:
+def _triangular_root(gram: Tensor) -> Tensor:
     R = torch.linalg.cholesky_ex(gram, upper=True)[0]
-    quotient: Tensor = torch.linalg.solve_triangular(R, A, upper=True, left=False)
-    return quotient
+    # small, and well conditioned in the last pass: a product with the inverse is faster than a solve, and as accurate
+    inverse: Tensor = torch.linalg.solve_triangular(R, _eye_like(R), upper=True)
+    return inverse
 
 
-def _over_symmetric_root(A: Tensor, gram: Tensor) -> Tensor:
+def _symmetric_root(gram: Tensor) -> Tensor:
     eigenvalues, Q = torch.linalg.eigh(gram)
-    Z = (Q / eigenvalues.sqrt().unsqueeze(-2)) @ Q.mT
+    Z: Tensor = (Q / eigenvalues.sqrt().unsqueeze(-2)) @ Q.mT
     # float32 eigenvectors of close eigenvalues are orthonormal to 5e-6 only; a Newton step for Z gram Z = I mends that
-    whitened: Tensor = A @ (1.5 * Z - 0.5 * Z @ gram @ Z @ Z)
-    return whitened
+    return 1.5 * Z - 0.5 * Z @ gram @ Z @ Z
 
 
-def _orthonormalize(
-    A: Tensor, over_root: Callable[[Tensor, Tensor], Tensor], fallback: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """A Z with Zᵀ(AᵀA)Z = I for A (..., n, r) with AᵀA >= I, from two tall products and r x r work.
+def _orthonormalize_(A: Tensor, inverse_root: Callable[[Tensor], Tensor], fallback: Callable[[Tensor], Tensor]) -> None:
+    """A <- A Z with Zᵀ(AᵀA)Z = I for A (..., n, r) with AᵀA >= I, from two tall products and r x r work.
 
-    The error is about eps ||AᵀA||, so A far from a frame is treated twice, and very far from one by `fallback`. On a
-    GPU it is always treated twice: reading the distance would stop the queue.
+    inverse_root: AᵀA -> Z. The error is about eps ||AᵀA||, so A far from a frame is treated twice, and very far from
+    one by `fallback`. On a GPU it is always treated twice: reading the distance would stop the queue.
     """
-    gram = A.mT @ A
+    gram = matmul(A.mT, A)
     distance = math.inf if A.is_cuda else float((gram - _eye_like(gram)).norm(dim=(-2, -1)).amax())
     if not A.is_cuda and not distance < 1e4:  # also if it is nan
-        return fallback(A)
-    Q = over_root(A, gram)
-    return over_root(Q, Q.mT @ Q) if distance > 0.5 else Q
+        A.copy_(fallback(A))
+        return
+    A.copy_(matmul(A, inverse_root(gram)))
+    if distance > 0.5:
+        A.copy_(matmul(A, inverse_root(matmul(A.mT, A))))
 
 
-def cholesky_qr(A: Tensor) -> Tensor:
-    """qf(A) as A R^-1, R the Cholesky factor of AᵀA, for A (..., n, r) with AᵀA >= I, such as a frame plus a
+def cholesky_qr_(A: Tensor) -> None:
+    """A <- qf(A) as A R^-1, R the Cholesky factor of AᵀA, for A (..., n, r) with AᵀA >= I, such as a frame plus a
     horizontal vector: faster than Householder's QR by the speed of matrix products, and as orthogonal.
 
     Source: Yamamoto, Nakatsukasa, Yanagisawa, Fukaya, ETNA 44 (2015), for the second pass.
     """
-    return _orthonormalize(A, _over_triangular_root, qr)
+    _orthonormalize_(A, _triangular_root, qr)
 
 
-def gram_polar(A: Tensor) -> Tensor:
-    """The polar factor as A (AᵀA)^(-1/2) for A (..., n, r) with AᵀA >= I; see cholesky_qr."""
-    return _orthonormalize(A, _over_symmetric_root, polar)
+def gram_polar_(A: Tensor) -> None:
+    """A <- its polar factor as A (AᵀA)^(-1/2) for A (..., n, r) with AᵀA >= I; see cholesky_qr_."""
+    _orthonormalize_(A, _symmetric_root, polar)
 
 
 def random_stiefel(

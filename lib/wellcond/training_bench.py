@@ -21,6 +21,7 @@ from wellcond.deployment import deploy
 from wellcond.errors import invalid, unknown
 from wellcond.method import Settings
 from wellcond.methods import find
+from wellcond.products import ONEDNN
 
 Row = dict[str, Any]
 INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18"), (3, 32, 32))}
@@ -35,8 +36,15 @@ def _product_flops(summand: Sequence[int], A: Sequence[int], B: Sequence[int], *
     return 2 * math.prod(A) * B[-1]
 
 
-IN_PLACE: Any = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _product_flops)
-"""Products that overwrite a summand: torch's counter does not know them."""
+def _onednn_flops(A: Sequence[int], B: Sequence[int], *_: object, **__: object) -> int:
+    """Of A Bᵀ, A (n, k) and B (m, k)."""
+    return 2 * math.prod(A) * B[0]
+
+
+PRODUCTS: Any = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _product_flops)
+"""Products that torch's counter does not know: those that overwrite a summand, and those by oneDNN."""
+if ONEDNN is not None:
+    PRODUCTS[ONEDNN] = _onednn_flops
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -98,7 +106,7 @@ class Trainee:
 
     def flops(self) -> int:
         """Of a training step's convolutions and products, forward, backward and optimizer (factorizations not)."""
-        with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
             for _ in range(self.cycle):
                 self.step()
         return int(counter.get_total_flops()) // self.cycle
