@@ -38,7 +38,15 @@ def growth(exponents):
             cell = {"sweep": sweep, "n": 64, "rank": 8, "layers": 1}
             cell["n" if sweep == "size" else sweep] = size
             seconds = 1e-6 * size**exponent
-            rows.append({**cell, "step_s": 2 * seconds, "plain_s": 3 * seconds, "products_s": seconds})
+            rows.append(
+                {
+                    **cell,
+                    "step_s": 2 * seconds,
+                    "plain_s": 3 * seconds,
+                    "products_s": seconds,
+                    "torch_products_s": seconds,
+                }
+            )
     return pd.DataFrame(rows)
 
 

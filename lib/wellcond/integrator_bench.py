@@ -44,6 +44,7 @@ SWEEPS: dict[str, list[tuple[int, int, int]]] = {
 def _random_layer(n: int, m: int, r: int, device: str) -> tuple[Factors, Factors, Factors]:
     """W with κ(S) = 1, a gradient that moves the singular values out of the constraint, and no momentum."""
     W = Factors(random_stiefel(n, r, device=device), torch.eye(r, device=device), random_stiefel(m, r, device=device))
+    W = Factors(*(p.mT.contiguous().mT for p in W))  # by columns, as in a layer
     gradient = Factors(*(0.1 * torch.randn_like(p) / math.sqrt(r) for p in W))
     return W, gradient, Factors(*(torch.zeros_like(p) for p in W))
 
@@ -53,34 +54,35 @@ def _steps(layers: Sequence[tuple[Factors, Factors, Factors]], step: Callable[..
         step(W, gradient, momentum, lr=1e-3, beta=0.9, max_cond=MAX_COND)
 
 
-def _products(layers: Sequence[tuple[Factors, Factors, Factors]]) -> None:
+def _products(layers: Sequence[tuple[Factors, Factors, Factors]], multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
     """The tall products of lowrank_step_ and nothing else: five for each basis."""
     for W, gradient, _ in layers:
         for X, g in ((W.U, gradient.U), (W.V, gradient.V)):
-            core = matmul(X.mT, g)
+            core = multiply(X.mT, g)
             for _ in range(4):
-                matmul(X, core)
+                multiply(X, core)
 
 
 def growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
     """Seconds of one integrator step, and of its tall products alone, as each quantity of SWEEPS grows.
 
-    Columns: sweep, n (= m), rank, layers, step_s, plain_s (the plain form), products_s. Theory: (n + m) r² a layer.
+    Columns: sweep, n (= m), rank, layers, step_s, plain_s (the plain form), products_s (by `products.matmul`),
+    torch_products_s (by ``torch.matmul``). Theory: (n + m) r² a layer.
     """
+    kinds = {"products_s": matmul, "torch_products_s": torch.matmul}
     rows = []
     for sweep, sizes in SWEEPS.items():
         tasks: dict[Any, Callable[[], Any]] = {}
         for n, r, count in sizes:
             torch.manual_seed(0)
             layers = [_random_layer(n, n, r, device) for _ in range(count)]
-            tasks[n, r, count, "products_s"] = partial(_products, layers)  # first: it brings the layer into the cache
+            for kind, multiply in kinds.items():  # first: they bring the layer into the cache
+                tasks[n, r, count, kind] = partial(_products, layers, multiply)
             tasks[n, r, count, "step_s"] = partial(_steps, layers, lowrank_step_)
             tasks[n, r, count, "plain_s"] = partial(_steps, layers, lowrank_step)
         seconds = interleaved(tasks, repeats, device)
         for n, r, count in sizes:
-            medians = {
-                name: statistics.median(seconds[n, r, count, name]) for name in ("step_s", "plain_s", "products_s")
-            }
+            medians = {name: statistics.median(seconds[n, r, count, name]) for name in ("step_s", "plain_s", *kinds)}
             rows.append({"sweep": sweep, "n": n, "rank": r, "layers": count, **medians})
     return rows
 
