@@ -69,7 +69,7 @@ def growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
     Columns: sweep, n (= m), rank, layers, step_s, plain_s (the plain form), products_s (by `products.matmul`),
     torch_products_s (by ``torch.matmul``). Theory: (n + m) r² a layer.
     """
-    kinds = {"products_s": matmul, "torch_products_s": torch.matmul}
+    kinds: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"products_s": matmul, "torch_products_s": torch.matmul}
     rows = []
     for sweep, sizes in SWEEPS.items():
         tasks: dict[Any, Callable[[], Any]] = {}
