@@ -69,21 +69,22 @@ def growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
     Columns: sweep, n (= m), rank, layers, step_s, plain_s (the plain form), products_s (by `products.matmul`),
     torch_products_s (by ``torch.matmul``). Theory: (n + m) r² a layer.
     """
-    kinds: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"products_s": matmul, "torch_products_s": torch.matmul}
+    kinds: dict[str, Callable[..., Any]] = {
+        "products_s": partial(_products, multiply=matmul),
+        "torch_products_s": partial(_products, multiply=torch.matmul),
+        "step_s": partial(_steps, step=lowrank_step_),
+        "plain_s": partial(_steps, step=lowrank_step),
+    }
     rows = []
     for sweep, sizes in SWEEPS.items():
-        tasks: dict[Any, Callable[[], Any]] = {}
-        for n, r, count in sizes:
-            torch.manual_seed(0)
-            layers = [_random_layer(n, n, r, device) for _ in range(count)]
-            for kind, multiply in kinds.items():  # first: they bring the layer into the cache
-                tasks[n, r, count, kind] = partial(_products, layers, multiply)
-            tasks[n, r, count, "step_s"] = partial(_steps, layers, lowrank_step_)
-            tasks[n, r, count, "plain_s"] = partial(_steps, layers, lowrank_step)
+        torch.manual_seed(0)
+        layers = {size: [_random_layer(size[0], *size[:2], device) for _ in range(size[2])] for size in sizes}
+        # all sizes of a kind in turn, so that each finds its code in the cache and its layer not, as in training
+        tasks = {(size, kind): partial(task, layers[size]) for kind, task in kinds.items() for size in sizes}
         seconds = interleaved(tasks, repeats, device)
-        for n, r, count in sizes:
-            medians = {name: statistics.median(seconds[n, r, count, name]) for name in ("step_s", "plain_s", *kinds)}
-            rows.append({"sweep": sweep, "n": n, "rank": r, "layers": count, **medians})
+        for size in sizes:
+            medians = {kind: statistics.median(seconds[size, kind]) for kind in kinds}
+            rows.append({"sweep": sweep, **dict(zip(("n", "rank", "layers"), size, strict=True)), **medians})
     return rows
 
 
