@@ -79,8 +79,10 @@ def growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
     for sweep, sizes in SWEEPS.items():
         torch.manual_seed(0)
         layers = {size: [_random_layer(size[0], *size[:2], device) for _ in range(size[2])] for size in sizes}
-        # all sizes of a kind in turn, so that each finds its code in the cache and its layer not, as in training
-        tasks = {(size, kind): partial(task, layers[size]) for kind, task in kinds.items() for size in sizes}
+        # all sizes of a kind in turn, so that each finds its code in the cache and its layer not, as in training; the
+        # largest first, since the first one does not find its code either
+        order = [(size, kind) for kind in kinds for size in reversed(sizes)]
+        tasks = {(size, kind): partial(kinds[kind], layers[size]) for size, kind in order}
         seconds = interleaved(tasks, repeats, device)
         for size in sizes:
             medians = {kind: statistics.median(seconds[size, kind]) for kind in kinds}
