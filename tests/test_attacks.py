@@ -106,6 +106,22 @@ def test_everything_is_left_as_it_was(kind):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("kind", GRADIENT.values(), ids=GRADIENT)
+def test_the_network_sees_channels_last_images(kind, channels):
+    """Of one channel too, where the usual question (is_contiguous) has no answer."""
+    strides = set()
+
+    class Watching(nn.Module):
+        def forward(self, x):
+            strides.add(x.stride())
+            return torch.stack([x.mean((1, 2, 3)), x.square().mean((1, 2, 3))], 1)
+
+    x, y = inputs(4)
+    perturb(kind, Watching(), x[:, :channels], y, 0.1)
+    assert {stride[1:] for stride in strides} == {(1, 3 * channels, channels)}
+
+
 def test_the_model_is_restored_after_an_error():
     model = network().train()
     with attacks.frozen(model):

@@ -197,7 +197,7 @@ def train_along(device: str) -> None:
 
     while cells := processes.first(None):
         with suppress(OutOfTime):
-            _fit(cells, [_placed(skeleton(cell, device, finished=False), device) for cell in cells], device, on_epoch)
+            _fit(cells, [skeleton(cell, device, finished=False) for cell in cells], device, on_epoch)
 
 
 def weights_file(cell: Cell) -> Path:
@@ -250,4 +250,4 @@ def skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0])
     method = find(cell.method)
     model = method.prepare(model, cell.settings)
-    return (method.finish(model) if finished else model).to(device)
+    return _placed(method.finish(model) if finished else model, device)
