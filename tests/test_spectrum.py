@@ -52,6 +52,13 @@ def test_nearest_agrees_with_bisection(sigma, c):
 
 
 @given(sigma=spectra, c=bounds)
+def test_nearest_of_one_spectrum_is_that_of_a_batch(sigma, c):
+    """One spectrum on a CPU goes another way than batches do."""
+    batch = torch.tensor([sigma, sigma], dtype=DOUBLE)
+    np.testing.assert_allclose(apply("nearest", sigma, c), spectrum.nearest_rule(batch, c)[1], rtol=1e-14, atol=1e-300)
+
+
+@given(sigma=spectra, c=bounds)
 def test_nearest_beats_every_band_on_a_grid_and_the_other_rules(sigma, c):
     """Any feasible vector lies in some band [μ, cμ], and clipping is nearest within a band: the grid is exhaustive."""
     sigma = np.array(sigma)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,7 +46,32 @@ def nearest_rule(sigma: Tensor, max_cond: float) -> Tensor:
     A feasible σ is returned unchanged. By Mirsky's theorem the matrix with the clipped singular values is then the
     Frobenius-nearest one (Vᵀ and U are kept).
     """
-    c = max_cond
+    if sigma.ndim > 1 or not sigma.is_cpu:
+        return _nearest_batch(sigma, max_cond)
+    level = _nearest_level(sigma.detach().double().numpy(), max_cond)
+    return sigma if level is None else sigma.clamp(level, max_cond * level)
+
+
+def _nearest_level(sigma: NDArray[np.float64], c: float) -> float | None:
+    """μ of one spectrum, None if it is feasible. The same as below by a fifth of the calls, each of them cheaper: in a
+    small layer the many short operations of torch took longer than the eigenvalues."""
+    ascending = np.sort(sigma)
+    if ascending[-1] <= c * ascending[0]:
+        return None
+    knots = np.sort(np.concatenate([ascending, ascending / c]))
+    sums = np.concatenate([[0.0], ascending.cumsum()])  # sums[k] = sum of the k smallest
+    low, high = ascending.searchsorted(knots), ascending.searchsorted(c * knots, side="right")
+    below = low * knots - sums[low]
+    above = (sums[-1] - sums[high]) - (len(sigma) - high) * (c * knots)
+    g = below - c * above
+    right = min(max(int((g < 0).sum()), 1), len(g) - 1)
+    slope = g[right] - g[right - 1]
+    weight = min(max(-g[right - 1] / slope, 0.0), 1.0) if slope > 0 else 0.0
+    return float(knots[right - 1] + weight * (knots[right] - knots[right - 1]))
+
+
+def _nearest_batch(sigma: Tensor, c: float) -> Tensor:
+    """`nearest_rule` of a batch (..., r), or on a GPU, where nothing is read back."""
     ascending = sigma.double().sort(dim=-1).values  # double: the sums below cancel
     knots = torch.cat([ascending, ascending / c], dim=-1).sort(dim=-1).values
     sums = F.pad(ascending.cumsum(-1), (1, 0))  # sums[k] = sum of the k smallest
