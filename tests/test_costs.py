@@ -57,6 +57,45 @@ def test_training_table():
     assert (row["step, U Vᵀ"], row["step, U S Vᵀ"], row["step, CondLR"]) == ("0.30", "0.35", "0.40")
     assert row["optimizer's share"] == "25 %"
     assert row["latency"] == "0.30"  # 1.2 times the FLOP ratio 0.25
+    assert row["memory, step if recomputed"] == "– –"  # not measured
+
+
+def test_recomputation_has_a_column_and_no_bar():
+    recomputed = {**LOW, "method": "condlr_recomputed", "memory_ratio": 0.9, "step_ratio": 0.45}
+    frame = pd.DataFrame([*TRAINING.to_dict("records"), recomputed])
+    assert costs.training_table(frame).data["memory, step if recomputed"].tolist() == ["0.90 0.45"]
+    assert len(costs.fastest_dense(frame)) == len(TRAINING) - 1
+
+
+ROOFLINE = pd.DataFrame(
+    [
+        {
+            "net": "vgg16", "method": "dense" if np.isnan(ratio) else "condlr", "ratio": ratio, "task": task,
+            "flops": 1e9, "products_s": 0.01, "ratio_to_dense": 1.0, "products_ratio": 0.6,
+            "factorizations_ratio": 0.1, "rest_ratio": 0.3, "floor_ratio": 0.5,
+        }
+        for ratio in (np.nan, 0.8)
+        for task in ("step", "latency")
+    ]
+)  # fmt: skip
+
+
+def test_roofline_table():
+    dense, low = costs.roofline_table(ROOFLINE, "step").data.to_dict("records")
+    assert (dense["rank removed"], low["rank removed"]) == ("dense", "80 %")
+    assert low["GFLOP/s"] == "100"
+    assert [low[key] for key in ("at the dense rate", "products", "factorizations", "rest", "together")] == [
+        "0.50", "0.60", "0.10", "0.30", "1.00"
+    ]  # fmt: skip
+
+
+def test_roofline_figure():
+    fig = costs.plot_roofline(ROOFLINE)
+    step, latency = fig.axes
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["VGG16, training step", "VGG16, deployed, one pass"]
+    assert [bar.get_width() for bar in step.patches] == pytest.approx([0.6, 0.6, 0.1, 0.1, 0.3, 0.3])
+    assert [bar.get_x() for bar in latency.patches] == pytest.approx([0, 0, 0.6, 0.6, 0.7, 0.7])
+    plt.close(fig)
 
 
 def test_pages_table():

@@ -15,6 +15,7 @@ from wellcond.adversarial import Adversary
 from wellcond.data import Images
 from wellcond.distributed import Processes
 from wellcond.ensemble import fit_together
+from wellcond.layers import recompute
 from wellcond.method import Settings
 from wellcond.methods import find
 from wellcond.optim import LowRankSGD
@@ -328,6 +329,10 @@ ERRORS = {
     "unequal batches": (
         {"data": [*DATA[:2], DATA[2].first(64)]},
         "data = 'batches of 0 and 6 images': must be as many",
+    ),
+    "recomputing": (
+        {"models": [recompute(factorized(0.5)) for _ in SEEDS]},
+        "models = 'layers that recompute': must be wc.recompute(model, on=False) in several at once",
     ),
     "a used optimizer": ({"optimizer": used(Tiny())}, "optimizer = 'one that has taken steps': must be new"),
     "a stranger": ({"optimizer": sgd(Tiny())}, "optimizer = 'one with 6 other parameters': must be of the parameters"),

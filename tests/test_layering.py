@@ -105,13 +105,16 @@ ALLOWED = {
     },
     "clocks": set(),
     "training_bench": {
-        *("clocks", "convert", "data", "deployment", "errors", "method", "methods", "models", "products"),
+        *("clocks", "convert", "data", "deployment", "errors", "layers", "method", "methods", "models", "products"),
     },
+    "roofline_bench": {"clocks", "deployment", "training_bench"},
     "integrator_bench": {"clocks", "integrator", "layers", "products", "spectrum", "stiefel"},
     "lmo_bench": {"clocks", "constraint_sets", "data", "frank_wolfe", "lorita", "sparsity", "training_bench"},
     "allocator": set(),
     "pages_bench": {"allocator", "clocks", "deployment", "errors", "training_bench"},
-    "bench": {"errors", "integrator_bench", "lmo_bench", "pages_bench", "paths", "training_bench"},
+    "bench": {
+        *("errors", "integrator_bench", "lmo_bench", "pages_bench", "paths", "roofline_bench", "training_bench"),
+    },
     "verdicts": set(),
     "flows": {"basis_update", "integrator", "layers", "optim", "stiefel"},
     "theory_problems": {"flows", "integrator", "stiefel"},

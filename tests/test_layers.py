@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import DOUBLE, matrix_with, randn
 from wellcond import layers
+from wellcond.clocks import peak_bytes
 from wellcond.layers import LowRankConv2d, LowRankLinear
 
 CONVOLUTIONS = [
@@ -251,3 +252,25 @@ def test_layers_are_listed_by_name_in_order():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(LowRankLinear(4, 4, 2), nn.ReLU()), LowRankConv2d(2, 2, 1, 1))
     assert list(layers.low_rank_layers(model)) == ["1.0", "2"]
     assert list(layers.weight_layers(model)) == ["0", "1.0", "2"]
+
+
+@pytest.mark.parametrize("core", [True, False])
+def test_recomputing_changes_no_number_and_saves_the_tensors_between_the_factors(core):
+    torch.manual_seed(0)
+    channels, depth, x = 16, 6, torch.randn(8, 16, 12, 12)
+    kept = nn.Sequential(*(LowRankConv2d(channels, channels, 3, 8, padding=1, core=core) for _ in range(depth)))
+    kept[2] = nn.Conv2d(channels, channels, 3, padding=1)
+    recomputed = layers.recompute(copy.deepcopy(kept))
+
+    def gradients(net):
+        net.zero_grad()
+        net(x).square().sum().backward()
+        return [p.grad for p in net.parameters()]
+
+    for a, b in zip(gradients(kept), gradients(recomputed), strict=True):
+        assert torch.equal(a, b)
+    saved = peak_bytes(lambda: gradients(kept), "cpu") - peak_bytes(lambda: gradients(recomputed), "cpu")
+    between = x.numel() * 4 // 2 + (channels * 8 * 4 if core else 0)  # U S is forgotten too
+    assert (depth - 2) * between <= saved <= depth * between  # at the peak one of five may be there again
+    assert torch.equal(layers.recompute(recomputed, on=False)(x), kept(x))
+    assert not any(layer.recomputes for layer in layers.low_rank_layers(recomputed).values())

@@ -13,6 +13,7 @@ def test_training_rows():
     assert by.keys() == {
         ("dense", "contiguous"), ("dense", "channels_last"),
         ("uv", "channels_last"), ("usv", "channels_last"), ("condlr", "channels_last"),
+        ("condlr_recomputed", "channels_last"),
     }  # fmt: skip
     assert min(row["step_ratio"] for row in rows if row["method"] == "dense") == 1
     for row in rows:
@@ -23,6 +24,9 @@ def test_training_rows():
     assert condlr["flop_ratio"] == pytest.approx(
         0.2576, abs=1e-4
     )  # counted by hand: sum of r(n + m) P over sum of nm P
+    recomputed = by["condlr_recomputed", "channels_last"]
+    assert recomputed["train_flop_ratio"] > condlr["train_flop_ratio"]
+    assert recomputed["memory_ratio"] < condlr["memory_ratio"]
     assert condlr["flop_ratio"] < condlr["train_flop_ratio"]  # the integrator's products, at a batch of four
 
 

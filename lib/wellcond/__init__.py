@@ -28,7 +28,15 @@ from wellcond.ensemble import fit_together
 from wellcond.evaluate import count_correct, layer_reports, robustness_curve
 from wellcond.experiments import Experiment
 from wellcond.frank_wolfe import FrankWolfe, frank_wolfe_groups, shift_inside
-from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, low_rank_layers, matricize, weight_layers
+from wellcond.layers import (
+    LowRankConv2d,
+    LowRankLayer,
+    LowRankLinear,
+    low_rank_layers,
+    matricize,
+    recompute,
+    weight_layers,
+)
 from wellcond.method import Method, Settings
 from wellcond.methods import METHODS, register
 from wellcond.models import MODELS, Normalize, build
@@ -99,6 +107,7 @@ __all__ = [
     "perturb",
     "random_stiefel",
     "rank_for_ratio",
+    "recompute",
     "reestimate_batch_norm",
     "register",
     "relative_condition",

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--table",
         default="training",
-        help="training (default), integrators, pages, growth, retractions, ablation, lmo or lmo_growth",
+        help="training (default), integrators, roofline, pages, growth, retractions, ablation, lmo or lmo_growth",
     )
     nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18"
     bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)

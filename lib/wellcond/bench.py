@@ -17,11 +17,13 @@ from wellcond.errors import invalid, unknown
 from wellcond.integrator_bench import ablation_rows, growth_rows, retraction_rows
 from wellcond.lmo_bench import lmo_growth_rows, lmo_rows
 from wellcond.pages_bench import pages_rows
+from wellcond.roofline_bench import roofline_rows
 from wellcond.training_bench import INTEGRATORS, Row, training_rows
 
 BY_NET: dict[str, Callable[..., list[Row]]] = {
     "training": training_rows,
     "integrators": lambda net, ratios, **how: training_rows(net, ratios, methods=INTEGRATORS, **how),
+    "roofline": roofline_rows,
     "pages": pages_rows,
     "lmo": lambda net, ratios, **how: lmo_rows(net, **how),
 }

@@ -6,6 +6,7 @@ clock; on a GPU, seconds until the queue is empty.
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,19 +38,23 @@ def interleaved(tasks: Mapping[Any, Callable[[], Any]], repeats: int, device: st
 def peak_bytes(task: Callable[[], Any], device: str) -> int:
     """The most bytes of tensors alive at once during `task`, beyond those alive before.
 
-    On a CPU it is the running sum of what each operator of torch leaves allocated; temporaries inside an operator and
-    the workspaces of libraries are not counted.
+    On a CPU it is the running sum of what torch's allocator hands out and takes back, temporaries inside an operator
+    included; the workspaces of other libraries are not.
     """
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         task()
         return torch.cuda.max_memory_allocated() - before
+    gc.collect()  # what is garbage already is not freed by the task
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         task()
+    # the raw records: profile.events() books what is freed between two operators on the function around them, which
+    # may be the whole task
+    records: Any = profile.profiler.kineto_results.events()
     alive = peak = 0
-    for event in sorted(profile.events(), key=lambda event: event.time_range.end):  # frees between operators included
-        alive += event.self_cpu_memory_usage
+    for record in sorted((r for r in records if r.name() == "[memory]"), key=lambda record: record.start_ns()):
+        alive += record.nbytes()
         peak = max(peak, alive)
     return peak
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ NETS = {
     "resnet18": "ResNet-18",
 }
 PARTS = {"forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#D55E00"}
+ROOFLINE = {"products": "#0072B2", "factorizations": "#D55E00", "rest": "#BBBBBB"}
 SWEEPS = {  # what grows: name of the axis, title, exponent in theory
     "rank": ("r", "Rank, n = m = {n}", 2),
     "size": ("n", "Size n = m, r = {rank}", 1),
@@ -37,12 +39,12 @@ def _times(value: Any) -> str:
 
 
 def fastest_dense(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `frame` without the slower layout of each dense network."""
-    return frame[(frame["method"] != "dense") | (frame["step_ratio"] == 1)]
+    """The rows of `frame` without the slower layout of each dense network, and without recomputation."""
+    return frame[((frame["method"] != "dense") | (frame["step_ratio"] == 1)) & (frame["method"] != "condlr_recomputed")]
 
 
 def training_table(frame: pd.DataFrame) -> Styler:
-    """Ratios to the dense network, one row a network and ratio; the last four columns are of CondLR."""
+    """Ratios to the dense network, one row a network and ratio; the columns from the fourth on are of CondLR."""
     rows = [
         {
             "network": NETS[row["net"]],
@@ -54,6 +56,10 @@ def training_table(frame: pd.DataFrame) -> Styler:
             "optimizer's share": f"{100 * row['optimizer_share']:.0f} %",
             "FLOPs of the step": _times(row["train_flop_ratio"]),
             "memory": _times(row["memory_ratio"]),
+            "memory, step if recomputed": " ".join(
+                _times(entry(frame, row["net"], row["ratio"], "condlr_recomputed", column))
+                for column in ("memory_ratio", "step_ratio")
+            ),
             "latency": _times(row["latency_ratio"] * row["flop_ratio"]),
         }
         for row in frame[frame["method"] == "condlr"].to_dict("records")
@@ -88,6 +94,48 @@ def pages_table(frame: pd.DataFrame) -> Styler:
             row[f"{TASKS[task['task']]}: time"] = _times(task["gain"])
         rows.append(row)
     return table(pd.DataFrame(rows))
+
+
+def roofline_table(frame: pd.DataFrame, task: str) -> Styler:
+    """What the time of a task ("step" or "latency") consists of, over the dense time, one row a network and ratio."""
+    rows = [
+        {
+            "network": NETS[row["net"]],
+            "rank removed": "dense" if row["method"] == "dense" else f"{100 * row['ratio']:g} %",
+            "GFLOP/s": f"{row['flops'] / row['products_s'] / 1e9:.0f}",
+            "at the dense rate": _times(row["floor_ratio"]),
+            **{part: _times(row[f"{part}_ratio"]) for part in ROOFLINE},
+            "together": _times(row["ratio_to_dense"]),
+        }
+        for row in frame[frame["task"] == task].to_dict("records")
+    ]
+    return table(pd.DataFrame(rows))
+
+
+def plot_roofline(frame: pd.DataFrame) -> Figure:
+    """The time of a training step (above) and of a deployed pass (below), in units of the dense one: products,
+    factorizations, the rest; a tick where the products would end at the rate of the dense network's."""
+    nets = list(frame["net"].unique())
+    titles = [f"{NETS[net]}, {TASKS[task]}" for task in TASKS for net in nets]
+    fig, axes = panels(titles, max(1, len(nets)), 2.3)
+    for ax, (task, net) in zip(axes, itertools.product(TASKS, nets), strict=True):
+        rows = frame[(frame["net"] == net) & (frame["task"] == task)]
+        labels = ["dense" if np.isnan(ratio) else f"{100 * ratio:g} % removed" for ratio in rows["ratio"]]
+        left = np.zeros(len(rows))
+        for part, color in ROOFLINE.items():
+            width = rows[f"{part}_ratio"].to_numpy()
+            ax.barh(labels, width, left=left, color=color, height=0.72, label=part)
+            left += width
+        ax.plot(
+            rows["floor_ratio"], labels, linestyle="", marker="|", color="#000000", markersize=11,
+            markeredgewidth=1.8, label="products at the dense rate",
+        )  # fmt: skip
+        ax.axvline(1, color="#888888", linewidth=0.8)
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel("time / dense")
+    if nets:
+        axes[0].invert_yaxis()  # the panels share it
+    return finish(fig)
 
 
 def plot_split(frame: pd.DataFrame) -> Figure:

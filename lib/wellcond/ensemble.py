@@ -46,11 +46,14 @@ class Stack:
     """k models of one architecture as one: parameters and buffers (k, ...) by the names that they have in a model.
 
     `alive` (k,) tells the members whose gradients have been finite in every step. Raises ValueError if the models
-    have not the same parameters and buffers.
+    have not the same parameters and buffers, or if the first one, which computes for all, recomputes between its
+    factors: vmap has left the layer by then.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         _check_alike(models)
+        if any(getattr(layer, "recomputes", False) for layer in models[0].modules()):
+            raise invalid("models", "layers that recompute", "wc.recompute(model, on=False) in several at once")
         for model in models:
             model.train()  # stack_module_state wants them in one mode
         self.models = models

@@ -19,13 +19,16 @@ from wellcond.convert import count_flops
 from wellcond.data import Images
 from wellcond.deployment import deploy
 from wellcond.errors import invalid, unknown
+from wellcond.layers import recompute
 from wellcond.method import Settings
 from wellcond.methods import find
 from wellcond.products import ONEDNN
 
 Row = dict[str, Any]
 INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18"), (3, 32, 32))}
-METHODS = ("dense", "uv", "usv", "condlr")
+RECOMPUTED = "condlr_recomputed"
+"""CondLR whose convolutions compute the tensors between their factors again in the backward pass (`recompute`)."""
+METHODS = ("dense", "uv", "usv", "condlr", RECOMPUTED)
 INTEGRATORS = ("dense", "usv", "condlr", "dlrt", "dlrt_adaptive", "robust_dlrt")
 SETTINGS: dict[str, dict[str, float]] = {"condlr": {"max_cond": 1.1}, "robust_dlrt": {"beta": 0.03}}
 SPLIT = ("forward", "backward", "optimizer")
@@ -58,9 +61,10 @@ class Trainee:
             raise invalid("batch", batch, ">= 1")
         torch.manual_seed(0)
         self.device, self.shape, self.layout = device, INPUTS[net], LAYOUTS[layout]
+        recomputes, method = method == RECOMPUTED, "condlr" if method == RECOMPUTED else method
         entry, settings = find(method), Settings(ratio=ratio, **SETTINGS.get(method, {}))  # type: ignore[arg-type]
         network = entry.prepare(models.build(net, in_channels=self.shape[0]), settings).to(device).train()
-        self.network = network.to(memory_format=self.layout)
+        self.network = recompute(network.to(memory_format=self.layout), recomputes)
         self.optimizer = entry.optimizer(entry.groups(self.network, settings), lr=0.01, momentum=0.9)
         self.penalty = entry.penalty(settings)
         # an optimizer that changes the bases every few steps is measured over all of them
