@@ -88,11 +88,11 @@ def test_bench_prints_json_and_saves_with_provenance(project, capsys):
     fields = {"net", "method", "ratio", "batch", "step_ratio", "flop_ratio", "optimizer_share"}
     assert all(row.keys() >= fields | {"memory_ratio", "latency_ratio"} for row in rows)
     folder = project / "results" / "bench" / "cpu"
-    assert len(pd.read_csv(folder / "training.csv")) == len(rows) == 5
+    assert len(pd.read_csv(folder / "training.csv")) == len(rows) == 6
     assert "--save" in json.loads((folder / "provenance.json").read_text())["runs"]["training/lenet5"]["command"]
     assert main([*arguments, "--save"]) == 0  # replaces the rows of this network
     assert "optimizer_share" in capsys.readouterr().out.splitlines()[0]
-    assert len(pd.read_csv(folder / "training.csv")) == 5
+    assert len(pd.read_csv(folder / "training.csv")) == 6
 
 
 def test_the_help_of_bench_names_what_it_accepts(capsys):
