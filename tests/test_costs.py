@@ -92,7 +92,7 @@ def test_roofline_table():
 def test_roofline_figure():
     fig = costs.plot_roofline(ROOFLINE)
     step, latency = fig.axes
-    assert [ax.get_title(loc="left") for ax in fig.axes] == ["VGG16, training step", "VGG16, deployed, one pass"]
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["VGG16, training", "VGG16, deployed"]
     assert [bar.get_width() for bar in step.patches] == pytest.approx([0.6, 0.6, 0.1, 0.1, 0.3, 0.3])
     assert [bar.get_x() for bar in latency.patches] == pytest.approx([0, 0, 0.6, 0.6, 0.7, 0.7])
     plt.close(fig)

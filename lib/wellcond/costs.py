@@ -116,7 +116,7 @@ def plot_roofline(frame: pd.DataFrame) -> Figure:
     """The time of a training step (above) and of a deployed pass (below), in units of the dense one: products,
     factorizations, the rest; a tick where the products would end at the rate of the dense network's."""
     nets = list(frame["net"].unique())
-    titles = [f"{NETS[net]}, {TASKS[task]}" for task in TASKS for net in nets]
+    titles = [f"{NETS[net]}, {'training' if task == 'step' else 'deployed'}" for task in TASKS for net in nets]
     fig, axes = panels(titles, max(1, len(nets)), 2.3)
     for ax, (task, net) in zip(axes, itertools.product(TASKS, nets), strict=True):
         rows = frame[(frame["net"] == net) & (frame["task"] == task)]
