@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
@@ -112,6 +114,25 @@ def roofline_table(frame: pd.DataFrame, task: str) -> Styler:
     return table(pd.DataFrame(rows))
 
 
+def _stack(
+    ax: Axes,
+    labels: Sequence[str],
+    widths: Mapping[str, pd.Series],
+    colors: Mapping[str, str],
+    ticks: pd.Series,
+    name: str,
+) -> None:
+    """Stacked horizontal bars in units of the dense time, one a label, and a black tick on each."""
+    left = np.zeros(len(labels))
+    for part, color in colors.items():
+        ax.barh(labels, widths[part].to_numpy(), left=left, color=color, height=0.72, label=part)
+        left += widths[part].to_numpy()
+    ax.plot(ticks, labels, color="#000000", linestyle="", marker="|", markersize=11, markeredgewidth=1.8, label=name)
+    ax.axvline(1, color="#888888", linewidth=0.8)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel("time / dense")
+
+
 def plot_roofline(frame: pd.DataFrame) -> Figure:
     """The time of a training step (above) and of a deployed pass (below), in units of the dense one: products,
     factorizations, the rest; a tick where the products would end at the rate of the dense network's."""
@@ -121,20 +142,9 @@ def plot_roofline(frame: pd.DataFrame) -> Figure:
     for ax, (task, net) in zip(axes, itertools.product(TASKS, nets), strict=True):
         rows = frame[(frame["net"] == net) & (frame["task"] == task)]
         labels = ["dense" if np.isnan(ratio) else f"{100 * ratio:g} % removed" for ratio in rows["ratio"]]
-        left = np.zeros(len(rows))
-        for part, color in ROOFLINE.items():
-            width = rows[f"{part}_ratio"].to_numpy()
-            ax.barh(labels, width, left=left, color=color, height=0.72, label=part)
-            left += width
-        ax.plot(
-            rows["floor_ratio"], labels, linestyle="", marker="|", color="#000000", markersize=11,
-            markeredgewidth=1.8, label="products at the dense rate",
-        )  # fmt: skip
-        ax.axvline(1, color="#888888", linewidth=0.8)
-        ax.grid(visible=False, axis="y")
-        ax.set_xlabel("time / dense")
-    if nets:
-        axes[0].invert_yaxis()  # the panels share it
+        widths = {part: rows[f"{part}_ratio"] for part in ROOFLINE}
+        _stack(ax, labels, widths, ROOFLINE, rows["floor_ratio"], "products at the dense rate")
+    axes[0].invert_yaxis()  # the panels share it
     return finish(fig)
 
 
@@ -150,18 +160,8 @@ def plot_split(frame: pd.DataFrame) -> Figure:
             "dense" if method == "dense" else f"{LOOKS[method].label}, {100 * ratio:g} %"
             for method, ratio in zip(rows["method"], rows["ratio"], strict=True)
         ]
-        left = np.zeros(len(rows))
-        for part, color in PARTS.items():
-            width = rows[f"{part}_s"].to_numpy() / unit
-            ax.barh(labels, width, left=left, color=color, height=0.72, label=part)
-            left += width
-        ax.plot(
-            rows["train_flop_ratio"], labels, linestyle="", marker="|", color="#000000", markersize=11,
-            markeredgewidth=1.8, label="FLOPs of the step",
-        )  # fmt: skip
-        ax.axvline(1, color="#888888", linewidth=0.8)
-        ax.grid(visible=False, axis="y")
-        ax.set_xlabel("time / dense")
+        widths = {part: rows[f"{part}_s"] / unit for part in PARTS}
+        _stack(ax, labels, widths, PARTS, rows["train_flop_ratio"], "FLOPs of the step")
     axes[0].invert_yaxis()  # the panels share it
     return finish(fig)
 
