@@ -140,11 +140,19 @@ def test_a_network_in_bfloat16_trains_float32_factors():
         assert spectrum.condition_number(layer.S) <= 1.1 * (1 + 1e-4)
 
 
-def test_a_factorized_network_compiles_to_one_graph():
-    network = wc.factorize(wc.build("lenet5"), ratio=0.5)
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_factorized_network_compiles_to_one_graph(recomputes):
+    network = wc.recompute(wc.factorize(wc.build("lenet5"), ratio=0.5), recomputes)
     x = torch.rand(2, 1, 28, 28)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)  # a graph break is an error
-    torch.testing.assert_close(compiled(x), network(x))
+    gradients = []
+    for run in (compiled, network):
+        network.zero_grad()
+        logits = run(x)
+        logits.square().sum().backward()
+        gradients.append([logits.detach(), *(p.grad for p in network.parameters())])
+    for by_graph, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(by_graph, plain)
 
 
 def test_the_step_is_in_float32_whatever_the_network_may_use(monkeypatch):
