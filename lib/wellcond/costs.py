@@ -58,14 +58,23 @@ def training_table(frame: pd.DataFrame) -> Styler:
             "optimizer's share": f"{100 * row['optimizer_share']:.0f} %",
             "FLOPs of the step": _times(row["train_flop_ratio"]),
             "memory": _times(row["memory_ratio"]),
-            "memory, step if recomputed": " ".join(
-                _times(entry(frame, row["net"], row["ratio"], "condlr_recomputed", column))
-                for column in ("memory_ratio", "step_ratio")
-            ),
             "latency": _times(row["latency_ratio"] * row["flop_ratio"]),
         }
         for row in frame[frame["method"] == "condlr"].to_dict("records")
     ]
+    return table(pd.DataFrame(rows))
+
+
+def recompute_table(frame: pd.DataFrame) -> Styler:
+    """Memory and time of a CondLR step to dense, as it is and with `wc.recompute`, one row a network and ratio."""
+    rows = []
+    for row in frame[frame["method"] == "condlr"].to_dict("records"):
+        where = {"network": NETS[row["net"]], "rank removed": f"{100 * row['ratio']:g} %"}
+        for how, method in (("", "condlr"), (", recomputed", "condlr_recomputed")):
+            for what in ("memory", "step"):
+                value = entry(frame, row["net"], row["ratio"], method, f"{what}_ratio")
+                where[f"{what}{how}"] = _times(value)
+        rows.append(where)
     return table(pd.DataFrame(rows))
 
 
