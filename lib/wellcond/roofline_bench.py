@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from wellcond.clocks import clock, interleaved
 from wellcond.deployment import deploy
-from wellcond.training_bench import PRODUCTS, Row, Trainee
+from wellcond.training_bench import PRODUCTS, Row, Trainee, product_flops
 
-TASKS = ("step", "latency")
+COUNTED = {*flop_registry, *PRODUCTS}
+"""The operators whose FLOPs are counted: convolutions and products of matrices."""
 
 
 def _kind(operator: Any) -> str:
-    if operator._overloadpacket in {**flop_registry, **PRODUCTS}:
+    if operator._overloadpacket in COUNTED:
         return "products"
     return "factorizations" if any(word in str(operator) for word in ("linalg", "cholesky")) else "rest"
 
@@ -41,19 +42,14 @@ class Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         start = clock(self.device)
         found = func(*args, **(kwargs or {}))
-        self.seconds[_kind(func)] += clock(self.device) - start
+        spent = clock(self.device) - start  # before its kind is looked up, which is not its time
+        self.seconds[_kind(func)] += spent
         return found
 
 
 def _works(trainee: Trainee) -> dict[str, Callable[[], Any]]:
     deployed = deploy(trainee.network).to(memory_format=trainee.layout)
     return {"step": trainee.step, "latency": torch.no_grad()(lambda: deployed(trainee.x))}
-
-
-def _flops(work: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
-        work()
-    return int(counter.get_total_flops())
 
 
 def roofline_rows(
@@ -90,7 +86,7 @@ def roofline_rows(
         key: {part: statistics.median(times[part] for times in watched[key][1:]) for part in watched[key][0]}
         for key in works
     }
-    flops = {key: _flops(work) for key, work in works.items()}
+    flops = {key: product_flops(work) for key, work in works.items()}
     rows = []
     for key in works:
         task, (method, ratio) = key

@@ -51,6 +51,13 @@ if ONEDNN is not None:
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
+def product_flops(work: Callable[[], Any]) -> int:
+    """The FLOPs of the convolutions and products in `work`, which is done once."""
+    with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
 class Trainee:
     """A network, its optimizer and one batch; `spent` adds up the seconds of the parts of its training steps."""
 
@@ -110,10 +117,12 @@ class Trainee:
 
     def flops(self) -> int:
         """Of a training step's convolutions and products, forward, backward and optimizer (factorizations not)."""
-        with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
+
+        def cycle() -> None:
             for _ in range(self.cycle):
                 self.step()
-        return int(counter.get_total_flops()) // self.cycle
+
+        return product_flops(cycle) // self.cycle
 
 
 def _append(results: list[dict[str, float]], task: Callable[[], dict[str, float]]) -> None:
