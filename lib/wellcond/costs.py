@@ -22,6 +22,7 @@ NETS = {
     "resnet18": "ResNet-18",
 }
 PARTS = {"forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#D55E00"}
+RECOMPUTED = "condlr_recomputed"
 ROOFLINE = {"products": "#0072B2", "factorizations": "#D55E00", "rest": "#BBBBBB"}
 SWEEPS = {  # what grows: name of the axis, title, exponent in theory
     "rank": ("r", "Rank, n = m = {n}", 2),
@@ -42,7 +43,7 @@ def _times(value: Any) -> str:
 
 def fastest_dense(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `frame` without the slower layout of each dense network, and without recomputation."""
-    return frame[((frame["method"] != "dense") | (frame["step_ratio"] == 1)) & (frame["method"] != "condlr_recomputed")]
+    return frame[((frame["method"] != "dense") | (frame["step_ratio"] == 1)) & (frame["method"] != RECOMPUTED)]
 
 
 def training_table(frame: pd.DataFrame) -> Styler:
@@ -70,7 +71,7 @@ def recompute_table(frame: pd.DataFrame) -> Styler:
     rows = []
     for row in frame[frame["method"] == "condlr"].to_dict("records"):
         where = {"network": NETS[row["net"]], "rank removed": f"{100 * row['ratio']:g} %"}
-        for how, method in (("", "condlr"), (", recomputed", "condlr_recomputed")):
+        for how, method in (("", "condlr"), (", recomputed", RECOMPUTED)):
             for what in ("memory", "step"):
                 value = entry(frame, row["net"], row["ratio"], method, f"{what}_ratio")
                 where[f"{what}{how}"] = _times(value)
