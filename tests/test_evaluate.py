@@ -40,6 +40,7 @@ class Constant(nn.Module):
 def chunks(monkeypatch):
     """A chunk size that divides neither 23 images nor the survivors."""
     monkeypatch.setattr(evaluate, "CHUNK", 7)
+    monkeypatch.setattr(evaluate, "ATTACKED", 5)
 
 
 def one_by_one(images):

@@ -123,6 +123,7 @@ def test_survivors_only_equals_the_full_evaluation(attack, monkeypatch):
         for eps in radii
     }
     monkeypatch.setattr(evaluate, "CHUNK", 7)
+    monkeypatch.setattr(evaluate, "ATTACKED", 5)
     rows = [clean_row(model, images)]
     for name in before:
         for eps in radii:

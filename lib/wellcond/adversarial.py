@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wellcond.attacks import advertorch, frozen
+from wellcond.attacks import advertorch, fed, frozen
 from wellcond.errors import invalid, unknown
 
 STEPS = 7
@@ -106,7 +106,7 @@ class Adversary:
             found: Tensor = advertorch("attacks.iterative_projected_gradient").perturb_iterative(
                 x,
                 y,
-                model,
+                fed(model),
                 nb_iter=STEPS,
                 eps=float(self.radius),
                 eps_iter=RELATIVE_STEP * self.radius / STEPS,

@@ -19,6 +19,7 @@ from wellcond.spectrum import singular_values, spread
 from wellcond.stiefel import orthogonality_error
 
 CHUNK = 500  # images a forward pass; it changes the memory used, not the result
+ATTACKED = 128  # images a step of an attack on a CPU: what it keeps fits the cache, and LeNet5 was 1.5 times as fast
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,17 @@ def zero_gradients(model: nn.Module, images: Images) -> int:
     return sum(int((input_gradient(model, x, y).flatten(1).abs().amax(1) == 0).sum()) for x, y in images.chunks(CHUNK))
 
 
+def attacked_together(index: Tensor) -> tuple[Tensor, ...]:
+    """index (N,) in the parts that are attacked at once."""
+    return torch.split(index, CHUNK if index.is_cuda else ATTACKED)
+
+
 def survivors(
     kind: AttackKind, model: nn.Module, images: Images, alive: Tensor, eps: float, *, seed: int = 0, **options: Any
 ) -> Tensor:
     """Which of the images `alive` (N,), bool, are classified correctly after an attack too; only those are attacked."""
     alive = alive.clone()
-    for index in torch.split(alive.nonzero().flatten(), CHUNK):
+    for index in attacked_together(alive.nonzero().flatten()):
         y = images.labels[index]
         adversarial = perturb(kind, model, images.pixels(index), y, eps, index=index, seed=seed, **options)
         with torch.no_grad(), frozen(model):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wellcond.attacks import ATTACKS, AttackKind, options_text, perturb, smallest_perturbation
 from wellcond.data import Images
-from wellcond.evaluate import CHUNK, predictions, survivors
+from wellcond.evaluate import attacked_together, predictions, survivors
 from wellcond.outcomes import pack, pack_distances, unpack
 from wellcond.results import Measurement, measurement
 
@@ -97,7 +97,7 @@ def distortion_row(model: nn.Module, images: Images, steps: int, *, seed: int = 
     started = time.perf_counter()
     correct, _ = predictions(model, images)
     distances = torch.zeros(len(images), device=correct.device)
-    for index in torch.split(correct.nonzero().flatten(), CHUNK):
+    for index in attacked_together(correct.nonzero().flatten()):
         pixels = images.pixels(index)
         distances[index] = smallest_perturbation(model, pixels, images.labels[index], steps=steps, seed=seed).float()
     return {
@@ -120,7 +120,7 @@ def transfer_rows(
     kind = ATTACKS[trial.attack]
     images = images.first(trial.n_examples)
     alive = {name: torch.zeros(len(images), dtype=torch.bool, device=images.labels.device) for name in targets}
-    for index in torch.split(torch.arange(len(images), device=images.labels.device), CHUNK):
+    for index in attacked_together(torch.arange(len(images), device=images.labels.device)):
         x, y = images.pixels(index), images.labels[index]
         crafted = perturb(kind, source, x, y, trial.eps, index=index, seed=seed, **dict(trial.options))
         for name, target in targets.items():
