@@ -104,6 +104,20 @@ def test_a_threat_is_read_off_the_tables(study):
     assert robustness.threat(more, "c", "pgd_linf", at_most=0.2).eps == 0.1
 
 
+def test_what_is_covered_and_how_close_the_networks_are_to_those_of_the_grid(study):
+    assert robustness.coverage_text(results_of()) == (
+        "Networks attacked so far: 0 of 0. Measurements: none yet. What is missing is shown as waiting."
+    )
+    text = robustness.coverage_text(study)
+    assert text.startswith("Networks attacked so far: 4 of 4. Measurements: FGSM 8, PGD ℓ∞ 8, clean 4, ")
+    assert "trained again" not in text
+    rows = [("dense-s0", 95, 100), ("dense-s1", 93, 100), ("usv-r0.8-s0", 30, 40)]  # the last one on fewer images
+    rows = [{"run_id": r, "quantity": "n_correct", "value": k, "n_examples": n} for r, k, n in rows]
+    text = robustness.coverage_text(replace(study, confidence=pd.DataFrame(rows)))
+    assert "of 2, 1 have exactly the clean count" in text
+    assert "differ by at most 2 images of 100 " in text
+
+
 def test_methods_are_compared_image_by_image_and_seed_by_seed(study):
     found = robustness.compare(study, USV, DENSE, STRONG)
     assert {seed: (pair.n10, pair.n01) for seed, pair in found.images.items()} == {0: (3, 0), 1: (4, 0)}

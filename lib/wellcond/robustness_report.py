@@ -90,6 +90,27 @@ def compare(results: Results, first: str, second: str, threat: Threat) -> SeedCo
     return over_seeds(first_seeds, second_seeds)
 
 
+def coverage_text(results: Results) -> str:
+    """How many networks and measurements of the suite there are; and, as networks whose weights were not kept are
+    trained again for it, how close their clean counts are to those that the grid recorded."""
+    counts = results.attacks["attack"].map(ATTACKS).value_counts()
+    measured = ", ".join(f"{name} {n}" for name, n in counts.items()) or "none yet"
+    text = (
+        f"Networks attacked so far: {results.attacks['run_id'].nunique()} of {len(results.runs)}. "
+        f"Measurements: {measured}. What is missing is shown as waiting."
+    )
+    counted = results.confidence[results.confidence["quantity"] == "n_correct"].merge(results.runs, on="run_id")
+    counted = counted[counted["n_examples"].astype(float) == counted["n_test"].astype(float)]
+    if counted.empty:
+        return text
+    off = (counted["value"].astype(float) - counted["n_correct"].astype(float)).abs()
+    return (
+        f"{text} Networks whose weights had not been kept were trained again: of {len(off)}, {int((off == 0).sum())} "
+        f"have exactly the clean count that the grid recorded, the others differ by at most {off.max():.0f} images of "
+        f"{counted['n_test'].max():,.0f} (the order of operations has changed since, and rounding with it)."
+    )
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
