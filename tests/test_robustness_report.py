@@ -222,6 +222,15 @@ def test_figures_draw_what_there_is(study):
     plt.close(fig)
 
 
+def test_curves_have_the_radii_that_all_configurations_have(study):
+    """A curve with a radius of its own would look stronger or weaker there than the straight lines of the others."""
+    alone = row("dense-s0", "pgd_linf", 0.05, bits(0), options="restarts=5 steps=100")
+    more = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame([alone])]))
+    fig = robustness.plot_radii(more, ["pgd_linf"], {"linf": 0.1})
+    assert [list(line.get_xdata()) for line in fig.axes[0].lines] == [[0, 0.1]] * 2
+    plt.close(fig)
+
+
 def test_each_corruption_has_a_scale_of_its_own():
     """Errors of 0, 2.5 and 5 % under noise, of which a logarithmic axis leaves out the first; blur up to 50 %."""
     clean = row("dense-s0", "clean", 0.0, bits(), norm="")

@@ -286,11 +286,13 @@ def _from_clean(results: Results, attack: str) -> pd.DataFrame:
 
 
 def plot_radii(results: Results, attacks: Sequence[str], largest: Mapping[str, float]) -> Figure:
-    """Accuracy under each attack against the radius, up to `largest` of its norm."""
+    """Accuracy under each attack against the radius, up to `largest` of its norm, where all configurations have it."""
     fig, axes = panels([ATTACKS[attack] for attack in attacks], 3, 2.5, "row")
     for i, (ax, attack) in enumerate(zip(axes, attacks, strict=True)):
         rows = _from_clean(results, attack)
-        draw(ax, rows[rows["eps"] <= rows["norm"].map(largest).fillna(math.inf)], "eps", "rate")
+        rows = rows[rows["eps"] <= rows["norm"].map(largest).fillna(math.inf)]
+        shared = rows.groupby("eps")["name"].transform("nunique") == rows["name"].nunique()
+        draw(ax, rows[shared], "eps", "rate")
         ax.set(xlabel="radius ε", ylabel="" if i % 3 else "accuracy, %")
         ax.locator_params(axis="x", nbins=4)
     return finish(fig)
