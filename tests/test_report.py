@@ -368,7 +368,7 @@ def test_sensitivity_figure_has_a_point_for_each_network(three_seeds):
     assert lines(left)["dense SGD"].get_xdata() == pytest.approx([20, 20, 20])
     assert lines(right)["CondLR, τ = 0.1"].get_xdata() == pytest.approx([1.1**2] * 3)  # two layers
     assert lines(right)["dense SGD"].get_ydata() == pytest.approx([68.0, 68.2, 68.4])
-    assert left.get_ylabel() == "accuracy, %, FGSM, ε = 0.3"
+    assert left.get_ylabel() == "accuracy, %\nFGSM, ε = 0.3"
 
 
 def test_spectra_end_at_one_over_kappa(three_seeds):

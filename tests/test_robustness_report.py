@@ -187,6 +187,31 @@ def transfers(rates):
     ]
 
 
+def spectrum(run_id, *layers):
+    return [
+        {"run_id": run_id, "epoch": 2, "layer": f"layer{i}", "index": j, "singular_value": value}
+        for i, values in enumerate(layers)
+        for j, value in enumerate(values)
+    ]
+
+
+def test_what_the_accuracy_follows(study):
+    """Four networks, of which one has no spectrum; then rates that fall with the norms, whatever κ is."""
+    spectra = [*spectrum("dense-s0", (8, 2), (3, 1)), *spectrum("usv-r0.8-s1", (5, 5), (2, 1))]
+    frame = robustness.exposed(replace(study, spectra=pd.DataFrame(spectra)), STRONG)
+    assert frame[["run_id", "rate", "kappa", "gain"]].to_numpy().tolist() == [
+        ["dense-s0", 87.5, 4.0, 24.0],
+        ["usv-r0.8-s1", 95.0, 2.0, 10.0],
+    ]
+    assert "too few different networks" in robustness.causes_text(frame, "PGD")
+    many = pd.DataFrame({"rate": [90, 80, 70, 50, 60], "kappa": [3, 1, 4, 1.5, 2], "gain": [1, 2, 3, 4, 5]})
+    text = robustness.causes_text(many, "PGD")
+    assert text.startswith("Under PGD, over 5 networks, ")
+    assert text.endswith("of the two, it follows the product of the norms.")
+    swapped = robustness.causes_text(many.rename(columns={"kappa": "gain", "gain": "kappa"}), "PGD")
+    assert swapped.endswith("it follows κ.")
+
+
 @pytest.mark.parametrize(
     ("foreign", "words"), [(30, "No network is fooled better"), (5, "1 of 2 networks is fooled better by foreign")]
 )
@@ -251,6 +276,7 @@ def test_each_corruption_has_a_scale_of_its_own():
     lambda empty: robustness.plot_radii(empty, ["fgsm"], {}),
     lambda empty: robustness.plot_corruptions(empty, ["blur"]),
     lambda empty: robustness.plot_pareto(empty, [STRONG]),
+    lambda empty: robustness.plot_causes(empty, STRONG),
     robustness.plot_distances,
     robustness.plot_transfer,
 ])  # fmt: skip
@@ -266,8 +292,8 @@ def test_tables_of_nothing():
     assert robustness.flags(empty).empty
     assert robustness.scale_control(empty).empty
     assert robustness.effort(empty, "pgd_linf").empty
-    for text in (robustness.transfer_text(empty), robustness.causes_text(empty, "pgd_linf")):
-        assert "yet" in text or "Too few" in text
+    for text in (robustness.transfer_text(empty), robustness.causes_text(robustness.exposed(empty, STRONG), "PGD")):
+        assert "yet" in text or "too few" in text
     for found in (robustness.flag_table(empty), robustness.confidence_table(empty)):
         assert "<tbody>" in found.to_html()
 

@@ -124,17 +124,22 @@ def plot_trainings(results: Results, attack: str) -> Figure:
 
 
 def plot_sensitivity(results: Results, attack: str) -> Figure:
-    """Accuracy under an attack at its largest radius against κ of the worst layer and against the product of all
-    ‖W‖₂, one point a network."""
+    """Accuracy under an attack of the grid at its largest radius, by `against_spectra`."""
     frame = sensitivity(results, attack)
+    radius = f", ε = {frame['eps'].max():g}" if len(frame) else ""
+    return against_spectra(frame, f"{ATTACKS.get(attack, attack)}{radius}")
+
+
+def against_spectra(frame: pd.DataFrame, under: str) -> Figure:
+    """The column rate (%), accuracy under what is named, against κ of the worst layer (kappa) and against the product
+    of all ‖W‖₂ (gain): one row and point a network, with the label and settings of its run."""
     fig, axes = panels(["Condition number, worst layer", "Product of all ‖W‖₂"], 2, 2.8)
     for ax, column in zip(axes, ("kappa", "gain"), strict=True):
         for label, rows in frame.groupby("label", sort=False):
             _, color, marker, _, fill = look(**rows.iloc[0][["method", *SETTINGS]])
             ax.plot(rows[column], rows["rate"], color=color, marker=marker, fillstyle=fill, linestyle="", label=label)
         ax.set(xscale="log", xlabel="κ" if column == "kappa" else "Π σ₁")
-    radius = f", ε = {frame['eps'].max():g}" if len(frame) else ""
-    axes[0].set_ylabel(f"accuracy, %, {ATTACKS.get(attack, attack)}{radius}")
+    axes[0].set_ylabel(f"accuracy, %\n{under}")
     return finish(fig)
 
 

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
-from wellcond.analysis import ordered, rate_text, sensitivity, suite_rates, summary, with_rates
+from wellcond.analysis import ordered, rate_text, spectral, suite_rates, summary, with_rates
 from wellcond.comparison import SeedComparison, holm, over_seeds
-from wellcond.figures import draw
+from wellcond.figures import against_spectra, draw
 from wellcond.flags import FLAGS, flags_of, symbols
 from wellcond.outcomes import unpack, unpack_distances
 from wellcond.report import ATTACKS, finish, look, number, panels, percent, signed, table
@@ -260,17 +260,24 @@ def partial_rank_correlations(frame: pd.DataFrame, of: str, predictors: tuple[st
     return found
 
 
-def causes_text(results: Results, attack: str) -> str:
-    """What the accuracy under an attack of the grid follows: κ with the norms held, or the norms with κ held."""
-    frame = sensitivity(results, attack)
+def exposed(results: Results, threat: Threat) -> pd.DataFrame:
+    """`strongest`, joined with the largest κ of a layer and the product of the spectral norms after training."""
+    rates, measured = strongest(results, threat), spectral(results)
+    joined: pd.DataFrame = rates[rates["run_id"].isin(measured.index)].join(measured, on="run_id")
+    return joined
+
+
+def causes_text(frame: pd.DataFrame, under: str) -> str:
+    """What the accuracy under an attack follows: κ with the norms held, or the norms with κ held. frame: one row a
+    network with rate, kappa and gain, as of `exposed` or `analysis.sensitivity`."""
     found = partial_rank_correlations(frame, "rate", ("kappa", "gain"))
     if not all(math.isfinite(value) for value in found.values()):
-        return "Too few different networks are computed for a correlation."
+        return f"Under {under} too few different networks are measured for a correlation."
     leader = "the product of the norms" if abs(found["gain"]) > abs(found["kappa"]) else "κ"
     return (
-        f"Over all {len(frame)} networks, the rank correlation of the accuracy under {ATTACKS[attack]} with the "
-        f"largest κ of a layer is {signed(found['kappa'])} with the product of the spectral norms held, and with that "
-        f"product {signed(found['gain'])} with κ held: of the two, it follows {leader}."
+        f"Under {under}, over {len(frame)} networks, the rank correlation of the accuracy with the largest κ of a "
+        f"layer is {signed(found['kappa'])} with the product of the spectral norms held, and with that product "
+        f"{signed(found['gain'])} with κ held: of the two, it follows {leader}."
     )
 
 
@@ -318,6 +325,11 @@ def plot_pareto(results: Results, threats: Sequence[Threat]) -> Figure:
             ax.plot(size, rows["rate"], color=color, marker=marker, fillstyle=fill, linestyle="", label=name)
         ax.set(xscale="log", xlabel="deployed parameters, %", ylabel="" if i else "accuracy, %")
     return finish(fig)
+
+
+def plot_causes(results: Results, threat: Threat) -> Figure:
+    """Accuracy under a threat against κ and against the norms, one point a network."""
+    return against_spectra(exposed(results, threat), f"{threat.label},{_at(threat.eps)}")
 
 
 def plot_transfer(results: Results) -> Figure:
