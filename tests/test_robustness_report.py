@@ -243,7 +243,12 @@ def test_figures_draw_what_there_is(study):
     assert list(lines["projected U S Vᵀ"].get_ydata()) == [100, 100, 97.5]
     plt.close(fig)
     fig = robustness.plot_pareto(study, [STRONG])
-    assert sorted(line.get_label() for line in fig.axes[0].lines) == [DENSE, USV]
+    points = {line.get_label(): line.get_xydata()[0] for line in fig.axes[0].lines}
+    # the study deploys 40 % of everything: the two stand on either side of it
+    assert points["dense SGD"] == pytest.approx((40 / math.sqrt(1.03), 86.25))
+    assert points["projected U S Vᵀ"] == pytest.approx((40 * math.sqrt(1.03), 95))
+    ranges = [path.vertices[:, 1].tolist() for lines in fig.axes[0].collections for path in lines.get_paths()]
+    assert ranges == [pytest.approx([85, 87.5]), pytest.approx([95, 95])]
     plt.close(fig)
 
 

@@ -316,13 +316,23 @@ def plot_corruptions(results: Results, corruptions: Sequence[str]) -> Figure:
 
 
 def plot_pareto(results: Results, threats: Sequence[Threat]) -> Figure:
-    """Accuracy under each threat against deployed parameters, one point a network."""
+    """Accuracy under each threat against deployed parameters: the mean of each configuration, and a line from its worst
+    to its best seed. Those of one size stand side by side, so that none hides another."""
     fig, axes = panels([f"{threat.label}, ε = {threat.eps:g}" for threat in threats], 2, 3.0, "none")
     for i, (ax, threat) in enumerate(zip(axes, threats, strict=True)):
-        for name, rows in strongest(results, threat).groupby("name", sort=False):
-            _, color, marker, _, fill = look(**rows.iloc[0][["method", *SETTINGS]])
-            size = 100 * rows["n_params_deployed"] / rows["n_params_dense"]
-            ax.plot(size, rows["rate"], color=color, marker=marker, fillstyle=fill, linestyle="", label=name)
+        frame = strongest(results, threat)
+        frame = frame.assign(size=100 * frame["n_params_deployed"] / frame["n_params_dense"])
+        points = frame.groupby(["label", "name"], sort=False).agg(
+            {**dict.fromkeys(["method", *SETTINGS], "first"), "size": "mean", "rate": ["mean", "min", "max"]}
+        )
+        alike = points.groupby(points["size", "mean"].round(1).to_numpy(), sort=False)
+        place = alike.cumcount() - (alike["rate"].transform("size").to_numpy() - 1) / 2
+        x = points["size", "mean"] * 1.03**place
+        for label, rows in points.groupby(level="label", sort=False):
+            _, color, marker, _, fill = look(**rows.iloc[0][["method", *SETTINGS]].droplevel(1))
+            at = x[rows.index]
+            ax.vlines(at, rows["rate", "min"], rows["rate", "max"], color=color, linewidth=0.9)
+            ax.plot(at, rows["rate", "mean"], color=color, marker=marker, fillstyle=fill, linestyle="", label=label)
         ax.set(xscale="log", xlabel="deployed parameters, %", ylabel="" if i else "accuracy, %")
     return finish(fig)
 
