@@ -149,7 +149,7 @@ def test_tables_name_what_is_waiting_and_carry_flags(study):
 def test_p_values_are_adjusted_for_the_whole_table(study):
     html = robustness.comparison_table(study, [(USV, DENSE)], [STRONG]).to_html()
     assert "+8.75" in html
-    assert "0.25, 0.25" in html  # 2/2³ and 2/2⁴, twice the smaller one
+    assert "0.25 each" in html  # 2/2³ and 2/2⁴, twice the smaller one
     assert robustness.p_text(1e-5) == "< 0.001"
 
 

@@ -134,7 +134,7 @@ def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats:
     text = pd.DataFrame({"configuration": sizes["name"], "deployed": sizes["n_params_deployed_ratio"].map(percent)})
     for attack, eps in attacks:
         rows = frame[(frame["attack"] == attack) & np.isclose(frame["eps"], eps)]
-        n = "/".join(f"{n:,.0f}" for n in sorted(rows["n_examples"].unique()))
+        n = "/\u200b".join(f"{n:,.0f}" for n in sorted(rows["n_examples"].unique()))
         head = f"{ATTACKS[attack]}{_at(eps) if eps else ''} (N\u00a0=\u00a0{n or '–'})"
         cells = {}
         for name, group in rows.groupby("name"):
@@ -155,9 +155,11 @@ def comparison_table(results: Results, pairs: Sequence[tuple[str, str]], threats
     adjusted = iter(holm([test.p_value for _, _, found in cells for test in found.images.values()]))
     rows, last = [], None
     for pair, threat, found in cells:
-        p_values = ", ".join(p_text(next(adjusted)) for _ in found.images) or "–"
+        p_values = [p_text(next(adjusted)) for _ in found.images]
+        alike = len(p_values) > 1 and len(set(p_values)) == 1
         name = "" if pair == last else f"{pair[0]} − {pair[1]}"
-        rows.append((name, _head(threat), str(found.gap), p_values))
+        shown = f"{p_values[0]} each" if alike else ", ".join(p_values) or "–"
+        rows.append((name, _head(threat), str(found.gap), shown))
         last = pair
     return table(pd.DataFrame(rows, columns=["configurations", "attack", "difference in points", "p of each seed"]))
 
