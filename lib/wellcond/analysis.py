@@ -185,14 +185,19 @@ def spectral(results: Results) -> pd.DataFrame:
     return pd.DataFrame({"kappa": kappa, "gain": values.max().groupby("run_id").prod()})
 
 
+def with_spectra(results: Results, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the networks that have spectra, joined with `spectral` by run_id."""
+    measured = spectral(results)
+    joined: pd.DataFrame = frame[frame["run_id"].isin(measured.index)].join(measured, on="run_id")
+    return joined
+
+
 def sensitivity(results: Results, attack: str) -> pd.DataFrame:
     """The rates under an attack at its largest radius, joined with `spectral`: one row a network."""
     frame = rates(results)
     frame = frame[frame["attack"] == attack]
     largest = frame[frame["eps"] == frame["eps"].max()]
-    measured = spectral(results)
-    joined: pd.DataFrame = largest[largest["run_id"].isin(measured.index)].join(measured, on="run_id")
-    return joined
+    return with_spectra(results, largest)
 
 
 def summary(results: Results) -> pd.DataFrame:

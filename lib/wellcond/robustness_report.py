@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
-from wellcond.analysis import ordered, rate_text, spectral, suite_rates, summary, with_rates
+from wellcond.analysis import ordered, rate_text, suite_rates, summary, with_rates, with_spectra
 from wellcond.comparison import SeedComparison, holm, over_seeds
 from wellcond.figures import against_spectra, draw
 from wellcond.flags import FLAGS, flags_of, symbols
@@ -264,9 +264,7 @@ def partial_rank_correlations(frame: pd.DataFrame, of: str, predictors: tuple[st
 
 def exposed(results: Results, threat: Threat) -> pd.DataFrame:
     """`strongest`, joined with the largest κ of a layer and the product of the spectral norms after training."""
-    rates, measured = strongest(results, threat), spectral(results)
-    joined: pd.DataFrame = rates[rates["run_id"].isin(measured.index)].join(measured, on="run_id")
-    return joined
+    return with_spectra(results, strongest(results, threat))
 
 
 def causes_text(frame: pd.DataFrame, under: str) -> str:
