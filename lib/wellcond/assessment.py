@@ -110,7 +110,7 @@ def _transfer(cell: Cell, trial: Trial, targets: Sequence[Cell]) -> Task:
 
 
 def _trials(grid: SuiteGrid) -> Iterator[Trial]:
-    for eps in sorted(grid.eps):
+    for eps in sorted(grid.eps, reverse=True):  # what withstands a ball is not attacked in the smaller ones
         yield Trial(grid.name, eps, grid.n_examples, tuple(sorted(grid.options.items())))
 
 

@@ -198,8 +198,9 @@ class AttackKind:
     """An attack of the registry: its norm, the call, its options with defaults, and whether eps-balls are nested.
 
     nested: an image that falls at one eps has fallen at every larger one, since the smaller perturbation is allowed
-    there too; a single-step attack is reported at each eps on its own. follows: cheaper attacks; an image which has
-    fallen to one of them at the same eps need not be attacked again.
+    there too, and one that withstands the larger ball has withstood the smaller; a single-step attack is reported at
+    each eps on its own. follows: cheaper attacks; an image which has fallen to one of them at the same eps need not be
+    attacked again.
     """
 
     name: str
