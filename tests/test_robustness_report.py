@@ -52,6 +52,31 @@ def results_of(missing=(), **tables):
 DENSE, USV = "dense SGD", "projected U S Vᵀ, ratio 0.8"
 
 
+def test_inheritance_is_checked_where_a_smaller_ball_was_attacked_in_full():
+    """0.1 first, then 0.05 in full; of the 36 that withstood 0.1, image 20 falls. In l2 the smaller ball came first, on
+    the other network the 36 were spared, and a single step says nothing about smaller ones."""
+    given = [
+        ("a", "clean", 0.0, bits(0), 0, ""),
+        ("a", "pgd_linf", 0.1, bits(0, 1, 2, 3), 39, "linf"),
+        ("a", "pgd_linf", 0.05, bits(0, 1, 20), 39, "linf"),
+        ("a", "pgd_l2", 1.0, bits(0, 1, 2, 3), 38, "l2"),
+        ("a", "pgd_l2", 0.5, bits(0, 1), 39, "l2"),
+        ("b", "clean", 0.0, bits(0), 0, ""),
+        ("b", "pgd_linf", 0.1, bits(0, 1, 2, 3), 39, "linf"),
+        ("b", "pgd_linf", 0.05, bits(0, 1), 3, "linf"),
+        ("b", "fgsm", 0.1, bits(0), 39, "linf"),
+        ("b", "fgsm", 0.05, bits(0, 5), 39, "linf"),
+    ]
+    rows = [{**row(*about, norm=norm), "n_attacked": attacked} for *about, attacked, norm in given]
+    text = robustness.inheritance_text(results_of(attacks=rows), "pgd_linf", "pgd_l2")
+    assert text == (
+        "Smaller balls were attacked in full all the same (networks: 1): 36 times an image that had withstood the "
+        "larger ball, and 1 of them fell."
+    )
+    assert robustness.inheritance_text(results_of(attacks=[rows[0], *rows[3:]]), "pgd_linf", "pgd_l2") == ""
+    assert robustness.inheritance_text(results_of(), "pgd_linf") == ""
+
+
 def test_every_attack_has_a_name():
     assert report.ATTACKS.keys() == {"clean", *ATTACKS}
     assert len({*report.ATTACKS.values()}) == len(report.ATTACKS)

@@ -111,6 +111,30 @@ def coverage_text(results: Results) -> str:
     )
 
 
+def inheritance_text(results: Results, *attacks: str) -> str:
+    """An image that withstands one of the attacks in a ball is counted as withstanding it in smaller balls. Where these
+    were attacked in full all the same: how many of the images that had withstood the larger ball fell in the smaller;
+    empty if there is no such case."""
+    rows = results.attacks.astype({"eps": float, "n_examples": int, "n_attacked": int, "n_correct": int})
+    networks, again, fell = set(), 0, 0
+    for small in rows[rows["attack"].isin(attacks)].to_dict("records"):
+        n, own = small["n_examples"], rows[rows["run_id"] == small["run_id"]]
+        clean = own[(own["attack"] == "clean") & (own["n_examples"] >= n)].iloc[0]
+        same = (own[["attack", "options", "n_examples"]] == [small["attack"], small["options"], n]).all(axis=1)
+        before = own[same & (own["eps"] > small["eps"]) & (own["n_attacked"] > small["n_correct"])].to_dict("records")
+        withstood = np.logical_or.reduce([np.zeros(n, dtype=bool), *(_alive(larger, n) for larger in before)])
+        if small["n_attacked"] + withstood.sum() > _alive(clean, n).sum():  # they overlap: it was made in full
+            networks.add(small["run_id"])
+            again += int(withstood.sum())
+            fell += int((withstood & ~_alive(small, n)).sum())
+    return (
+        f"Smaller balls were attacked in full all the same (networks: {len(networks)}): {again:,} times an image that "
+        f"had withstood the larger ball, and {fell or 'none'} of them fell."
+        if again
+        else ""
+    )
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
