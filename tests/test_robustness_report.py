@@ -176,6 +176,8 @@ def test_p_values_are_adjusted_for_the_whole_table(study):
     html = robustness.comparison_table(study, [(USV, DENSE)], [STRONG]).to_html()
     assert "+8.75" in html
     assert "0.25 each" in html  # 2/2³ and 2/2⁴, twice the smaller one
+    assert html.count("− dense SGD") == 1  # the pair, then a row for each threat
+    assert html.index("− dense SGD") < html.index(f"\u2003{STRONG.label}")
     assert robustness.p_text(1e-5) == "< 0.001"
 
 

@@ -173,19 +173,21 @@ def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats:
 
 
 def comparison_table(results: Results, pairs: Sequence[tuple[str, str]], threats: Sequence[Threat]) -> Styler:
-    """first - second in points under each threat, seed by seed with the Student interval over seeds; then the exact
-    McNemar p-values of the seeds, each about two networks, adjusted by Holm over the whole table."""
-    cells = [(pair, threat, compare(results, *pair, threat)) for pair in pairs for threat in threats]
-    adjusted = iter(holm([test.p_value for _, _, found in cells for test in found.images.values()]))
-    rows, last = [], None
-    for pair, threat, found in cells:
-        p_values = [p_text(next(adjusted)) for _ in found.images]
-        alike = len(p_values) > 1 and len(set(p_values)) == 1
-        name = "" if pair == last else f"{pair[0]} − {pair[1]}"
-        shown = f"{p_values[0]} each" if alike else ", ".join(p_values) or "–"
-        rows.append((name, _head(threat), str(found.gap), shown))
-        last = pair
-    return table(pd.DataFrame(rows, columns=["configurations", "attack", "difference in points", "p of each seed"]))
+    """first - second in points, and below it a row a threat: the difference seed by seed with the Student interval over
+    seeds; then the exact McNemar p-values of the seeds, each about two networks, adjusted by Holm over the whole table.
+    """
+    cells = {pair: [(threat, compare(results, *pair, threat)) for threat in threats] for pair in pairs}
+    tests = [test for row in cells.values() for _, found in row for test in found.images.values()]
+    adjusted = iter(holm([test.p_value for test in tests]))
+    rows = []
+    for (first, second), row in cells.items():
+        rows.append((f"{first} − {second}", "", ""))
+        for threat, found in row:
+            p_values = [p_text(next(adjusted)) for _ in found.images]
+            alike = len(p_values) > 1 and len(set(p_values)) == 1
+            shown = f"{p_values[0]} each" if alike else ", ".join(p_values) or "–"
+            rows.append((f"\u2003{_head(threat)}", str(found.gap), shown))
+    return table(pd.DataFrame(rows, columns=["configurations", "difference in points", "p of each seed"]))
 
 
 def p_text(p: float) -> str:
