@@ -45,8 +45,7 @@ def test_another_c_library_is_left_alone(monkeypatch):
 
 
 @needs_glibc
-def test_the_rows_compare_two_processes(monkeypatch):
-    monkeypatch.setattr(pages_bench, "TASKS", ("latency",))  # chapter 18 does both; each costs two processes a network
+def test_the_rows_compare_two_processes():
     rows = pages_bench.pages_rows("lenet5", [0.8], batch=2, repeats=2)
     assert [(row["method"], row["task"]) for row in rows] == [
         (method, task) for method in ("dense", "condlr") for task in pages_bench.TASKS
