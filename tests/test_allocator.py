@@ -45,13 +45,29 @@ def test_another_c_library_is_left_alone(monkeypatch):
 
 
 @needs_glibc
-def test_the_rows_compare_two_processes():
-    rows = pages_bench.pages_rows("lenet5", [0.8], batch=2, repeats=2)
-    assert [(row["method"], row["task"]) for row in rows] == [
-        (method, task) for method in ("dense", "condlr") for task in pages_bench.TASKS
-    ]
-    assert all(row["gain"] == row["returned_s"] / row["kept_s"] > 0 for row in rows)
-    assert all(min(row["returned_mib"], row["kept_mib"]) >= 0 for row in rows)
+def test_two_processes_do_the_task_in_turn():
+    both = pages_bench._in_turn(2, "lenet5", "condlr", 0.8, 2, "step")
+    assert [len(found) for found in both] == [2, 2]
+    assert all(spent.seconds > 0 and spent.pages >= 0 for found in both for spent in found)
+
+
+@needs_glibc
+def test_the_rows_compare_the_medians_of_two_processes(monkeypatch):
+    page = pages_bench.resource.getpagesize() / 2**20
+    asked, Spent = [], pages_bench.Spent
+
+    def in_turn(*what):
+        asked.append(what)
+        return [Spent(8, 7), Spent(6, 9), Spent(1, 1)], [Spent(2, 0), Spent(3, 0), Spent(9, 2)]
+
+    monkeypatch.setattr(pages_bench, "_in_turn", in_turn)
+    rows = pages_bench.pages_rows("lenet5", [0.8], batch=2, repeats=3)
+    compared = ("returned_s", "kept_s", "gain", "returned_mib", "kept_mib")
+    assert [tuple(row[key] for key in compared) for row in rows] == [(6, 3, 2, 7 * page, 0)] * 4
+    kinds = [(method, task) for method in ("dense", "condlr") for task in pages_bench.TASKS]
+    assert [(row["method"], row["task"]) for row in rows] == kinds
+    ratio = {"dense": 0.0, "condlr": 0.8}
+    assert asked == [(3, "lenet5", method, ratio[method], 2, task) for method, task in kinds]
 
 
 @pytest.mark.parametrize(

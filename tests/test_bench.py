@@ -14,6 +14,7 @@ from wellcond import bench
         ({"table": "training", "net": "lenet"}, "net = 'lenet': unknown; did you mean 'lenet5'?"),
         ({"table": "training", "batch": 0}, "batch = 0"),
         ({"table": "training", "ratios": [1.0]}, "ratio = 1.0"),
+        ({"table": "training", "ratios": []}, "ratios = []: must be at least one ratio"),
         ({"table": "growth", "repeats": 1}, "repeats = 1"),
         ({"table": "lmo", "net": "vgg"}, "net = 'vgg': unknown; did you mean 'vgg16'?"),
         ({"table": "lmo", "batch": 0}, "batch = 0"),

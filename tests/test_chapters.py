@@ -17,7 +17,7 @@ CHAPTERS = {path.stem: path for path in sorted(BOOK.glob("*.ipynb"))}
 SMOKE = {"preset": "smoke", "run": True}
 SMALL = {  # what would take minutes on a processor
     "16_cifar": {"model": "helpers:Tiny"},
-    "18_cost": {"repeats": 2, "batch": 16},
+    "18_cost": {"repeats": 2, "batch": 16, "ratios": [0.8]},
     "12_relative_condition": {"condition_images": 20},
 }
 FIGURE = re.compile(r"\{numref\}`(fig-[\w-]+)`")

@@ -48,12 +48,16 @@ def measure(
 ) -> list[Row]:
     """The rows of a table, a key of BY_NET or TABLES; only the first read net and batch, and some ratios.
 
+    Of the rank of each layer, ratios are the shares removed, in [0, 1).
+
     Raises ValueError, naming the field, for a value out of range.
     """
     if repeats < 2:
         raise invalid("repeats", repeats, ">= 2")
     if table not in {**BY_NET, **TABLES}:
         raise unknown("table", table, {**BY_NET, **TABLES})
+    if not ratios:
+        raise invalid("ratios", ratios, "at least one ratio")
     if table in BY_NET:
         return BY_NET[table](net, ratios, batch=batch, repeats=repeats, device=device)
     return TABLES[table](repeats=repeats, device=device)
