@@ -83,8 +83,9 @@ ALLOWED = {
     "lmo_report": {"costs", "report"},
     "compression_report": {"analysis", "comparison", "figures", "report", "results", "settings"},
     "dynamics": {"analysis", "figures", "report", "results", "settings", "tables"},
+    "threat_model": {"analysis", "comparison", "outcomes", "results"},
     "robustness_report": {
-        *("analysis", "comparison", "figures", "flags", "outcomes", "report", "results", "settings"),
+        *("analysis", "comparison", "figures", "flags", "outcomes", "report", "results", "settings", "threat_model"),
     },
     "conditioning_report": {"analysis", "report", "results", "settings"},
     "grids": {"attacks", "compress", "data", "errors", "methods", "results", "settings"},
@@ -146,6 +147,7 @@ TABLES_ONLY = FIGURES | {
     "results",
     "settings",
     "tables",
+    "threat_model",
     "verdicts",
 }
 

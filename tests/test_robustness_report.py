@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from wellcond import analysis, paths, report
+from wellcond import analysis, paths, report, threat_model
 from wellcond import robustness_report as robustness
 from wellcond.attacks import ATTACKS
 from wellcond.comparison import wilson
 from wellcond.experiments import Experiment
 from wellcond.outcomes import pack, pack_distances, unpack
 from wellcond.results import AFTERWARDS, COLUMNS, Results
-from wellcond.robustness_report import Threat
 from wellcond.runner import load
+from wellcond.threat_model import Threat
 
 N = 40
 
@@ -103,31 +103,31 @@ STRONG = Threat("gradient attacks", ("fgsm", "pgd_linf"), 0.1, N)
 
 
 def test_survivors_survive_every_attack_at_this_radius_and_at_smaller_ones(study):
-    found = robustness.survivors(study, STRONG)
+    found = threat_model.survivors(study, STRONG)
     assert found["dense-s1"].tolist() == bits(0, 1, 2, 3, 4, 20).tolist()
     assert found["usv-r0.8-s0"].tolist() == bits(0, 1).tolist()
-    frame = robustness.strongest(study, STRONG).set_index("run_id")
+    frame = threat_model.strongest(study, STRONG).set_index("run_id")
     assert frame.loc["dense-s1", ["rate", "name"]].tolist() == [85.0, DENSE]
     assert frame.loc["dense-s1", "low"] == pytest.approx(100 * wilson(34, 40)[0])
 
 
 def test_a_network_that_misses_an_attack_is_not_counted(study):
-    found = robustness.survivors(study, Threat("", ("pgd_linf", "pgd_linf_scaled"), 0.1, N))
+    found = threat_model.survivors(study, Threat("", ("pgd_linf", "pgd_linf_scaled"), 0.1, N))
     assert set(found) == {"dense-s0", "dense-s1"}
-    assert robustness.survivors(study, Threat("", ("pgd_linf",), 0.1, N + 1)) == {}
-    assert robustness.survivors(study, Threat("", ("pgd_linf",), 0.3, N)) == {}
+    assert threat_model.survivors(study, Threat("", ("pgd_linf",), 0.1, N + 1)) == {}
+    assert threat_model.survivors(study, Threat("", ("pgd_linf",), 0.3, N)) == {}
 
 
 def test_a_threat_is_read_off_the_tables(study):
-    assert robustness.threat(study, "a", "fgsm", "pgd_linf") == Threat("a", ("fgsm", "pgd_linf"), 0.1, N)
-    nothing = robustness.threat(study, "b", "fgsm", "square_linf")
+    assert threat_model.threat(study, "a", "fgsm", "pgd_linf") == Threat("a", ("fgsm", "pgd_linf"), 0.1, N)
+    nothing = threat_model.threat(study, "b", "fgsm", "square_linf")
     assert nothing.n == 0
     assert math.isnan(nothing.eps)
-    assert robustness.survivors(study, nothing) == {}
+    assert threat_model.survivors(study, nothing) == {}
     wider = row("dense-s0", "pgd_linf", 0.3, bits(*range(N)))
     more = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame([wider])]))
-    assert robustness.threat(more, "c", "pgd_linf").eps == 0.3
-    assert robustness.threat(more, "c", "pgd_linf", at_most=0.2).eps == 0.1
+    assert threat_model.threat(more, "c", "pgd_linf").eps == 0.3
+    assert threat_model.threat(more, "c", "pgd_linf", at_most=0.2).eps == 0.1
 
 
 def test_what_is_covered_and_how_close_the_networks_are_to_those_of_the_grid(study):
@@ -145,11 +145,11 @@ def test_what_is_covered_and_how_close_the_networks_are_to_those_of_the_grid(stu
 
 
 def test_methods_are_compared_image_by_image_and_seed_by_seed(study):
-    found = robustness.compare(study, USV, DENSE, STRONG)
+    found = threat_model.compare(study, USV, DENSE, STRONG)
     assert {seed: (pair.n10, pair.n01) for seed, pair in found.images.items()} == {0: (3, 0), 1: (4, 0)}
     assert found.gap.difference == pytest.approx(100 * (3 / 40 + 4 / 40) / 2)
     assert found.gap.seeds == 2
-    assert robustness.compare(study, USV, "U Vᵀ, ratio 0.8", STRONG).gap.seeds == 0
+    assert threat_model.compare(study, USV, "U Vᵀ, ratio 0.8", STRONG).gap.seeds == 0
 
 
 def test_of_an_attack_with_several_options_the_row_on_most_images_is_shown(study):
@@ -226,7 +226,7 @@ def spectrum(run_id, *layers):
 def test_what_the_accuracy_follows(study):
     """Four networks, of which one has no spectrum; then rates that fall with the norms, whatever κ is."""
     spectra = [*spectrum("dense-s0", (8, 2), (3, 1)), *spectrum("usv-r0.8-s1", (5, 5), (2, 1))]
-    frame = robustness.exposed(replace(study, spectra=pd.DataFrame(spectra)), STRONG)
+    frame = threat_model.exposed(replace(study, spectra=pd.DataFrame(spectra)), STRONG)
     assert frame[["run_id", "rate", "kappa", "gain"]].to_numpy().tolist() == [
         ["dense-s0", 87.5, 4.0, 24.0],
         ["usv-r0.8-s1", 95.0, 2.0, 10.0],
@@ -325,7 +325,7 @@ def test_tables_of_nothing():
     assert robustness.flags(empty).empty
     assert robustness.scale_control(empty).empty
     assert robustness.effort(empty, "pgd_linf").empty
-    for text in (robustness.transfer_text(empty), robustness.causes_text(robustness.exposed(empty, STRONG), "PGD")):
+    for text in (robustness.transfer_text(empty), robustness.causes_text(threat_model.exposed(empty, STRONG), "PGD")):
         assert "yet" in text or "too few" in text
     for found in (robustness.flag_table(empty), robustness.confidence_table(empty)):
         assert "<tbody>" in found.to_html()

@@ -1,93 +1,29 @@
 """Tables and figures of the attack suite: what survives, with intervals, flags and paired tests. Never imports torch.
 
-Rates are counted on the first test images, the same for every network. Under "the strongest attack" of a norm and
-radius an image counts as robust if it survives every attack of a list, at that radius and at smaller ones; only
-networks that were measured under all of them are counted.
+Rates are counted on the first test images, the same for every network; those under the strongest of several attacks
+are of `wellcond.threat_model`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
-from wellcond.analysis import ordered, rate_text, suite_rates, summary, with_rates, with_spectra
-from wellcond.comparison import SeedComparison, holm, over_seeds
+from wellcond.analysis import ordered, rate_text, suite_rates, summary
+from wellcond.comparison import holm
 from wellcond.figures import against_spectra, draw
 from wellcond.flags import FLAGS, flags_of, symbols
-from wellcond.outcomes import unpack, unpack_distances
+from wellcond.outcomes import unpack_distances
 from wellcond.report import ATTACKS, finish, look, number, panels, percent, signed, table
 from wellcond.results import Results
 from wellcond.settings import SETTINGS
-
-Bits = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Threat:
-    """The strongest of several attacks at a radius, on the first n images."""
-
-    label: str
-    attacks: tuple[str, ...]
-    eps: float
-    n: int
-
-
-def threat(results: Results, label: str, *attacks: str, at_most: float = math.inf) -> Threat:
-    """The threat of these attacks at the largest radius up to at_most, and on the most images, that the results have of
-    each."""
-    rows = results.attacks[results.attacks["attack"].isin(attacks)].astype({"eps": float, "n_examples": int})
-    rows = rows[rows["eps"] <= at_most]
-    common = rows.groupby("eps")["attack"].nunique().loc[lambda kinds: kinds == len(attacks)]
-    if common.empty:
-        return Threat(label, attacks, math.nan, 0)
-    eps = float(common.index.max())
-    n = rows[rows["eps"] == eps].groupby("attack")["n_examples"].max().min()
-    return Threat(label, attacks, eps, int(n))
-
-
-def _alive(row: Mapping[Any, Any], n: int) -> Bits:
-    return unpack(row["outcomes"], int(row["n_examples"]))[:n]
-
-
-def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
-    """{run_id: which of the first n images survive all attacks of the threat}, for runs measured under each of them."""
-    found = {}
-    frame = results.attacks[results.attacks["n_examples"].astype(float) >= threat.n]
-    for run_id, rows in frame.groupby("run_id", sort=False):
-        eps = rows["eps"].astype(float)
-        at = rows["attack"].isin(threat.attacks) & np.isclose(eps, threat.eps)
-        if set(rows.loc[at, "attack"]) == set(threat.attacks):
-            # FGSM at a smaller radius counts too: its images lie in the ball
-            inside = rows[(rows["attack"] == "clean") | (rows["attack"].isin(threat.attacks) & (eps <= threat.eps))]
-            found[str(run_id)] = np.logical_and.reduce([_alive(row, threat.n) for row in inside.to_dict("records")])
-    return found
-
-
-def strongest(results: Results, threat: Threat) -> pd.DataFrame:
-    """One row a network: the settings and full name of its run, rate, low and high in % under a threat."""
-    alive = survivors(results, threat)
-    runs = ordered(results.runs[results.runs["run_id"].isin(alive)])
-    kept = [int(alive[run_id].sum()) for run_id in runs["run_id"]]
-    return with_rates(runs.assign(n_robust=kept, n_examples=threat.n), "n_robust")
-
-
-def compare(results: Results, first: str, second: str, threat: Threat) -> SeedComparison:
-    """Two configurations, by full name, under a threat: paired image by image, and seed by seed."""
-    alive, runs = survivors(results, threat), ordered(results.runs).to_dict("records")
-    first_seeds, second_seeds = (
-        {int(run["seed"]): alive[run["run_id"]] for run in runs if run["name"] == name and run["run_id"] in alive}
-        for name in (first, second)
-    )
-    return over_seeds(first_seeds, second_seeds)
+from wellcond.threat_model import Threat, alive, compare, exposed, strongest
 
 
 def coverage_text(results: Results) -> str:
@@ -122,11 +58,11 @@ def inheritance_text(results: Results, *attacks: str) -> str:
         clean = own[(own["attack"] == "clean") & (own["n_examples"] >= n)].iloc[0]
         same = (own[["attack", "options", "n_examples"]] == [small["attack"], small["options"], n]).all(axis=1)
         before = own[same & (own["eps"] > small["eps"]) & (own["n_attacked"] > small["n_correct"])].to_dict("records")
-        withstood = np.logical_or.reduce([np.zeros(n, dtype=bool), *(_alive(larger, n) for larger in before)])
-        if small["n_attacked"] + withstood.sum() > _alive(clean, n).sum():  # they overlap: it was made in full
+        withstood = np.logical_or.reduce([np.zeros(n, dtype=bool), *(alive(larger, n) for larger in before)])
+        if small["n_attacked"] + withstood.sum() > alive(clean, n).sum():  # they overlap: it was made in full
             networks.add(small["run_id"])
             again += int(withstood.sum())
-            fell += int((withstood & ~_alive(small, n)).sum())
+            fell += int((withstood & ~alive(small, n)).sum())
     return (
         f"Smaller balls were attacked in full all the same (networks: {len(networks)}): {again:,} times an image that "
         f"had withstood the larger ball, and {fell or 'none'} of them fell."
@@ -244,7 +180,7 @@ def effort(results: Results, attack: str) -> pd.DataFrame:
         widest, *others = group.sort_values("n_examples", ascending=False, kind="stable").to_dict("records")
         for other in others:
             n = int(other["n_examples"])
-            found.append((run_id, eps, n, int((_alive(widest, n) & ~_alive(other, n)).sum())))
+            found.append((run_id, eps, n, int((alive(widest, n) & ~alive(other, n)).sum())))
     return pd.DataFrame(found, columns=["run_id", "eps", "n", "more"])
 
 
@@ -288,14 +224,9 @@ def partial_rank_correlations(frame: pd.DataFrame, of: str, predictors: tuple[st
     return found
 
 
-def exposed(results: Results, threat: Threat) -> pd.DataFrame:
-    """`strongest`, joined with the largest κ of a layer and the product of the spectral norms after training."""
-    return with_spectra(results, strongest(results, threat))
-
-
 def causes_text(frame: pd.DataFrame, under: str) -> str:
     """What the accuracy under an attack follows: κ with the norms held, or the norms with κ held. frame: one row a
-    network with rate, kappa and gain, as of `exposed` or `analysis.sensitivity`."""
+    network with rate, kappa and gain, as of `threat_model.exposed` or `analysis.sensitivity`."""
     found = partial_rank_correlations(frame, "rate", ("kappa", "gain"))
     if not all(math.isfinite(value) for value in found.values()):
         return f"Under {under} too few different networks are measured for a correlation."
