@@ -253,6 +253,12 @@ def test_formulas_of_a_table_stay_on_one_line():
     assert (report.signed(-0.916), report.signed(0.33, 1)) == ("−0.92", "+0.3")
 
 
+def test_a_table_of_many_columns_is_set_in_smaller_type():
+    few, many = (pd.DataFrame({str(i): ["x"] for i in range(n)}) for n in (7, 8))
+    assert "font-size: 0.85em" in report.table(few).to_html()
+    assert "font-size: 0.8em" in report.table(many).to_html()
+
+
 def test_accuracy_table_shows_all_counts(three_seeds):
     row = tables.accuracy_table(three_seeds).data.iloc[1]
     assert list(row) == [

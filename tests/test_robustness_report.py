@@ -163,7 +163,7 @@ def test_tables_name_what_is_waiting_and_carry_flags(study):
     html = robustness.trust_table(study, [("clean", 0), ("pgd_linf", 0.1), ("pgd_l2", 1.0)], [STRONG]).to_html()
     assert "waiting" in html
     assert "88.8 ± 1.8" in html  # 36 and 35 of 40
-    assert "PGD ℓ∞ ε\u00a0=\u00a00.1 (N\u00a0=\u00a040)" in html
+    assert "PGD ℓ∞ ε\u00a0=\u00a00.1, N\u00a0=\u00a040" in html
     weak = [row("dense-s0", "fgsm", 0.2, bits(*range(20))), row("dense-s0", "pgd_linf", 0.2, bits())]
     attacks = pd.concat([study.attacks, pd.DataFrame(weak)], ignore_index=True)
     flagged = results_of(runs=study.runs.to_dict("records"), attacks=attacks.to_dict("records"))

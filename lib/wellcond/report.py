@@ -164,10 +164,11 @@ def unbroken(text: object) -> str:
 
 
 def table(frame: pd.DataFrame) -> Styler:
-    """A frame of text as a table: first column left, the others right."""
-    cell = "text-align: right; padding: 0.2em 0.4em; vertical-align"
+    """A frame of text as a table: first column left, the others right; of many columns, in smaller type."""
+    size, padding = ("0.8em", "0.25em") if len(frame.columns) > 7 else ("0.85em", "0.4em")
+    cell = f"text-align: right; padding: 0.2em {padding}; vertical-align"
     styles: Any = [
-        {"selector": "", "props": "font-size: 0.85em"},
+        {"selector": "", "props": f"font-size: {size}"},
         {"selector": "th", "props": f"{cell}: bottom"},
         {"selector": "td", "props": f"{cell}: top; white-space: nowrap"},
         {"selector": "th.col0, td.col0", "props": "text-align: left; white-space: normal; min-width: 7em"},

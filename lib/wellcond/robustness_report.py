@@ -83,8 +83,12 @@ def _at(eps: float) -> str:
     return f" ε\u00a0=\u00a0{eps:g}"
 
 
+def _on(n: str) -> str:
+    return f"N\u00a0=\u00a0{n}"
+
+
 def _head(threat: Threat) -> str:
-    return f"{threat.label}{_at(threat.eps)} (N\u00a0=\u00a0{threat.n:,})" if threat.n else threat.label
+    return f"{threat.label}{_at(threat.eps)}, {_on(f'{threat.n:,}')}" if threat.n else threat.label
 
 
 def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats: Sequence[Threat] = ()) -> Styler:
@@ -95,7 +99,7 @@ def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats:
     for attack, eps in attacks:
         rows = frame[(frame["attack"] == attack) & np.isclose(frame["eps"], eps)]
         n = "/\u200b".join(f"{n:,.0f}" for n in sorted(rows["n_examples"].unique()))
-        head = f"{ATTACKS[attack]}{_at(eps) if eps else ''} (N\u00a0=\u00a0{n or '–'})"
+        head = f"{ATTACKS[attack]}{_at(eps) if eps else ''}, {_on(n or '–')}"
         cells = {}
         for name, group in rows.groupby("name"):
             marks = {symbol for run_id in group["run_id"] for symbol in symbols(raised, run_id, attack, eps)}
