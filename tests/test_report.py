@@ -245,11 +245,15 @@ def test_pick_keeps_what_has_no_such_setting(three_seeds):
 
 
 def test_formulas_of_a_table_stay_on_one_line():
-    frame = pd.DataFrame({"configuration": ["CondLR, τ = 0.1, ratio 0.8", "projected U S Vᵀ", "U Vᵀ"], "n": [1, 2, 3]})
+    frame = pd.DataFrame({"configuration": ["CondLR, τ = 0.1, ratio 0.8", "projected U S Vᵀ", "U Vᵀ", "50 % PGD-AT"]})
     html = report.table(frame).to_html()
-    assert all(
-        text in html for text in ("CondLR, τ\u00a0=\u00a00.1, ratio 0.8", "projected U\u00a0S\u00a0Vᵀ", ">U\u00a0Vᵀ")
+    whole = (
+        "CondLR, τ\u00a0=\u00a00.1, ratio\u00a00.8",
+        "projected U\u00a0S\u00a0Vᵀ",
+        ">U\u00a0Vᵀ",
+        "50\u00a0% PGD-AT",
     )
+    assert all(text in html for text in whole)
     assert (report.signed(-0.916), report.signed(0.33, 1)) == ("−0.92", "+0.3")
 
 

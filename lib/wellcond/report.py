@@ -159,8 +159,8 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def unbroken(text: object) -> str:
-    """With formulas that no line break tears apart: τ = 0.1, U S Vᵀ."""
-    return re.sub(r"(?<==) | (?==)|(?<=\bU) (?=[SV])|(?<=\bS) (?=V)", "\u00a0", str(text))
+    """With formulas that no line break tears apart: τ = 0.1, U S Vᵀ, ratio 0.8, 50 %."""
+    return re.sub(r"(?<==) | (?==)|(?<=\bU) (?=[SV])|(?<=\bS) (?=V)|(?<=\bratio) |(?<=\d) (?=%)", "\u00a0", str(text))
 
 
 def table(frame: pd.DataFrame) -> Styler:
