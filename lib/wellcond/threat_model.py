@@ -67,17 +67,17 @@ def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
 
 def strongest(results: Results, threat: Threat) -> pd.DataFrame:
     """One row a network: the settings and full name of its run, rate, low and high in % under a threat."""
-    alive = survivors(results, threat)
-    runs = ordered(results.runs[results.runs["run_id"].isin(alive)])
-    kept = [int(alive[run_id].sum()) for run_id in runs["run_id"]]
+    found = survivors(results, threat)
+    runs = ordered(results.runs[results.runs["run_id"].isin(found)])
+    kept = [int(found[run_id].sum()) for run_id in runs["run_id"]]
     return with_rates(runs.assign(n_robust=kept, n_examples=threat.n), "n_robust")
 
 
 def compare(results: Results, first: str, second: str, threat: Threat) -> SeedComparison:
     """Two configurations, by full name, under a threat: paired image by image, and seed by seed."""
-    alive, runs = survivors(results, threat), ordered(results.runs).to_dict("records")
+    found, runs = survivors(results, threat), ordered(results.runs).to_dict("records")
     first_seeds, second_seeds = (
-        {int(run["seed"]): alive[run["run_id"]] for run in runs if run["name"] == name and run["run_id"] in alive}
+        {int(run["seed"]): found[run["run_id"]] for run in runs if run["name"] == name and run["run_id"] in found}
         for name in (first, second)
     )
     return over_seeds(first_seeds, second_seeds)
