@@ -84,9 +84,8 @@ ALLOWED = {
     "compression_report": {"analysis", "comparison", "figures", "report", "results", "settings"},
     "dynamics": {"analysis", "figures", "report", "results", "settings", "tables"},
     "threat_model": {"analysis", "comparison", "outcomes", "results"},
-    "robustness_report": {
-        *("analysis", "comparison", "figures", "flags", "outcomes", "report", "results", "settings", "threat_model"),
-    },
+    "robustness_report": {"analysis", "comparison", "flags", "report", "results", "threat_model"},
+    "robustness_figures": {"analysis", "figures", "outcomes", "report", "results", "settings", "threat_model"},
     "conditioning_report": {"analysis", "report", "results", "settings"},
     "grids": {"attacks", "compress", "data", "errors", "methods", "results", "settings"},
     "experiments": {"data", "errors", "grids", "method", "methods", "paths", "results", "settings"},
@@ -133,7 +132,16 @@ FACADE = "__init__"  # gathers the public names of all
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "pyautoattack", "matplotlib", "seaborn"}
 FIGURES = {
-    *("report", "figures", "robustness_report", "costs", "lmo_report", "conditioning_report", "dynamics"),
+    *(
+        "report",
+        "figures",
+        "robustness_report",
+        "robustness_figures",
+        "costs",
+        "lmo_report",
+        "conditioning_report",
+        "dynamics",
+    ),
     *("compression_report", "theory_figures"),
 }
 TABLES_ONLY = FIGURES | {

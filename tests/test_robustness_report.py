@@ -10,6 +10,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from wellcond import analysis, paths, report, threat_model
+from wellcond import robustness_figures as figures
 from wellcond import robustness_report as robustness
 from wellcond.attacks import ATTACKS
 from wellcond.comparison import wilson
@@ -159,6 +160,31 @@ def test_of_an_attack_with_several_options_the_row_on_most_images_is_shown(study
     assert more[["n", "more"]].drop_duplicates().to_numpy().tolist() == [[10, 1]]  # image 9
 
 
+def test_what_an_attack_adds_to_all_others_of_its_norm(study):
+    """AutoAttack on 30 images: of dense it fells 4 and 5, which PGD leaves, and 0, which it does not; an l2 attack and
+    a larger ball take nothing from what is left for it; one radius is named after the other."""
+    new = [
+        row("dense-s0", "autoattack_linf", 0.1, bits(0, 4, 5, n=30)),
+        row("usv-r0.8-s0", "autoattack_linf", 0.1, bits(0, 1, n=30)),
+        row("dense-s0", "autoattack_linf", 0.05, bits(n=30)),
+        row("dense-s0", "pgd_l2", 0.1, bits(4), norm="l2"),
+        row("dense-s0", "pgd_linf", 0.2, bits(5)),
+    ]
+    found = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame(new)]))
+    # dense-s0 has lost 0 to 3, to PGD, 20 to FGSM and 0 to 5 on scaled logits
+    without = replace(found, attacks=found.attacks[found.attacks["attack"] != "pgd_linf_scaled"])
+    added = robustness.additions(without, "autoattack_linf").set_index(["eps", "run_id"])
+    assert added.loc[(0.1, "dense-s0")].tolist() == [25, 2]
+    assert added.loc[(0.1, "usv-r0.8-s0")].tolist() == [28, 0]
+    assert added.loc[(0.05, "dense-s0")].tolist() == [29, 0]  # FGSM alone was run there
+    assert robustness.additions(found, "autoattack_linf")["felled"].sum() == 0
+    assert robustness.additions_text(without, "autoattack_linf", "square_l2").splitlines() == [
+        "- AutoAttack ℓ∞ at ε = 0.05 is left 29 images by the others, on 1 network, and fells none of them.",
+        "- AutoAttack ℓ∞ at ε = 0.1 is left 53 images by the others, on 2 networks, and fells 2 more, at most 2 of 25 "
+        "on any network.",
+    ]
+
+
 def test_tables_name_what_is_waiting_and_carry_flags(study):
     html = robustness.trust_table(study, [("clean", 0), ("pgd_linf", 0.1), ("pgd_l2", 1.0)], [STRONG]).to_html()
     assert "waiting" in html
@@ -250,7 +276,7 @@ def test_transfer_is_judged_by_the_diagonal(study, foreign, words):
     text = robustness.transfer_text(found)
     assert words.removesuffix(" by foreign").replace("is fooled", "").split()[0] in text
     assert ("No network" in text) == (foreign == 30)
-    fig = robustness.plot_transfer(found)
+    fig = figures.plot_transfer(found)
     assert "75.0" in {label.get_text() for label in fig.axes[0].texts}
     plt.close(fig)
 
@@ -259,18 +285,18 @@ def test_distances_are_unpacked_and_pooled(study):
     packed = {"attack": "ddn", "norm": "l2", "options": "steps=5", "n_examples": 3}
     rows = [{**packed, "run_id": "dense-s0", "distances": pack_distances([0.0, 1.0, np.inf])}]
     found = results_of(runs=study.runs.to_dict("records"), distortions=rows)
-    assert robustness.distances(found)["distance"].tolist() == [0.0, 1.0, np.inf]
-    fig = robustness.plot_distances(found)
+    assert figures.distances(found)["distance"].tolist() == [0.0, 1.0, np.inf]
+    fig = figures.plot_distances(found)
     assert [line.get_label() for line in fig.axes[0].lines] == ["dense SGD, median 1.00"]
     plt.close(fig)
 
 
 def test_figures_draw_what_there_is(study):
-    fig = robustness.plot_radii(study, ["fgsm", "pgd_linf"], {"linf": 0.1})
+    fig = figures.plot_radii(study, ["fgsm", "pgd_linf"], {"linf": 0.1})
     lines = {line.get_label(): line for line in fig.axes[0].lines}
     assert list(lines["projected U S Vᵀ"].get_ydata()) == [100, 100, 97.5]
     plt.close(fig)
-    fig = robustness.plot_pareto(study, [STRONG])
+    fig = figures.plot_pareto(study, [STRONG])
     points = {line.get_label(): line.get_xydata()[0] for line in fig.axes[0].lines}
     # the study deploys 40 % of everything: the two stand on either side of it
     assert points["dense SGD"] == pytest.approx((40 / math.sqrt(1.03), 86.25))
@@ -280,11 +306,27 @@ def test_figures_draw_what_there_is(study):
     plt.close(fig)
 
 
+def test_the_ranking_names_all_configurations_from_the_most_robust_down(study):
+    """Above, what keeps more under the first threat, whatever it keeps under the second: dense is as good in l2."""
+    other = [row(run_id, "pgd_l2", 1.0, bits(0), norm="l2") for run_id in ("dense-s0", "usv-r0.8-s0")]
+    more = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame(other)]))
+    fig = figures.plot_ranking(more, [STRONG, Threat("PGD ℓ₂", ("pgd_l2",), 1.0, N)])
+    left, right = fig.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == [DENSE, USV]  # upwards
+    marks = [dict(zip(*reversed(line.get_data()), strict=True)) for ax in fig.axes for line in ax.lines]
+    assert marks == [pytest.approx(mark) for mark in ({0: 86.25}, {1: 95}, {0: 97.5}, {1: 97.5})]
+    ranges = [path.vertices[:, 0].tolist() for lines in left.collections for path in lines.get_paths()]
+    assert ranges == [pytest.approx([85, 87.5]), pytest.approx([95, 95])]
+    sizes = right.child_axes[0].get_yticklabels()
+    assert [label.get_text() for label in sizes] == ["40 %", "40 %"]
+    plt.close(fig)
+
+
 def test_curves_have_the_radii_that_all_configurations_have(study):
     """A curve with a radius of its own would look stronger or weaker there than the straight lines of the others."""
     alone = row("dense-s0", "pgd_linf", 0.05, bits(0), options="restarts=5 steps=100")
     more = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame([alone])]))
-    fig = robustness.plot_radii(more, ["pgd_linf"], {"linf": 0.1})
+    fig = figures.plot_radii(more, ["pgd_linf"], {"linf": 0.1})
     assert [list(line.get_xdata()) for line in fig.axes[0].lines] == [[0, 0.1]] * 2
     plt.close(fig)
 
@@ -295,7 +337,7 @@ def test_each_corruption_has_a_scale_of_its_own():
     fallen = {("gaussian_noise", 1): 1, ("gaussian_noise", 2): 2, ("blur", 1): 4, ("blur", 2): 20}
     rows = [row("dense-s0", name, s, bits(*range(n)), "corruption") for (name, s), n in fallen.items()]
     found = results_of(runs=[run("dense-s0", "dense", "dense SGD", 0)], attacks=[clean, *rows])
-    noise, blur = robustness.plot_corruptions(found, ["gaussian_noise", "blur"]).axes
+    noise, blur = figures.plot_corruptions(found, ["gaussian_noise", "blur"]).axes
     assert [ax.get_title(loc="left") for ax in (noise, blur)] == ["Gaussian noise", "blur"]
     assert list(noise.lines[0].get_xdata()) == [0, 1, 2]
     assert list(noise.lines[0].get_ydata())[1:] == pytest.approx([2.5, 5])
@@ -306,12 +348,14 @@ def test_each_corruption_has_a_scale_of_its_own():
 
 
 @pytest.mark.parametrize("draw", [
-    lambda empty: robustness.plot_radii(empty, ["fgsm"], {}),
-    lambda empty: robustness.plot_corruptions(empty, ["blur"]),
-    lambda empty: robustness.plot_pareto(empty, [STRONG]),
-    lambda empty: robustness.plot_causes(empty, STRONG),
-    robustness.plot_distances,
-    robustness.plot_transfer,
+    lambda empty: figures.plot_radii(empty, ["fgsm"], {}),
+    lambda empty: figures.plot_corruptions(empty, ["blur"]),
+    lambda empty: figures.plot_pareto(empty, [STRONG]),
+    lambda empty: figures.plot_ranking(empty, [STRONG]),
+    lambda empty: figures.plot_ranking(empty, []),
+    lambda empty: figures.plot_causes(empty, STRONG),
+    figures.plot_distances,
+    figures.plot_transfer,
 ])  # fmt: skip
 def test_figures_of_nothing_say_so(draw):
     fig = draw(results_of())
@@ -325,6 +369,7 @@ def test_tables_of_nothing():
     assert robustness.flags(empty).empty
     assert robustness.scale_control(empty).empty
     assert robustness.effort(empty, "pgd_linf").empty
+    assert robustness.additions_text(empty, "autoattack_linf") == ""
     for text in (robustness.transfer_text(empty), robustness.causes_text(threat_model.exposed(empty, STRONG), "PGD")):
         assert "yet" in text or "too few" in text
     for found in (robustness.flag_table(empty), robustness.confidence_table(empty)):

@@ -1,4 +1,4 @@
-"""Tables and figures of the attack suite: what survives, with intervals, flags and paired tests. Never imports torch.
+"""Tables and sentences on the attack suite: what survives, with intervals, flags, paired tests. Never imports torch.
 
 Rates are counted on the first test images, the same for every network; those under the strongest of several attacks
 are of `wellcond.threat_model`.
@@ -7,23 +7,18 @@ are of `wellcond.threat_model`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from wellcond.analysis import ordered, rate_text, suite_rates, summary
 from wellcond.comparison import holm
-from wellcond.figures import against_spectra, draw
 from wellcond.flags import FLAGS, flags_of, symbols
-from wellcond.outcomes import unpack_distances
-from wellcond.report import ATTACKS, finish, look, number, panels, percent, signed, table
+from wellcond.report import ATTACKS, number, percent, signed, table
 from wellcond.results import Results
-from wellcond.settings import SETTINGS
-from wellcond.threat_model import Threat, alive, compare, exposed, strongest
+from wellcond.threat_model import Threat, alive, compare, strongest
 
 
 def coverage_text(results: Results) -> str:
@@ -69,9 +64,6 @@ def inheritance_text(results: Results, *attacks: str) -> str:
         if again
         else ""
     )
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def flags(results: Results) -> pd.DataFrame:
@@ -188,6 +180,35 @@ def effort(results: Results, attack: str) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["run_id", "eps", "n", "more"])
 
 
+def additions(results: Results, attack: str) -> pd.DataFrame:
+    """What an attack adds to all others of its norm: eps, run_id, left (how many of its images survive the others, at
+    this radius and at smaller ones) and felled (how many of these fall to it)."""
+    rows = results.attacks.astype({"eps": float, "n_examples": int})
+    found = []
+    for row in rows[rows["attack"] == attack].to_dict("records"):
+        n, own = row["n_examples"], rows[(rows["run_id"] == row["run_id"]) & (rows["attack"] != attack)]
+        inside = own[(own["eps"] <= row["eps"]) & (own["n_examples"] >= n)]
+        others = inside[(inside["attack"] == "clean") | (inside["norm"] == row["norm"])].to_dict("records")
+        left = np.logical_and.reduce([alive(other, n) for other in others])
+        found.append((row["eps"], row["run_id"], int(left.sum()), int((left & ~alive(row, n)).sum())))
+    return pd.DataFrame(found, columns=["eps", "run_id", "left", "felled"])
+
+
+def additions_text(results: Results, *attacks: str) -> str:
+    """A line for each attack and radius: how many images, and at most on any network, fall to it alone."""
+    lines = []
+    for attack in attacks:
+        for eps, rows in additions(results, attack).groupby("eps"):
+            networks = "1 network" if len(rows) == 1 else f"{len(rows)} networks"
+            most = rows.nlargest(1, "felled").iloc[0]
+            felled = f"{rows['felled'].sum():,} more, at most {most['felled']} of {most['left']} on any network"
+            lines.append(
+                f"- {ATTACKS[attack]} at ε = {eps:g} is left {rows['left'].sum():,} images by the others, on {networks}"
+                f", and fells {felled if most['felled'] else 'none of them'}."
+            )
+    return "\n".join(lines)
+
+
 def scale_control(results: Results) -> pd.DataFrame:
     """attack, run_id, eps, and `more`: by how many points the accuracy on scaled logits is lower than on plain ones."""
     frame = suite_rates(results)
@@ -240,120 +261,3 @@ def causes_text(frame: pd.DataFrame, under: str) -> str:
         f"layer is {signed(found['kappa'])} with the product of the spectral norms held, and with that product "
         f"{signed(found['gain'])} with κ held: of the two, it follows {leader}."
     )
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def _from_clean(results: Results, attack: str) -> pd.DataFrame:
-    """The rows of an attack, and those of the same networks without one."""
-    frame = suite_rates(results)
-    rows = frame[frame["attack"] == attack]
-    clean = frame[(frame["attack"] == "clean") & frame["run_id"].isin(rows["run_id"])].drop_duplicates("run_id")
-    return pd.concat([clean, rows])
-
-
-def plot_radii(results: Results, attacks: Sequence[str], largest: Mapping[str, float]) -> Figure:
-    """Accuracy under each attack against the radius, up to `largest` of its norm, where all configurations have it."""
-    fig, axes = panels([ATTACKS[attack] for attack in attacks], 3, 2.5, "row")
-    for i, (ax, attack) in enumerate(zip(axes, attacks, strict=True)):
-        rows = _from_clean(results, attack)
-        rows = rows[rows["eps"] <= rows["norm"].map(largest).fillna(math.inf)]
-        shared = rows.groupby("eps")["name"].transform("nunique") == rows["name"].nunique()
-        draw(ax, rows[shared], "eps", "rate")
-        ax.set(xlabel="radius ε", ylabel="" if i % 3 else "accuracy, %")
-        ax.locator_params(axis="x", nbins=4)
-    return finish(fig)
-
-
-def plot_corruptions(results: Results, corruptions: Sequence[str]) -> Figure:
-    """Error on corrupted images against the severity, each corruption on a logarithmic scale of its own."""
-    fig, axes = panels([ATTACKS[corruption] for corruption in corruptions], 3, 2.8, "none")
-    for i, (ax, corruption) in enumerate(zip(axes, corruptions, strict=True)):
-        rows = _from_clean(results, corruption)
-        draw(ax, rows.assign(error=100 - rows["rate"]), "eps", "error", log=True)
-        ax.set(xlabel="severity", ylabel="" if i % 3 else "error, %", xticks=range(6))
-    return finish(fig)
-
-
-def plot_pareto(results: Results, threats: Sequence[Threat]) -> Figure:
-    """Accuracy under each threat against deployed parameters: the mean of each configuration, and a line from its worst
-    to its best seed. Those of one size stand side by side, so that none hides another."""
-    fig, axes = panels([f"{threat.label}, ε = {threat.eps:g}" for threat in threats], 2, 3.0, "none")
-    for i, (ax, threat) in enumerate(zip(axes, threats, strict=True)):
-        frame = strongest(results, threat)
-        frame = frame.assign(size=100 * frame["n_params_deployed"] / frame["n_params_dense"])
-        points = frame.groupby(["label", "name"], sort=False).agg(
-            {**dict.fromkeys(["method", *SETTINGS], "first"), "size": "mean", "rate": ["mean", "min", "max"]}
-        )
-        alike = points.groupby(points["size", "mean"].round(1).to_numpy(), sort=False)
-        place = alike.cumcount() - (alike["rate"].transform("size").to_numpy() - 1) / 2
-        x = points["size", "mean"] * 1.03**place
-        for label, rows in points.groupby(level="label", sort=False):
-            _, color, marker, _, fill = look(**rows.iloc[0][["method", *SETTINGS]].droplevel(1))
-            at = x[rows.index]
-            ax.vlines(at, rows["rate", "min"], rows["rate", "max"], color=color, linewidth=0.9)
-            ax.plot(at, rows["rate", "mean"], color=color, marker=marker, fillstyle=fill, linestyle="", label=label)
-        ax.set(xscale="log", xlabel="deployed parameters, %", ylabel="" if i else "accuracy, %")
-    return finish(fig)
-
-
-def plot_causes(results: Results, threat: Threat) -> Figure:
-    """Accuracy under a threat against κ and against the norms, one point a network."""
-    return against_spectra(exposed(results, threat), f"{threat.label},{_at(threat.eps)}")
-
-
-def plot_transfer(results: Results) -> Figure:
-    """Accuracy of each network (column) on images crafted against each network (row); the diagonal is white-box."""
-    names = ordered(results.runs).set_index("run_id")["name"]
-    frame = results.transfer[results.transfer["target"].isin(names.index)]
-    frame = frame.assign(rate=100 * frame["n_correct"].astype(float) / frame["n_examples"].astype(float))
-    order = [run_id for run_id in names.index if run_id in set(frame["run_id"])]
-    matrix = frame.pivot_table("rate", "run_id", "target").reindex(index=order, columns=order)
-    fig, (ax,) = panels([""], 1, 0.45 * max(4, len(order)) + 1.2)
-    if not order:
-        return finish(fig)
-    labels = [names[run_id] for run_id in order]
-    values = matrix.to_numpy(dtype=float)
-    lowest = 10 * math.floor(np.nanmin(values) / 10)
-    sns.heatmap(
-        matrix, annot=True, fmt=".1f", cmap="cividis", vmin=lowest, vmax=100, ax=ax, linewidths=0.5,
-        xticklabels=labels, yticklabels=labels, cbar_kws={"label": "accuracy, %"},
-    )  # fmt: skip
-    ax.set(xlabel="attacked network", ylabel="images crafted on")
-    shades = np.asarray(ax.collections[0].get_facecolor())[np.isfinite(values).ravel()]
-    for text, shade in zip(ax.texts, shades, strict=True):
-        text.set_color("black" if sns.utils.relative_luminance(shade) > 0.18 else "white")  # of equal contrast at 0.18
-    ax.tick_params(axis="x", rotation=30)
-    for text in ax.get_xticklabels():
-        text.set_horizontalalignment("right")
-    return fig
-
-
-def distances(results: Results) -> pd.DataFrame:
-    """One row an image and network: name and settings of the run, distance (l2; 0 if misclassified as it is)."""
-    frame = ordered(results.select("distortions"))
-    parts = [
-        pd.DataFrame({**{key: row[key] for key in ("run_id", "name", "label", "method", *SETTINGS, "seed")},
-                      "distance": unpack_distances(row["distances"], int(row["n_examples"]))})
-        for row in frame.to_dict("records")
-    ]  # fmt: skip
-    columns = ["run_id", "name", "label", "method", *SETTINGS, "seed", "distance"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-
-
-def plot_distances(results: Results) -> Figure:
-    """The fraction of images whose smallest adversarial perturbation is longer than a distance; seeds pooled."""
-    frame = distances(results)
-    fig, (ax,) = panels([""], 1, 3.2)
-    for name, rows in frame.groupby("name", sort=False):
-        _, color, _, dash, _ = look(**rows.iloc[0][["method", *SETTINGS]])
-        ordered_distances = np.sort(rows["distance"].to_numpy(dtype=float))
-        above = 100 * (1 - np.arange(1, len(ordered_distances) + 1) / len(ordered_distances))
-        median = f", median {np.median(ordered_distances):.2f}"
-        ax.step(ordered_distances, above, where="post", color=color, linestyle=dash, label=f"{name}{median}")
-    ax.set(xlabel="ℓ₂ distance", ylabel="images farther away, %", ylim=(0, 101))
-    finite = frame["distance"][np.isfinite(frame["distance"].astype(float))]
-    if len(finite):
-        ax.set_xlim(0, float(np.quantile(finite.astype(float), 0.999)))
-    return finish(fig)
