@@ -79,14 +79,14 @@ def plot_ranking(results: Results, threats: Sequence[Threat]) -> Figure:
     and a line from the worst to the best seed; at the right, what is deployed, in % of the dense network."""
     frames = [_over_seeds(results, threat) for threat in threats]
     names = [name for frame in frames[:1] for name in frame.sort_values("mean", kind="stable")["name"]]
-    fig, axes = panels([_title(threat) for threat in threats], len(threats), 0.2 * len(names) + 0.6)
+    fig, axes = panels([threat.label for threat in threats], len(threats), 0.2 * len(names) + 0.6)
     if not names:
         return finish(fig)
     sizes = pd.concat(frames).drop_duplicates("name").set_index("name")["size"]
-    for ax, frame in zip(axes, frames, strict=True):
+    for ax, threat, frame in zip(axes, threats, frames, strict=True):
         for row in frame[frame["name"].isin(names)].to_dict("records"):
             _mark(ax, row, names.index(row["name"]), across=True)
-        ax.set(xlabel="accuracy, %")
+        ax.set(xlabel=f"accuracy at ε = {threat.eps:g}, %")
     axes[0].set(ylim=(-0.7, len(names) - 0.3), yticks=range(len(names)), yticklabels=names)
     right = axes[-1].secondary_yaxis("right")
     right.set_yticks(range(len(names)), [f"{sizes[name]:.0f} %" for name in names])
