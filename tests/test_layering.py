@@ -132,17 +132,8 @@ FACADE = "__init__"  # gathers the public names of all
 # What is not needed to train or to measure is imported where it is used
 HEAVY = {"torchvision", "sklearn", "advertorch", "pyautoattack", "matplotlib", "seaborn"}
 FIGURES = {
-    *(
-        "report",
-        "figures",
-        "robustness_report",
-        "robustness_figures",
-        "costs",
-        "lmo_report",
-        "conditioning_report",
-        "dynamics",
-    ),
-    *("compression_report", "theory_figures"),
+    *("report", "figures", "costs", "lmo_report", "conditioning_report", "dynamics", "compression_report"),
+    *("robustness_report", "robustness_figures", "theory_figures"),
 }
 TABLES_ONLY = FIGURES | {
     "analysis",

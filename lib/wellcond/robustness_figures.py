@@ -82,7 +82,7 @@ def plot_ranking(results: Results, threats: Sequence[Threat]) -> Figure:
     fig, axes = panels([threat.label for threat in threats], len(threats), 0.2 * len(names) + 0.6)
     if not names:
         return finish(fig)
-    sizes = pd.concat(frames).drop_duplicates("name").set_index("name")["size"]
+    sizes = frames[0].set_index("name")["size"]
     for ax, threat, frame in zip(axes, threats, frames, strict=True):
         for row in frame[frame["name"].isin(names)].to_dict("records"):
             _mark(ax, row, names.index(row["name"]), across=True)

@@ -15,10 +15,10 @@ from pandas.io.formats.style import Styler
 
 from wellcond.analysis import ordered, rate_text, suite_rates, summary
 from wellcond.comparison import holm
-from wellcond.flags import FLAGS, flags_of, symbols
+from wellcond.flags import FLAGS, felled_only, flags_of, symbols
 from wellcond.report import ATTACKS, number, percent, signed, table
 from wellcond.results import Results
-from wellcond.threat_model import Threat, alive, compare, strongest
+from wellcond.threat_model import Threat, alive, compare, standing, strongest
 
 
 def coverage_text(results: Results) -> str:
@@ -176,7 +176,7 @@ def effort(results: Results, attack: str) -> pd.DataFrame:
         widest, *others = group.sort_values("n_examples", ascending=False, kind="stable").to_dict("records")
         for other in others:
             n = int(other["n_examples"])
-            found.append((run_id, eps, n, int((alive(widest, n) & ~alive(other, n)).sum())))
+            found.append((run_id, eps, n, felled_only(alive(widest, n), alive(other, n))[0]))
     return pd.DataFrame(found, columns=["run_id", "eps", "n", "more"])
 
 
@@ -188,9 +188,8 @@ def additions(results: Results, attack: str) -> pd.DataFrame:
     for row in rows[rows["attack"] == attack].to_dict("records"):
         n, own = row["n_examples"], rows[(rows["run_id"] == row["run_id"]) & (rows["attack"] != attack)]
         inside = own[(own["eps"] <= row["eps"]) & (own["n_examples"] >= n)]
-        others = inside[(inside["attack"] == "clean") | (inside["norm"] == row["norm"])].to_dict("records")
-        left = np.logical_and.reduce([alive(other, n) for other in others])
-        found.append((row["eps"], row["run_id"], int(left.sum()), int((left & ~alive(row, n)).sum())))
+        left = standing(inside[(inside["attack"] == "clean") | (inside["norm"] == row["norm"])], n)
+        found.append((row["eps"], row["run_id"], int(left.sum()), felled_only(left, alive(row, n))[0]))
     return pd.DataFrame(found, columns=["eps", "run_id", "left", "felled"])
 
 

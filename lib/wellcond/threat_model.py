@@ -51,6 +51,12 @@ def alive(row: Mapping[Any, Any], n: int) -> Bits:
     return unpack(row["outcomes"], int(row["n_examples"]))[:n]
 
 
+def standing(rows: pd.DataFrame, n: int) -> Bits:
+    """Which of the first n images survive in all of these rows of the table of attacks."""
+    both: Bits = np.logical_and.reduce([alive(row, n) for row in rows.to_dict("records")])
+    return both
+
+
 def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
     """{run_id: which of the first n images survive all attacks of the threat}, for runs measured under each of them."""
     found = {}
@@ -61,7 +67,7 @@ def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
         if set(rows.loc[at, "attack"]) == set(threat.attacks):
             # FGSM at a smaller radius counts too: its images lie in the ball
             inside = rows[(rows["attack"] == "clean") | (rows["attack"].isin(threat.attacks) & (eps <= threat.eps))]
-            found[str(run_id)] = np.logical_and.reduce([alive(row, threat.n) for row in inside.to_dict("records")])
+            found[str(run_id)] = standing(inside, threat.n)
     return found
 
 
