@@ -235,6 +235,9 @@ class Poisoned:
     def __init__(self, inner):
         self.inner = inner
 
+    def __len__(self):
+        return len(self.inner)
+
     def batches(self, size, *, seed, epoch, augment):
         for index, (x, y) in enumerate(self.inner.batches(size, seed=seed, epoch=epoch, augment=augment)):
             yield (x * math.nan if (epoch, index) == (2, 1) else x), y

@@ -62,7 +62,7 @@ ALLOWED = {
     "corruptions": {"draws", "errors"},
     "adversarial": {"attacks", "errors"},
     "distributed": {"errors"},
-    "train": {"adversarial", "distributed", "errors"},
+    "train": {"adversarial", "distributed", "errors", "precision"},
     "ensemble": {"adversarial", "distributed", "errors", "optim", "train"},
     "suite": {"attacks", "data", "evaluate", "outcomes", "results"},
     "evaluate": {"attacks", "data", "errors", "layers", "spectrum", "stiefel"},
@@ -87,7 +87,7 @@ ALLOWED = {
     "robustness_report": {"analysis", "comparison", "flags", "report", "results", "threat_model"},
     "robustness_figures": {"analysis", "figures", "outcomes", "report", "results", "settings", "threat_model"},
     "conditioning_report": {"analysis", "report", "results", "settings"},
-    "grids": {"attacks", "compress", "data", "errors", "methods", "results", "settings"},
+    "grids": {"attacks", "compress", "data", "errors", "methods", "results", "settings", "train"},
     "experiments": {"data", "errors", "grids", "method", "methods", "paths", "results", "settings"},
     "jobs": {"allocator", "errors", "provenance"},
     "networks": {

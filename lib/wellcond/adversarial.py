@@ -32,18 +32,22 @@ RELATIVE_STEP = 2.5
 """STEPS steps of RELATIVE_STEP·ε/STEPS: from any start, every point of the ball can be reached."""
 
 
+Network = Callable[[Tensor], Tensor]
+"""x -> logits."""
+
+
 def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
     """KL(p ‖ p') = Σ_k p_k (log p_k - log p'_k), summed over the batch; p, p' the softmax of logits (B, K)."""
     return F.kl_div(adversarial.log_softmax(1), clean.log_softmax(1), reduction="sum", log_target=True)
 
 
-def mixed_loss(model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor, mix: float) -> Tensor:
+def mixed_loss(model: Network, x: Tensor, adversarial: Tensor, y: Tensor, mix: float) -> Tensor:
     """(1 - mix) CE(f(x), y) + mix CE(f(x'), y); with mix = 1 the network does not see x."""
     loss = F.cross_entropy(model(adversarial), y)
     return loss if mix == 1 else (1 - mix) * F.cross_entropy(model(x), y) + mix * loss
 
 
-def trades_loss(model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor, weight: float) -> Tensor:
+def trades_loss(model: Network, x: Tensor, adversarial: Tensor, y: Tensor, weight: float) -> Tensor:
     """CE(f(x), y) + weight · KL(p(x) ‖ p(x')), differentiated through both p."""
     clean = model(x)
     return F.cross_entropy(clean, y) + weight * divergence(clean, model(adversarial)) / len(y)
@@ -65,7 +69,7 @@ class Objective(NamedTuple):
     """loss: (model, x, x', y, weight) -> what training minimizes; ascent: (model, x, y) -> what the adversary
     maximizes, a sum over the images as a function of f(x')."""
 
-    loss: Callable[[nn.Module, Tensor, Tensor, Tensor, float], Tensor]
+    loss: Callable[[Network, Tensor, Tensor, Tensor, float], Tensor]
     ascent: Callable[[nn.Module, Tensor, Tensor], Ascent]
 
 
@@ -115,6 +119,6 @@ class Adversary:
             )
         return found.detach()
 
-    def loss(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+    def loss(self, model: Network, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
         """The mean over the batch that training minimizes."""
         return OBJECTIVES[self.objective].loss(model, x, adversarial, y, self.weight)

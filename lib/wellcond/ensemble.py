@@ -13,8 +13,9 @@ that each would draw alone. Buffers are followed where they are updated in place
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,17 @@ from wellcond.adversarial import Adversary
 from wellcond.distributed import ALONE, Processes
 from wellcond.errors import invalid
 from wellcond.optim import LowRankSGD
-from wellcond.train import Diverged, Images, check_protocol, fit, training_epochs, warmup_steps
+from wellcond.train import (
+    STEPS,
+    Diverged,
+    Images,
+    Keeper,
+    check_protocol,
+    fit,
+    in_format,
+    steps_per_epoch,
+    training_epochs,
+)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -65,11 +76,12 @@ class Stack:
         }
         self.alive = torch.ones(len(models), dtype=torch.bool, device=next(iter(self.parameters.values())).device)
 
-    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+    def losses(self, x: Tensor, y: Tensor, label_smoothing: float = 0.0, autocast: str = "") -> Tensor:
         """The mean cross-entropy (k,) of each member on its own batch x (k, B, C, H, W), y (k, B)."""
 
         def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(functional_call(self.models[0], (parameters, buffers), (x,)), y)
+            forward = in_format(lambda x: functional_call(self.models[0], (parameters, buffers), (x,)), autocast)
+            return F.cross_entropy(forward(x), y, label_smoothing=label_smoothing)
 
         losses: Tensor = vmap(loss, randomness="different")(self.parameters, self.buffers, x, y)
         return losses
@@ -104,6 +116,16 @@ class Stack:
                 if value is not None:
                     value.masked_fill_(~alive.view(-1, *(1 for _ in value.shape[1:])), 0)
 
+    def state(self) -> dict[str, Any]:
+        """What the stack is made of, for `restore`."""
+        return {name: getattr(self, name) for name in ("parameters", "buffers", "start", "alive")}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the values of another stack of these models."""
+        for name, tensor in _flat(self.state()).items():
+            tensor.copy_(_flat(state)[name])
+
     def finite(self) -> Tensor:
         """The members (k,) whose gradients were finite in every step, and whose parameters are."""
         finite = [p.detach().reshape(len(p), -1).isfinite().all(1) for p in self.parameters.values()]
@@ -116,6 +138,11 @@ class Stack:
         for k in members:
             for name, tensor in _tensors(self.models[k]).items():
                 tensor.copy_(stacked[name][k])
+
+
+def _flat(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    whole = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return whole | {f"{k}.{n}": t for k, d in state.items() if not isinstance(d, Tensor) for n, t in d.items()}
 
 
 def _joined(streams: Iterable[Iterable[tuple[Tensor, Tensor]]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -136,13 +163,17 @@ def fit_together(
     batch_size: int,
     milestones: Sequence[int] = (),
     gamma: float = 0.3,
+    schedule: str = STEPS,
     warmup: int = 0,
     warmup_start: float = 1.0,
+    label_smoothing: float = 0.0,
+    autocast: str = "",
     augment: str = "none",
     penalty: Callable[[nn.Module], Tensor] | None = None,
     adversary: Adversary | None = None,
     processes: Processes = ALONE,
     on_epoch: Callable[[int, int, float], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> list[Diverged | None]:
     """`fit` for each of k models of one architecture, with its own data and seed, in one batched computation.
 
@@ -155,7 +186,7 @@ def fit_together(
     Raises ValueError for models that differ in more than their values, an optimizer that is not new or not of
     models[0], as many data or seeds as there are not models, data of unequal sizes, or a protocol that `fit` refuses.
     """
-    check_protocol(epochs, batch_size, warmup, warmup_start)
+    check_protocol(epochs, batch_size, warmup, warmup_start, schedule, label_smoothing, autocast)
     if not models:
         raise invalid("models", list(models), "one or more")
     for field, given in (("data", data), ("seeds", seeds)):
@@ -172,14 +203,18 @@ def fit_together(
                 batch_size=batch_size,
                 milestones=milestones,
                 gamma=gamma,
+                schedule=schedule,
                 warmup=warmup,
                 warmup_start=warmup_start,
+                label_smoothing=label_smoothing,
+                autocast=autocast,
                 seed=seeds[0],
                 augment=augment,
                 penalty=penalty,
                 adversary=adversary,
                 processes=processes,
                 on_epoch=lambda epoch, loss: report(0, epoch, loss),
+                keeper=keeper,
             )
         except Diverged as error:
             return [error]
@@ -197,6 +232,12 @@ def fit_together(
     stack = Stack(models)
     optimizer = stack.optimizer(optimizer)
     diverged: list[Diverged | None] = [None] * len(models)
+    restored = None if keeper is None else keeper.restore()
+    if restored is not None:
+        for model, state in zip(models, restored["models"], strict=True):
+            model.load_state_dict(state)
+        stack.restore(restored["stack"])
+        diverged = [Diverged(reason) if reason else None for reason in restored["diverged"]]
 
     def batches(epoch: int) -> Iterable[tuple[tuple[Tensor, Tensor], int]]:
         pairs = zip(data, seeds, strict=True)
@@ -204,10 +245,11 @@ def fit_together(
             yield (x, y), y.shape[-1]
 
     def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        losses = stack.losses(x, y)
+        losses = stack.losses(x, y, label_smoothing, autocast)
         return losses, losses.sum()
 
-    for epoch, losses in training_epochs(
+    steps = steps_per_epoch(data[0], batch_size)
+    for epoch, losses, state in training_epochs(
         models,
         optimizer,
         batches,
@@ -215,9 +257,13 @@ def fit_together(
         epochs=epochs,
         milestones=milestones,
         gamma=gamma,
-        warmup_steps=warmup_steps(data[0], batch_size, warmup),
+        schedule=schedule,
+        warmup_steps=warmup * steps,
         warmup_start=warmup_start,
+        steps=epochs * steps,
+        seeds=seeds,
         after_backward=lambda: stack.isolate(optimizer),
+        restored=restored,
     ):
         means = losses.where(stack.finite(), math.nan).tolist()
         for k, mean in enumerate(means):
@@ -229,6 +275,10 @@ def fit_together(
             report(k, epoch, means[k])
         if not sound:
             break
+        if keeper is not None:
+            reasons = [str(reason or "") for reason in diverged]
+            members = [model.state_dict() for model in models]
+            keeper.keep(epoch, {**state(), "models": members, "stack": stack.state(), "diverged": reasons})
     for model in models:
         model.eval()
     return diverged

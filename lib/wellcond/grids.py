@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from wellcond.errors import unknown
 from wellcond.methods import find
 from wellcond.results import Measurement
 from wellcond.settings import SETTINGS
+from wellcond.train import AUTOCAST, SCHEDULES
 
 
 def one_of(field: str, registry: Mapping[str, Any]) -> AfterValidator:
@@ -36,7 +38,9 @@ class Strict(BaseModel):
 
 
 class Train(Strict):
-    """The protocol: momentum SGD with a step schedule. milestones: epochs after which lr is multiplied by gamma.
+    """The protocol: momentum SGD with a schedule. milestones: epochs after which lr is multiplied by gamma; or, with a
+    schedule of train.SCHEDULES, a fall of lr step by step after a rise over `warmup` epochs. label_smoothing in (0, 1);
+    autocast: a format of train.AUTOCAST for the products of training.
 
     batch_factor k: batches k times larger and k times the learning rate (linear scaling), which rises step by step
     from lr to k lr over the first `warmup` epochs (Goyal et al., arXiv:1706.02677)."""
@@ -51,13 +55,25 @@ class Train(Strict):
     augment: Annotated[str, one_of("augment", AUGMENTATIONS)] = "none"
     validation: float = Field(0.25, ge=0, lt=1)
     batch_factor: int | None = Field(None, ge=1)
+    schedule: Annotated[str, one_of("schedule", SCHEDULES)] | None = None
     warmup: int | None = Field(None, ge=1)
+    label_smoothing: float | None = Field(None, gt=0, lt=1)
+    autocast: Annotated[str, one_of("autocast", AUTOCAST)] | None = None
 
     @field_validator("warmup")
     @classmethod
     def _rises(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("batch_factor") is None:
-            raise ValueError("must be absent without batch_factor")
+        if value is not None and info.data.get("batch_factor") is None and info.data.get("schedule") is None:
+            raise ValueError("must be absent without batch_factor or schedule")
+        if value is not None and info.data.get("schedule") and not value < info.data.get("epochs", math.inf):
+            raise ValueError(f"must be < epochs = {info.data['epochs']}")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _falls(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("milestones"):
+            raise ValueError("must be absent where milestones are given")
         return value
 
 

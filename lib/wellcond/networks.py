@@ -26,7 +26,7 @@ from wellcond.experiments import Cell
 from wellcond.jobs import OutOfTime
 from wellcond.methods import find
 from wellcond.provenance import environment
-from wellcond.train import Diverged
+from wellcond.train import STEPS, Diverged
 
 CURVE_IMAGES = 5000  # validation images behind the accuracy recorded after each epoch
 
@@ -162,7 +162,6 @@ def _fit(
     """`fit_together` as these cells want it; every process of a group calls it."""
     method, protocol, settings = find(cells[0].method), cells[0].train, cells[0].settings
     processes, k = distributed.current(), protocol.batch_factor or 1
-    torch.manual_seed(cells[0].seed + 1_000_003 * processes.rank)  # dropout
     return fit_together(
         networks,
         method.optimizer(
@@ -177,8 +176,11 @@ def _fit(
         batch_size=k * protocol.batch_size,
         milestones=protocol.milestones,
         gamma=protocol.gamma,
+        schedule=protocol.schedule or STEPS,
         warmup=protocol.warmup or 0,
         warmup_start=1 / k,
+        label_smoothing=protocol.label_smoothing or 0.0,
+        autocast=protocol.autocast or "",
         augment=protocol.augment,
         penalty=method.penalty(settings),
         adversary=settings.adversary(),
