@@ -578,6 +578,7 @@ def test_status_of_nothing(project):
         "missing": ["dense-s0", "uv-r0.5-s0"],
         "diverged": [],
         "failed": [],
+        "progress": {},
     }
 
 

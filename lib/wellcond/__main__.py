@@ -20,11 +20,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     how = argparse.ArgumentParser(add_help=False, parents=[which])
     how.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    how.add_argument("--max-minutes", type=float, help="start nothing after this, drop what is unfinished")
+    how.add_argument("--max-minutes", type=float, help="stop after this; what is unfinished goes on in the next run")
     how.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default 1)")
     run = commands.add_parser("run", parents=[how], help="fill in the missing cells of an experiment")
     run.add_argument(
         "--together", type=int, default=1, metavar="K", help="train K seeds at once, as one batch (default 1)"
+    )
+    run.add_argument(
+        "--rehearse", action="store_true", help="run all of it once with few images, epochs and steps, and keep nothing"
     )
     conditioning = commands.add_parser(
         "conditioning",
@@ -67,11 +70,16 @@ def _run(options: argparse.Namespace) -> None:
     from wellcond import distributed
     from wellcond.experiments import Experiment
     from wellcond.jobs import pick_device
+    from wellcond.rehearsal import rehearse
     from wellcond.runner import run_experiment
 
     torch.set_num_threads(1)
     spec = Experiment.load(options.experiment, options.preset)
     device = pick_device(options.device)
+    if options.rehearse:
+        counts = rehearse(spec, device=device)
+        print(f"{spec.name}: rehearsed, " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        return
     with distributed.joined(device) as processes:
         found = run_experiment(
             spec,
@@ -129,6 +137,8 @@ def _status(options: argparse.Namespace) -> None:
         counts = [row["cells"], row["done"], *(len(row[key]) for key in ("missing", "diverged", "failed"))]
         counts += [measured, wanted - measured]
         print(f"{row['experiment']:<36}" + "".join(f" {count:>10}" for count in counts))
+        for run_id, header in row["progress"].items():
+            print(f"  in progress: {run_id}, epoch {header.epoch} of {header.epochs}")
         for key in ("missing", "diverged", "failed") if options.verbose else ():
             for run_id in row[key]:
                 print(f"  {key}: {run_id}")
@@ -205,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"wellcond: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("wellcond: interrupted; finished cells are kept, run again to resume", file=sys.stderr)
+        print("wellcond: interrupted; run again to go on from the last epoch", file=sys.stderr)
         return 130
     return 0
 

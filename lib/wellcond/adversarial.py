@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wellcond.attacks import advertorch, fed, frozen
+from wellcond.attacks import advertorch, frozen, stride_free
 from wellcond.errors import invalid, unknown
 
 STEPS = 7
@@ -100,6 +100,7 @@ class Adversary:
     def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """δ uniform in the ball, with x + δ in [0, 1]: an image's δ depends on its place in the batch alone."""
         # drawn in one layout on the host: the same on every device
+        x = x.contiguous()
         noise = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         return (x + self.radius * (2 * noise - 1)).clamp(0, 1) - x
 
@@ -110,7 +111,7 @@ class Adversary:
             found: Tensor = advertorch("attacks.iterative_projected_gradient").perturb_iterative(
                 x,
                 y,
-                fed(model),
+                stride_free(model),
                 nb_iter=STEPS,
                 eps=float(self.radius),
                 eps_iter=RELATIVE_STEP * self.radius / STEPS,

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from wellcond import results, suite
 from wellcond.calibration import confidence_rows
+from wellcond.checkpoints import Journal
 from wellcond.compressibility import Plan, compression_rows, filter_rows
 from wellcond.convert import matching
-from wellcond.evaluate import count_correct
+from wellcond.evaluate import Once, at_once, count_correct
 from wellcond.experiments import Cell, Experiment
 from wellcond.grids import AttackGrid, CompressionGrid, SuiteGrid
 from wellcond.jobs import OutOfTime, carry_out, deadline_of, pick_device
@@ -48,12 +49,14 @@ class Chosen(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One measurement of one network: `measure` returns the new rows of `table`, given those of the run so far."""
+    """One measurement of one network: `measure` returns the new rows of `table`, given those of the run so far, the
+    device, the deadline, and the journal of what an interrupted process has done of it; key: what is measured."""
 
     run_id: str
     table: str
     known: Callable[[Sequence[Row]], bool]
-    measure: Callable[[Sequence[Row], str, float], list[dict[str, Any]]]
+    measure: Callable[[Sequence[Row], str, float, Once], list[dict[str, Any]]]
+    key: str = ""
 
 
 def _model(cell: Cell, device: str, deadline: float) -> nn.Module:
@@ -63,21 +66,21 @@ def _model(cell: Cell, device: str, deadline: float) -> nn.Module:
 def _attack(cell: Cell, trial: Trial, n_images: int) -> Task:
     wanted = trial.measurement.among(n_images)
 
-    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
         model, test = _model(cell, device, deadline), cell_data(cell, device).test
         images = test.first(trial.n_examples)
         clean = [row for row in rows if row["attack"] == suite.CLEAN and int(row["n_examples"]) >= len(images)]
         new = [] if clean else [suite.clean_row(model, images)]
-        return [*new, suite.attack_row(model, test, trial, [*rows, *new], seed=cell.seed)]
+        return [*new, suite.attack_row(model, test, trial, [*rows, *new], seed=cell.seed, once=once)]
 
     def known(rows: Sequence[Row]) -> bool:
         return any(results.measurement(row) == wanted for row in rows)
 
-    return Task(cell.run_id, "attacks", known, measure)
+    return Task(cell.run_id, "attacks", known, measure, f"{cell.spec_hash} {trial}")
 
 
 def _confidence(cell: Cell, n_examples: int | None) -> Task:
-    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
         model, images = _model(cell, device, deadline), cell_data(cell, device).test.first(n_examples)
         n_correct = {
             "quantity": "n_correct",
@@ -90,23 +93,23 @@ def _confidence(cell: Cell, n_examples: int | None) -> Task:
 
 
 def _distortion(cell: Cell, steps: int, n_examples: int | None) -> Task:
-    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
         images = cell_data(cell, device).test.first(n_examples)
-        return [suite.distortion_row(_model(cell, device, deadline), images, steps, seed=cell.seed)]
+        return [suite.distortion_row(_model(cell, device, deadline), images, steps, seed=cell.seed, once=once)]
 
-    return Task(cell.run_id, "distortions", bool, measure)
+    return Task(cell.run_id, "distortions", bool, measure, f"{cell.spec_hash} ddn {steps} {n_examples}")
 
 
 def _transfer(cell: Cell, trial: Trial, targets: Sequence[Cell]) -> Task:
-    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
         networks = {target.run_id: _model(target, device, deadline) for target in targets}
         images = cell_data(cell, device).test.first(trial.n_examples)
-        return suite.transfer_rows(_model(cell, device, deadline), networks, images, trial, seed=cell.seed)
+        return suite.transfer_rows(_model(cell, device, deadline), networks, images, trial, seed=cell.seed, once=once)
 
     def known(rows: Sequence[Row]) -> bool:
         return {row["target"] for row in rows} >= {target.run_id for target in targets}
 
-    return Task(cell.run_id, "transfer", known, measure)
+    return Task(cell.run_id, "transfer", known, measure, f"{cell.spec_hash} transfer {trial}")
 
 
 def _trials(grid: SuiteGrid) -> Iterator[Trial]:
@@ -125,7 +128,7 @@ def _compression(cell: Cell, plan: Plan, attacks: Sequence[AttackGrid], n_test: 
     def known(rows: Sequence[Row]) -> bool:
         return wanted <= {key(row) for row in rows}
 
-    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
         model, images = _model(cell, device, deadline), cell_data(cell, device)
         old = {key(row) for row in rows}
         new = compression_rows(model, images, plan, [attack.model_dump() for attack in attacks], seed=cell.seed)
@@ -135,7 +138,7 @@ def _compression(cell: Cell, plan: Plan, attacks: Sequence[AttackGrid], n_test: 
 
 
 def _filters(cell: Cell) -> Task:
-    def measure(rows: Sequence[Row], device: str, deadline: float) -> list[dict[str, Any]]:
+    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
         return filter_rows(_model(cell, device, deadline))
 
     return Task(cell.run_id, "filters", bool, measure)
@@ -225,12 +228,15 @@ def _work(experiment: Experiment, folder: Path, device: str, deadline: float, ch
             if task.known(rows):
                 continue
             started = now()
-            new = task.measure(rows, device, deadline)
+            journal = Journal(f"{folder.name} {task.key}", deadline) if task.key else None
+            new = task.measure(rows, device, deadline, journal.once if journal else at_once)
             about = {"run_id": task.run_id, "device": where["device"], "commit": where["commit"]}
             command = "compress" if task.table in COMPRESSION else "attack"
             command = f"python -m wellcond {command} {experiment.name} --preset {experiment.preset}"
             provenance = {"command": command, "started": started, "finished": now(), **where}
             results.add(folder, task.run_id, task.table, [*rows, *({**row, **about} for row in new)], provenance)
+            if journal:
+                journal.close()
             yield task.run_id
 
 

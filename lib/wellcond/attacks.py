@@ -148,10 +148,23 @@ def _momentum(
 
 
 def _autoattack(norm: str, **version: Any) -> Attack:
-    def attack(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
+    def attack(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: float,
+        index: Tensor,
+        seed: int,
+        iterations: int | None = None,
+        queries: int | None = None,
+    ) -> Tensor:
         from pyautoattack import AutoAttack
 
         adversary = AutoAttack(model, eps=eps, norm=norm, seed=seed, device=x.device, **version)
+        for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
+            part.n_iter = iterations or part.n_iter
+        adversary.square.n_queries = queries or adversary.square.n_queries
         for part in (adversary, adversary.apgd, adversary.apgd_targeted):
             part.logger = _SILENT  # what it warns of, `wellcond.flags` finds in the tables
         adversarial, _ = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
@@ -178,13 +191,20 @@ def _corruption(name: str) -> AttackKind:
 _SILENT = logging.Logger("silent", logging.CRITICAL)
 
 
-def fed(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model, given images with the channels last.
+def stride_free(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The model, whose images are contiguous, and so are the gradients that come back to them.
 
-    The arithmetic of an attack loses their strides, and then oneDNN pools a network in the slowest layout: factorized
-    LeNet5 took 1.8 times as long.
+    Attacks flatten gradients by ``view``, which fails on those of a network that has its channels last.
     """
-    return lambda x: model(x.to(memory_format=torch.channels_last))
+
+    def forward(x: Tensor) -> Tensor:
+        x = x.contiguous()
+        if x.requires_grad:
+            x = x.view_as(x)  # a node of its own: a hook on a leaf would stay there
+            x.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
+        return model(x)
+
+    return forward
 
 
 @torch.no_grad()
@@ -213,6 +233,8 @@ class AttackKind:
 
 _STEPS = (("steps", 40), ("relative_step", 2.5))
 _RESTARTS = (*_STEPS, ("restarts", 1))
+_QUERIES = (("queries", None),)
+_STANDARD = (("iterations", None), *_QUERIES)
 
 ATTACKS: dict[str, AttackKind] = {
     kind.name: kind
@@ -224,10 +246,10 @@ ATTACKS: dict[str, AttackKind] = {
         AttackKind("fgsm_scaled", "linf", _fgsm(_scaled_loss), nested=False),
         AttackKind("pgd_linf_scaled", "linf", _pgd("linf", _scaled_loss), _RESTARTS),
         AttackKind("pgd_l2_scaled", "l2", _pgd("l2", _scaled_loss), _RESTARTS),
-        AttackKind("square_linf", "linf", _square("Linf"), follows=("pgd_linf",)),
-        AttackKind("square_l2", "l2", _square("L2"), follows=("pgd_l2",)),
-        AttackKind("autoattack_linf", "linf", _standard("Linf"), follows=("pgd_linf", "square_linf")),
-        AttackKind("autoattack_l2", "l2", _standard("L2"), follows=("pgd_l2", "square_l2")),
+        AttackKind("square_linf", "linf", _square("Linf"), _QUERIES, follows=("pgd_linf",)),
+        AttackKind("square_l2", "l2", _square("L2"), _QUERIES, follows=("pgd_l2",)),
+        AttackKind("autoattack_linf", "linf", _standard("Linf"), _STANDARD, follows=("pgd_linf", "square_linf")),
+        AttackKind("autoattack_l2", "l2", _standard("L2"), _STANDARD, follows=("pgd_l2", "square_l2")),
         *map(_corruption, CORRUPTIONS),
     )
 }
@@ -269,17 +291,22 @@ def perturb(
     with torch.random.fork_rng(devices), frozen(model), torch.enable_grad():
         torch.manual_seed(seed)
         settings = {**dict(kind.options), **options}
-        return kind.call(fed(model), x.clone(), y, eps=eps, index=index.to(x.device), seed=seed, **settings).detach()
+        images = x.detach().contiguous().clone()
+        return kind.call(
+            stride_free(model), images, y, eps=eps, index=index.to(x.device), seed=seed, **settings
+        ).detach()
 
 
 def options_text(kind: AttackKind, options: Mapping[str, Any]) -> str:
-    """ "relative_step=2.5 restarts=1 steps=40": all options of an attack, its defaults included.
+    """ "relative_step=2.5 restarts=1 steps=40": all options of an attack, its defaults included but for None, which
+    leaves a number to the authors of the attack.
 
     Raises ValueError for an option that it does not have.
     """
     for name in options.keys() - dict(kind.options).keys():
         raise unknown(f"option of {kind.name}", name, dict(kind.options))
-    return " ".join(f"{name}={value:g}" for name, value in sorted({**dict(kind.options), **options}.items()))
+    chosen = {name: value for name, value in {**dict(kind.options), **options}.items() if value is not None}
+    return " ".join(f"{name}={value:g}" for name, value in sorted(chosen.items()))
 
 
 def smallest_perturbation(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 100, seed: int = 0) -> Tensor:
@@ -294,7 +321,12 @@ def smallest_perturbation(model: nn.Module, x: Tensor, y: Tensor, *, steps: int 
         warnings.simplefilter("ignore")  # it steps its scheduler before its optimizer
         torch.manual_seed(seed)
         with torch.enable_grad():
-            found = advertorch("attacks").DDNL2Attack(model, nb_iter=steps).perturb(x.clone(), y).detach()
+            found = (
+                advertorch("attacks")
+                .DDNL2Attack(stride_free(model), nb_iter=steps)
+                .perturb(x.detach().contiguous().clone(), y)
+                .detach()
+            )
         distance: Tensor = (found - x).flatten(1).norm(dim=1)
         return distance.where(~_correct(model, found, y), torch.inf)
 

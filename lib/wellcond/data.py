@@ -46,9 +46,8 @@ class Images:
         return self if n is None else Images(self.images[:n], self.labels[:n])
 
     def pixels(self, index: Tensor | slice) -> Tensor:
-        """Float pixels in [0, 1], channels-last in memory (the fast layout for convolutions)."""
-        x = self.images[index].to(memory_format=torch.channels_last)
-        return x.to(torch.get_default_dtype()).div_(255)
+        """Float pixels in [0, 1], contiguous: a network which wants another layout makes it itself."""
+        return self.images[index].contiguous().to(torch.get_default_dtype()).div_(255)
 
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order, in batches of `size`; the last one may be shorter."""
@@ -77,7 +76,8 @@ def _crop_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
     columns = dx + torch.where(flip, w - 1 - columns, columns)
     padded = F.pad(x, (pad, pad, pad, pad))
     index = torch.arange(b, device=device)[:, None, None]
-    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # from (b, h, w, c)
+    moved = padded[index, :, rows[:, :, None], columns[:, None, :]]  # (b, h, w, c)
+    return moved.permute(0, 3, 1, 2).contiguous()
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,15 @@ from wellcond.errors import unknown
 from wellcond.layers import LowRankLayer, matricize, weight_layers
 from wellcond.spectrum import singular_values, spread
 from wellcond.stiefel import orthogonality_error
+
+Once = Callable[[str, Callable[[], Any]], Any]
+"""(key, compute) -> compute(), or what it returned before the process was interrupted."""
+
+
+def at_once(key: str, compute: Callable[[], Any]) -> Any:
+    """Remembers nothing."""
+    return compute()
+
 
 CHUNK = 500  # images a forward pass; it changes the memory used, not the result
 ATTACKED = 128  # images a step of an attack on a CPU: what it keeps fits the cache, and LeNet5 was 1.5 times as fast
@@ -60,20 +70,48 @@ def attacked_together(index: Tensor) -> tuple[Tensor, ...]:
 
 
 def survivors(
-    kind: AttackKind, model: nn.Module, images: Images, alive: Tensor, eps: float, *, seed: int = 0, **options: Any
+    kind: AttackKind,
+    model: nn.Module,
+    images: Images,
+    alive: Tensor,
+    eps: float,
+    *,
+    seed: int = 0,
+    once: Once = at_once,
+    **options: Any,
 ) -> Tensor:
-    """Which of the images `alive` (N,), bool, are classified correctly after an attack too; only those are attacked."""
+    """Which of the images `alive` (N,), bool, are classified correctly after an attack too; only those are attacked.
+
+    once: remembers the parts that are done, by the attack and the numbers of their images.
+    """
     alive = alive.clone()
     for index in attacked_together(alive.nonzero().flatten()):
-        y = images.labels[index]
-        adversarial = perturb(kind, model, images.pixels(index), y, eps, index=index, seed=seed, **options)
-        with torch.no_grad(), frozen(model):
-            alive[index] = model(adversarial).argmax(1) == y
+
+        def outcomes(index: Tensor = index) -> list[int]:
+            y = images.labels[index]
+            adversarial = perturb(kind, model, images.pixels(index), y, eps, index=index, seed=seed, **options)
+            with torch.no_grad(), frozen(model):
+                return [int(correct) for correct in model(adversarial).argmax(1) == y]
+
+        about = f"{kind.name} {eps:g} {options_text(kind, options)} seed={seed} images={part_key(index)}"
+        alive[index] = torch.tensor(once(about, outcomes), dtype=torch.bool, device=alive.device)
     return alive
 
 
+def part_key(index: Tensor) -> str:
+    """A short text for the numbers (n,) of images."""
+    return hashlib.sha256(index.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
 def robustness_curve(
-    model: nn.Module, images: Images, attack: str, epsilons: Iterable[float], *, seed: int = 0, **options: Any
+    model: nn.Module,
+    images: Images,
+    attack: str,
+    epsilons: Iterable[float],
+    *,
+    seed: int = 0,
+    once: Once = at_once,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Robust counts of `attack` (a key of ATTACKS) at each eps, ascending, one row per eps.
 
@@ -91,7 +129,7 @@ def robustness_curve(
     alive = clean
     rows = []
     for eps in sorted(epsilons):
-        alive = survivors(kind, model, images, alive if kind.nested else clean, eps, seed=seed, **options)
+        alive = survivors(kind, model, images, alive if kind.nested else clean, eps, seed=seed, once=once, **options)
         counts = {"n_examples": len(images), "n_correct": int(alive.sum()), "n_zero_gradient": n_zero}
         rows.append({"attack": attack, "norm": kind.norm, "eps": eps, "options": text, **counts})
     return rows

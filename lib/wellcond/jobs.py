@@ -20,7 +20,7 @@ from wellcond.provenance import environment
 
 
 class OutOfTime(Exception):
-    """The deadline passed inside a cell; the cell is dropped."""
+    """The deadline passed inside a cell, which goes on in the next run."""
 
 
 def pick_device(device: str) -> str:

@@ -16,7 +16,10 @@ from wellcond.errors import invalid, unknown
 
 
 class Normalize(nn.Module):
-    """(x - mean)/std per channel; x (B, C, H, W), mean and std of C entries, std > 0. Buffers, not parameters."""
+    """(x - mean)/std per channel; x (B, C, H, W), mean and std of C entries, std > 0. Buffers, not parameters.
+
+    The result has its channels last in memory, and so has everything after it: the fast layout for convolutions.
+    """
 
     mean: Tensor
     std: Tensor
@@ -29,7 +32,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        return ((x - self.mean) / self.std).to(memory_format=torch.channels_last)
 
     def extra_repr(self) -> str:
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
@@ -70,17 +73,20 @@ class VGG16(nn.Module):
     """13 convolutions 3x3 with batch normalization (momentum 0.9: running = 0.1 old + 0.9 new), then 512-512-classes.
 
     LeakyReLU(0.01), five max-pools, dropout 0.2 before the last layer; for 32 x 32 inputs. 15,239,872 weights for
-    three channels and ten classes (Simonyan and Zisserman, 2015, in the variant of the CondLR study).
+    three channels and ten classes (Simonyan and Zisserman, 2015, in the variant of the CondLR study). widths: the
+    channels of the convolutions, stage by stage (default: WIDTHS).
     """
 
     WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, widths: Sequence[Sequence[int]] | None = None
+    ) -> None:
         super().__init__()
         self.normalize = _normalize(in_channels)
         layers: list[nn.Module] = []
         width = in_channels
-        for stage in self.WIDTHS:
+        for stage in widths or self.WIDTHS:
             for out in stage:
                 layers += [
                     nn.Conv2d(width, out, 3, padding=1, bias=False),
@@ -90,7 +96,7 @@ class VGG16(nn.Module):
                 width = out
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.fc1 = nn.Linear(512, 512)
+        self.fc1 = nn.Linear(width, 512)
         self.fc2 = nn.Linear(512, 512)
         self.dropout = nn.Dropout(0.2)
         self.fc3 = nn.Linear(512, num_classes)
@@ -202,6 +208,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": ResNet,
     "resnet18": partial(ResNet, widths=(64, 128, 256, 512), blocks=2),
 }
+
+
+def layout(name: str) -> torch.memory_format:
+    """The layout of the weights of a network by name: channels last for those of MODELS, whose code allows it; that of
+    your own stays as its factory leaves it."""
+    return torch.channels_last if name in MODELS else torch.preserve_format
 
 
 def build(name: str, *, num_classes: int = 10, in_channels: int = 1) -> nn.Module:

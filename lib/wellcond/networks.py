@@ -1,32 +1,38 @@
 """The trained network of a cell: trained once, and kept in results/local/weights by the hash of its specification.
 
-Cells that differ only in their seeds may be trained together, as one batched network; or several processes train one
-network (`distributed`): the first of them is then the runner, the others only train with it.
+An interrupted training goes on from its last epoch (`checkpoints`). Cells that differ only in their seeds may be
+trained together, as one batched network; or several processes train one network (`distributed`): the first of them is
+then the runner, the others only train with it.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import resource
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from wellcond import data, distributed, evaluate, models, paths, results
+from wellcond.checkpoints import Header, checkpoint_file, read_checkpoint, write_checkpoint
 from wellcond.convert import count_parameters
 from wellcond.ensemble import fit_together
 from wellcond.experiments import Cell
 from wellcond.jobs import OutOfTime
 from wellcond.methods import find
 from wellcond.provenance import environment
-from wellcond.train import STEPS, Diverged
+from wellcond.train import STEPS, Diverged, Keeper
 
 CURVE_IMAGES = 5000  # validation images behind the accuracy recorded after each epoch
 
@@ -59,6 +65,50 @@ def _peak_bytes(device: str) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+class _Kept:
+    """The Keeper of the training of some cells: the state of the training with the rows and the time so far."""
+
+    def __init__(self, cells: Sequence[Cell], device: str, deadline: float, networks: Sequence[nn.Module]) -> None:
+        self.key = [cell.spec_hash for cell in cells]
+        self.device, self.deadline, self.epochs = device, deadline, cells[0].train.epochs
+        images = [cell_data(cell, device).validation.first(CURVE_IMAGES) for cell in cells]
+        self.networks, self.images = networks, images
+        self.curves = [_epoch_rows(model, 0, part) for model, part in zip(networks, images, strict=True)]
+        self.spectra = [_spectra_rows(model, 0) for model in networks]
+        self.started, self.peak_bytes, self.interruptions = time.perf_counter(), 0, 0
+        title = cells[0].run_id + (f" and {len(cells) - 1} more" if len(cells) > 1 else "")
+        shown = sys.stderr.isatty() and parent_process() is None
+        self.bar = tqdm(total=self.epochs, unit="epoch", desc=title, leave=False, disable=not shown)
+
+    def restore(self) -> dict[str, Any] | None:
+        state = read_checkpoint(self.key, self.device)
+        if state is not None:
+            self.curves, self.spectra = state["curves"], state["spectra"]
+            self.started -= state["wall_s"]
+            self.peak_bytes, self.interruptions = state["peak_bytes"], state["interruptions"] + 1
+            self.bar.update(state["epoch"])
+        return state
+
+    def on_epoch(self, k: int, epoch: int, loss: float) -> None:
+        self.curves[k].append({"epoch": epoch, "layer": "", "quantity": "train_loss", "value": loss})
+        self.curves[k].extend(_epoch_rows(self.networks[k], epoch, self.images[k]))
+        self.spectra[k].extend(_spectra_rows(self.networks[k], epoch))
+
+    def keep(self, epoch: int, state: Mapping[str, Any]) -> None:
+        rows = {"curves": self.curves, "spectra": self.spectra, "interruptions": self.interruptions}
+        costs = {"wall_s": self.wall_s(), "peak_bytes": self.peak()}
+        write_checkpoint(Header(tuple(self.key), epoch, self.epochs), {**state, **rows, **costs})
+        self.bar.update()
+        if distributed.current().first(time.monotonic() > self.deadline):
+            raise OutOfTime
+
+    def wall_s(self) -> float:
+        return time.perf_counter() - self.started
+
+    def peak(self) -> int:
+        return max(self.peak_bytes, _peak_bytes(self.device))
+
+
 @dataclass
 class Trained:
     """A trained network, its curves, its singular values after each epoch, what the training cost and where it ran;
@@ -86,11 +136,11 @@ def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
     else:
         torch.manual_seed(cell.seed)  # the same draw for every method of a seed
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0]).to(device)
-    return _placed(find(cell.method).prepare(model, cell.settings), device)
+    return _placed(find(cell.method).prepare(model, cell.settings), cell, device)
 
 
-def _placed(model: nn.Module, device: str) -> nn.Module:
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+def _placed(model: nn.Module, cell: Cell, device: str) -> nn.Module:
+    return model.to(device=device, memory_format=models.layout(cell.model))  # type: ignore[call-overload, no-any-return]
 
 
 def _spectra_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
@@ -124,40 +174,34 @@ def _train(cells: Sequence[Cell], device: str, deadline: float) -> list[Trained]
         networks = [_initial(cell, device, deadline) for cell in cells]
     except Diverged as error:
         return [Trained(nn.Module(), [], [], math.nan, 0, environment(device), str(error)) for _ in cells]
-    datasets = [cell_data(cell, device) for cell in cells]
-    images = [dataset.validation.first(CURVE_IMAGES) for dataset in datasets]
     method = find(cells[0].method)
     processes = distributed.current()
     _reset_peak(device)
-    started = time.perf_counter()
-    curves = [_epoch_rows(model, 0, part) for model, part in zip(networks, images, strict=True)]
-    spectra = [_spectra_rows(model, 0) for model in networks]
+    kept = _Kept(cells, device, deadline, networks)
     diverged: list[Diverged | None] = [None for _ in cells]
-
-    def on_epoch(k: int, epoch: int, loss: float) -> None:
-        curves[k].append({"epoch": epoch, "layer": "", "quantity": "train_loss", "value": loss})
-        curves[k].extend(_epoch_rows(networks[k], epoch, images[k]))
-        spectra[k].extend(_spectra_rows(networks[k], epoch))
-        if processes.first(time.monotonic() > deadline):
-            raise OutOfTime
-
     if method.trains:
         processes.first(cells)
-        diverged = _fit(cells, networks, device, on_epoch)
+        with kept.bar:
+            diverged = _fit(cells, networks, device, kept.on_epoch, kept)
     if device == "cuda":
         torch.cuda.synchronize()
-    wall_s = (time.perf_counter() - started) / len(cells)
+    wall_s = kept.wall_s() / len(cells)
     shared = {"together": len(cells), "processes": processes.size if method.trains else 1}
     where = {**environment(device), **{key: n for key, n in shared.items() if n > 1}}
-    peak_bytes = _peak_bytes(device)
+    if kept.interruptions:
+        where["interruptions"] = kept.interruptions
     return [
-        Trained(method.finish(model.eval()), rows, sigmas, wall_s, peak_bytes, where, str(reason or ""))
-        for model, rows, sigmas, reason in zip(networks, curves, spectra, diverged, strict=True)
+        Trained(method.finish(model.eval()), rows, sigmas, wall_s, kept.peak(), where, str(reason or ""))
+        for model, rows, sigmas, reason in zip(networks, kept.curves, kept.spectra, diverged, strict=True)
     ]
 
 
 def _fit(
-    cells: Sequence[Cell], networks: Sequence[nn.Module], device: str, on_epoch: Callable[[int, int, float], None]
+    cells: Sequence[Cell],
+    networks: Sequence[nn.Module],
+    device: str,
+    on_epoch: Callable[[int, int, float], None],
+    keeper: Keeper | None = None,
 ) -> list[Diverged | None]:
     """`fit_together` as these cells want it; every process of a group calls it."""
     method, protocol, settings = find(cells[0].method), cells[0].train, cells[0].settings
@@ -186,6 +230,7 @@ def _fit(
         adversary=settings.adversary(),
         processes=processes,
         on_epoch=on_epoch,
+        keeper=keeper,
     )
 
 
@@ -222,10 +267,15 @@ def trained_together(cells: Sequence[Cell], device: str, deadline: float) -> lis
         for key in sorted(cell.spec_hash for cell in cells):  # sorted: two processes cannot wait for each other
             locks.enter_context(results.lock(f"weights-{key}"))
         new = [cell for cell in cells if not weights_file(cell).exists()]
+        if new and checkpoint_file([cell.spec_hash for cell in cells]).exists():
+            new = list(cells)  # interrupted between its last epoch and the last of the weights
         fresh = _train(new, device, deadline) if new else []
         found = {cell.spec_hash: network for cell, network in zip(new, fresh, strict=True)}
         for cell in new:
             _keep(cell, found[cell.spec_hash])
+        checkpoint_file([cell.spec_hash for cell in cells]).unlink(missing_ok=True)
+        if new:
+            checkpoint_file([cell.spec_hash for cell in new]).unlink(missing_ok=True)
     return [found.get(cell.spec_hash) or kept(cell, device) for cell in cells]
 
 
@@ -245,6 +295,15 @@ def kept(cell: Cell, device: str) -> Trained:
     return Trained(**{**saved, "model": model.eval()})
 
 
+def digest(model: nn.Module) -> str:
+    """The first 16 hex digits of the SHA-256 of the names and values of parameters and buffers."""
+    total = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
 def skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
     """A network of the cell's architecture and ranks, as it is trained or finished, with arbitrary weights."""
     dataset = cell_data(cell, device)
@@ -252,4 +311,4 @@ def skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0])
     method = find(cell.method)
     model = method.prepare(model, cell.settings)
-    return _placed(method.finish(model) if finished else model, device)
+    return _placed(method.finish(model) if finished else model, cell, device)

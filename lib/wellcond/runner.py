@@ -22,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from wellcond import data, distributed, evaluate, paths, results
+from wellcond.checkpoints import Journal, in_progress
 from wellcond.conditioning import condition_rows
 from wellcond.convert import count_flops, count_parameters, densify
 from wellcond.deployment import deploy
@@ -30,7 +31,7 @@ from wellcond.experiments import Cell, Experiment
 from wellcond.jobs import OutOfTime, carry_out, deadline_of, pick_device
 from wellcond.layers import low_rank_layers
 from wellcond.methods import find
-from wellcond.networks import Trained, cell_data, kept, skeleton, train_along, trained_together, weights_file
+from wellcond.networks import Trained, cell_data, digest, kept, skeleton, train_along, trained_together, weights_file
 from wellcond.provenance import environment, now
 from wellcond.results import Results, Row
 from wellcond.settings import SETTINGS
@@ -102,6 +103,7 @@ def run_cell(
         tqdm.write(f"{cell.run_id}: diverged ({network.diverged})", file=sys.stderr)
         return {"runs": [{**about, "status": "diverged"}], "curves": curves}
     tables: dict[str, list[Row]] = {"robustness": []}
+    journal = Journal(f"grid {digest(network.model)}", deadline)
     for attack in experiment.attack:
         images = dataset.test.first(attack.n_examples)
         wanted = {measurement.among(len(images)) for measurement in attack.measurements()}
@@ -110,7 +112,7 @@ def run_cell(
             tables["robustness"] += [known[m] for m in sorted(wanted)]
             continue
         curve = evaluate.robustness_curve(
-            network.model, images, attack.name, attack.eps, seed=cell.seed, **attack.options
+            network.model, images, attack.name, attack.eps, seed=cell.seed, once=journal.once, **attack.options
         )
         tables["robustness"] += curve
         if time.monotonic() > deadline:
@@ -205,6 +207,7 @@ def _run_batch(
             **environment(device),
         }
         results.save(folder, cell.run_id, tables, provenance)
+        Journal(f"grid {digest(network.model)}").close()
         _failure(folder, cell).unlink(missing_ok=True)
         yield cell.run_id
 
@@ -307,8 +310,8 @@ def load(experiment: Experiment, folder: Path | None = None) -> Results:
 
 
 def status() -> list[dict[str, Any]]:
-    """Per experiment of book/experiments: cells done, missing, diverged, failed."""
-    rows = []
+    """Per experiment of book/experiments: cells done, missing, diverged, failed, and those in progress."""
+    rows, begun = [], in_progress()
     for path in sorted(paths.experiments().glob("*.toml")):
         spec = Experiment.load(path.stem)
         folder = spec.folder()
@@ -326,6 +329,11 @@ def status() -> list[dict[str, Any]]:
                 "missing": missing,
                 "diverged": sorted(diverged),
                 "failed": failed,
+                "progress": {
+                    cell.run_id: begun[cell.spec_hash]
+                    for cell in cells
+                    if cell.spec_hash in begun and cell.run_id not in complete
+                },
             }
         )
     return rows

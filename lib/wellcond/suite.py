@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wellcond.attacks import ATTACKS, AttackKind, options_text, perturb, smallest_perturbation
 from wellcond.data import Images
-from wellcond.evaluate import attacked_together, predictions, survivors
+from wellcond.evaluate import Once, at_once, attacked_together, part_key, predictions, survivors
 from wellcond.outcomes import pack, pack_distances, unpack
 from wellcond.results import Measurement, measurement
 
@@ -79,7 +79,9 @@ def clean_row(model: nn.Module, images: Images) -> dict[str, Any]:
     return _row(CLEAN, "", 0.0, "", 0, alive)
 
 
-def attack_row(model: nn.Module, images: Images, trial: Trial, rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
+def attack_row(
+    model: nn.Module, images: Images, trial: Trial, rows: Sequence[Row], *, seed: int = 0, once: Once = at_once
+) -> dict[str, Any]:
     """The outcome of one trial: image i survives if it is classified correctly as it is and stands in the rows of what
     the attack follows and of smaller balls, and if it withstands the attack, now or in the row of a larger ball.
     rows: what is known of this network, the clean row included.
@@ -99,21 +101,29 @@ def attack_row(model: nn.Module, images: Images, trial: Trial, rows: Sequence[Ro
             elif _withstood(kind, trial, row):
                 withstood |= alive
     attacked = standing & ~withstood
-    after = survivors(kind, model, images, attacked, trial.eps, seed=seed, **dict(trial.options))
+    after = survivors(kind, model, images, attacked, trial.eps, seed=seed, once=once, **dict(trial.options))
     after |= standing & withstood
     row = _row(kind.name, kind.norm, trial.eps, trial.measurement.options, int(attacked.sum()), after)
     return {**row, "wall_s": time.perf_counter() - started}
 
 
-def distortion_row(model: nn.Module, images: Images, steps: int, *, seed: int = 0) -> dict[str, Any]:
+def distortion_row(
+    model: nn.Module, images: Images, steps: int, *, seed: int = 0, once: Once = at_once
+) -> dict[str, Any]:
     """The l2 distance of the smallest perturbation that DDN finds for each image: 0 where an image is misclassified as
     it is, inf where none is found. Columns: attack, norm, options, n_examples, distances, wall_s."""
     started = time.perf_counter()
     correct, _ = predictions(model, images)
     distances = torch.zeros(len(images), device=correct.device)
     for index in attacked_together(correct.nonzero().flatten()):
-        pixels = images.pixels(index)
-        distances[index] = smallest_perturbation(model, pixels, images.labels[index], steps=steps, seed=seed).float()
+
+        def smallest(index: Tensor = index) -> list[float]:
+            pixels, labels = images.pixels(index), images.labels[index]
+            found: list[float] = smallest_perturbation(model, pixels, labels, steps=steps, seed=seed).float().tolist()
+            return found
+
+        key = f"ddn steps={steps} seed={seed} images={part_key(index)}"
+        distances[index] = torch.tensor(once(key, smallest), device=distances.device)
     return {
         "attack": "ddn",
         "norm": "l2",
@@ -125,7 +135,13 @@ def distortion_row(model: nn.Module, images: Images, steps: int, *, seed: int = 
 
 
 def transfer_rows(
-    source: nn.Module, targets: Mapping[str, nn.Module], images: Images, trial: Trial, *, seed: int = 0
+    source: nn.Module,
+    targets: Mapping[str, nn.Module],
+    images: Images,
+    trial: Trial,
+    *,
+    seed: int = 0,
+    once: Once = at_once,
 ) -> list[dict[str, Any]]:
     """Images crafted on `source`, all of them, against each target; the source itself is the white-box attack.
 
@@ -135,11 +151,17 @@ def transfer_rows(
     images = images.first(trial.n_examples)
     alive = {name: torch.zeros(len(images), dtype=torch.bool, device=images.labels.device) for name in targets}
     for index in attacked_together(torch.arange(len(images), device=images.labels.device)):
-        x, y = images.pixels(index), images.labels[index]
-        crafted = perturb(kind, source, x, y, trial.eps, index=index, seed=seed, **dict(trial.options))
-        for name, target in targets.items():
+
+        def outcomes(index: Tensor = index) -> dict[str, list[int]]:
+            x, y = images.pixels(index), images.labels[index]
+            crafted = perturb(kind, source, x, y, trial.eps, index=index, seed=seed, **dict(trial.options))
             with torch.no_grad():
-                alive[name][index] = (target(crafted).argmax(1) == y) & (target(x).argmax(1) == y)
+                correct = {name: (f(crafted).argmax(1) == y) & (f(x).argmax(1) == y) for name, f in targets.items()}
+            return {name: [int(value) for value in bits] for name, bits in correct.items()}
+
+        about = f"transfer {','.join(targets)} {trial.measurement} seed={seed} images={part_key(index)}"
+        for name, bits in once(about, outcomes).items():
+            alive[name][index] = torch.tensor(bits, dtype=torch.bool, device=index.device)
     options = trial.measurement.options
     return [
         {"target": name, **_row(kind.name, kind.norm, trial.eps, options, len(images), alive[name])} for name in targets
