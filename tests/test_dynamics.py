@@ -13,7 +13,7 @@ import wellcond as wc
 from wellcond import analysis, dynamics, report
 from wellcond.comparison import Gap, wilson
 from wellcond.results import AFTERWARDS, COLUMNS, Results
-from wellcond.settings import SETTINGS, suffix
+from wellcond.settings import SETTINGS, suffix, title
 
 LAYERS = ("a", "b")
 
@@ -29,7 +29,12 @@ def network(method, seed, *, correct=980, deployed=500, ranks=(4, 4), kappa=4.0,
     first to the second; half of 100 validation images are wrong before training, and 20 and 4 after the epochs."""
     run_id = f"{method}{suffix(settings)}-s{seed}"
     about = {"run_id": run_id, "dataset": "digits", "model": "lenet5", "method": method, "seed": seed, "status": status}
-    about |= {"label": wc.METHODS[method].title(**settings), "spec_hash": "0", **dict.fromkeys(SETTINGS), **settings}
+    about |= {
+        "label": title(wc.METHODS[method].label, wc.METHODS[method].uses, settings),
+        "spec_hash": "0",
+        **dict.fromkeys(SETTINGS),
+        **settings,
+    }
     if status != "done":
         return {"runs": [about]}
     counts = {"n_test": 1000, "n_correct": correct, "n_params_dense": 1000, "n_params_deployed": deployed}

@@ -9,12 +9,14 @@ from torch.nn import functional as F
 
 from helpers import DOUBLE
 from wellcond import data, layers, methods, models, spectrum, stiefel
-from wellcond.adversarial import Adversary
+from wellcond.adversarial import Adversary, adversary_of
 from wellcond.constraint_sets import constraint_set
 from wellcond.convert import count_parameters
 from wellcond.deployment import deploy
+from wellcond.grids import check_settings
 from wellcond.method import Method, Settings, last_layer
 from wellcond.methods import METHODS
+from wellcond.settings import title
 
 EVERY = {
     "ratio": 0.8,
@@ -210,35 +212,34 @@ def test_last_layer_is_the_classifier():
 )
 def test_settings_are_checked(name, given, message):
     with pytest.raises(ValueError, match=message):
-        METHODS[name].check(given)
+        check_settings(METHODS[name], given)
 
 
 def test_every_method_accepts_its_own_settings():
     for method in METHODS.values():
         chosen = {key: value for key, value in EVERY.items() if key in method.uses}
-        method.check(chosen)
+        check_settings(method, chosen)
         if "ratio" in method.uses:
-            method.check({**{key: value for key, value in chosen.items() if key != "ratio"}, "rank": 20})
+            check_settings(method, {**{key: value for key, value in chosen.items() if key != "ratio"}, "rank": 20})
         if method.any_start:
-            method.check({**chosen, "decay": 10.0})
+            check_settings(method, {**chosen, "decay": 10.0})
         for given in ({"mix": 0.5, "radius": 0.1}, {"trades": 6.0, "radius": 0.1}) if method.trains else ():
-            method.check({**chosen, **given})
+            check_settings(method, {**chosen, **given})
         assert method.label
         assert method.summary.endswith(".")
         assert not method.starts_from or METHODS[method.starts_from].trains
 
 
 def test_settings_make_the_adversary():
-    assert Settings().adversary() is None
-    assert Settings(mix=0.5, radius=0.1).adversary() == Adversary("mix", 0.5, 0.1)
-    assert Settings(trades=6.0, radius=0.2).adversary() == Adversary("trades", 6.0, 0.2)
+    assert adversary_of({}) is None
+    assert adversary_of({"mix": 0.5, "radius": 0.1}) == Adversary("mix", 0.5, 0.1)
+    assert adversary_of({"ratio": 0.5, "trades": 6.0, "radius": 0.2}) == Adversary("trades", 6.0, 0.2)
 
 
 def test_titles_name_tau():
-    assert METHODS["condlr"].title(max_cond=1.1) == "CondLR, τ = 0.1"
-    assert METHODS["condlr"].title(max_cond=1.0) == "CondLR, τ = 0"
-    assert METHODS["condlr"].title(max_cond=math.inf) == "CondLR, τ = inf"
-    assert METHODS["dense"].title() == "dense SGD"
+    for value, text in ((1.1, "0.1"), (1.0, "0"), (math.inf, "inf")):
+        assert title("CondLR", {"ratio", "max_cond"}, {"max_cond": value}) == f"CondLR, τ = {text}"
+    assert title("dense SGD", (), {"max_cond": 1.1}) == "dense SGD"
 
 
 def test_registration(monkeypatch):

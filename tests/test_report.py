@@ -15,7 +15,7 @@ import wellcond as wc
 from wellcond import analysis, figures, report, tables
 from wellcond.comparison import Gap, wilson
 from wellcond.results import AFTERWARDS, COLUMNS, Results
-from wellcond.settings import SETTINGS
+from wellcond.settings import SETTINGS, title
 
 CONDLR = "CondLR, τ = 0.1, ratio 0.8"
 COUNTS = {"n_params_dense": 1000, "n_params_trained": 400, "n_params_deployed": 250, "rank_fraction": 0.2}
@@ -32,7 +32,7 @@ def cell(method, seed, n_correct, *, label=None, ratio=math.nan, max_cond=math.n
     """The rows of one cell; n_correct is None for one that diverged. A layer has the singular values κ and 1."""
     settings = "".join(f"-{k}{v:g}" for k, v in (("r", ratio), ("c", max_cond)) if not math.isnan(v))
     run_id = f"{method}{settings}-s{seed}"
-    label = label or wc.METHODS[method].title(max_cond=max_cond)
+    label = label or title(wc.METHODS[method].label, wc.METHODS[method].uses, {"max_cond": max_cond})
     about = {"dataset": "mnist", "model": "lenet5", "method": method, "label": label, "ratio": ratio}
     about |= {"run_id": run_id, "max_cond": max_cond, "seed": seed, "device": "cpu", "spec_hash": "0"}
     if n_correct is None:

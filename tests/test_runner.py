@@ -114,7 +114,7 @@ def test_rows_describe_the_network(complete):
     for cell in spec.cells():
         row, model = runs.loc[cell.run_id], weights[cell.run_id].model
         assert (row["dataset"], row["model"], row["method"], row["seed"]) == ("digits", "helpers:Tiny", cell.method, 0)
-        assert row["label"] == METHODS[cell.method].title(**cell.given)
+        assert row["label"] == cell.label
         assert row["epochs"] == (0 if cell.method == "svd" else 2)
         size = convert.count_parameters(model)
         found_sizes = row[["n_params_dense", "n_params_trained", "n_params_deployed", "rank_fraction"]].tolist()

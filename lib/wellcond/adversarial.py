@@ -15,7 +15,7 @@ hides nothing from it. (Madry's code attacks with the statistics of the batch.) 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -76,6 +76,10 @@ OBJECTIVES: dict[str, Objective] = {
 """The objectives by the setting that gives their weight."""
 
 
+SETTINGS = ("radius", *OBJECTIVES)
+"""The settings of a run that are the adversary's, whatever the method."""
+
+
 @dataclass(frozen=True)
 class Adversary:
     """objective: key of OBJECTIVES, with its weight (m or β); radius: ε >= 0 in units of the pixel range.
@@ -118,3 +122,18 @@ class Adversary:
     def loss(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
         """The mean over the batch that training minimizes."""
         return OBJECTIVES[self.objective].loss(model, x, adversarial, y, self.weight)
+
+
+def adversary_of(settings: Mapping[str, float]) -> Adversary | None:
+    """That of a run with these settings, whose objective is the one of mix and trades that is given; None without.
+
+    Raises ValueError, naming the setting, for a radius without an objective or the reverse, or two objectives.
+    """
+    given = [key for key in OBJECTIVES if key in settings]
+    if given and "radius" not in settings:
+        raise invalid("radius", None, f"given where {given[0]} is")
+    if "radius" in settings and not given:
+        raise invalid("radius", settings["radius"], f"absent without one of {' and '.join(OBJECTIVES)}")
+    if len(given) > 1:
+        raise invalid(given[1], settings[given[1]], f"absent where {given[0]} is given")
+    return Adversary(given[0], settings[given[0]], settings["radius"]) if given else None

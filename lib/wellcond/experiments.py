@@ -17,6 +17,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field, ValidationError
 
 from wellcond import paths
+from wellcond.adversarial import SETTINGS as ADVERSARIAL
+from wellcond.adversarial import Adversary, adversary_of
 from wellcond.data import DATASETS
 from wellcond.errors import invalid, unknown
 from wellcond.grids import (
@@ -33,7 +35,7 @@ from wellcond.grids import (
 from wellcond.method import Settings
 from wellcond.methods import METHODS, find
 from wellcond.results import Measurement
-from wellcond.settings import SETTINGS, suffix
+from wellcond.settings import SETTINGS, suffix, title
 
 
 class Cell(Strict):
@@ -72,11 +74,17 @@ class Cell(Strict):
 
     @property
     def settings(self) -> Settings:
-        return Settings(**self.given)
+        """Those of the method."""
+        return Settings(**{key: value for key, value in self.given.items() if key not in ADVERSARIAL})
+
+    @property
+    def adversary(self) -> Adversary | None:
+        """That of adversarial training."""
+        return adversary_of(self.given)
 
     @property
     def label(self) -> str:
-        return METHODS[self.method].title(**self.given)
+        return title(METHODS[self.method].label, METHODS[self.method].uses, self.given)
 
     def spec(self) -> dict[str, Any]:
         """Everything that determines the trained weights, defaults included, as JSON data without absent options."""

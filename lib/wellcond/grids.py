@@ -9,13 +9,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from wellcond.adversarial import SETTINGS as ADVERSARIAL
+from wellcond.adversarial import adversary_of
 from wellcond.attacks import ATTACKS, options_text
 from wellcond.compress import COMPRESSORS
 from wellcond.data import AUGMENTATIONS
 from wellcond.errors import unknown
+from wellcond.method import Method
 from wellcond.methods import find
 from wellcond.results import Measurement
-from wellcond.settings import SETTINGS
+from wellcond.settings import SETTINGS, check_setting
 
 
 def one_of(field: str, registry: Mapping[str, Any]) -> AfterValidator:
@@ -61,6 +64,16 @@ class Train(Strict):
         return value
 
 
+def check_settings(method: Method, given: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the setting, unless exactly what the method uses is given, and all in range; a method
+    that trains can be trained adversarially, with settings that are no concern of its own."""
+    adversarial = {key: value for key, value in given.items() if key in ADVERSARIAL and method.trains}
+    method.check({key: value for key, value in given.items() if key not in adversarial})
+    for key, value in given.items():
+        check_setting(key, value)
+    adversary_of(adversarial)
+
+
 class MethodGrid(Strict):
     """A method and the settings it is swept over; `train` overrides entries of the protocol for this method."""
 
@@ -91,7 +104,7 @@ class MethodGrid(Strict):
         method = find(self.name)
         for values in itertools.product(*(getattr(self, key) or (None,) for key in SETTINGS)):
             given = {key: value for key, value in zip(SETTINGS, values, strict=True) if value is not None}
-            method.check(given)
+            check_settings(method, given)
             yield given
 
 

@@ -7,25 +7,29 @@ the trained network of another method (`starts_from`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.adversarial import OBJECTIVES, Adversary
 from wellcond.errors import invalid
 from wellcond.layers import weight_layers
 from wellcond.optim import Group, LowRankSGD
-from wellcond.settings import check_setting, label_suffix
 
 Penalty = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The scientific knobs of a method; see `wellcond.settings`. Of ratio and rank, a truncated method has one."""
+    """The scientific knobs of a method. Of ratio and rank, a truncated method has one.
+
+    ratio in [0, 1): the fraction of the rank removed from every weight matrix; rank >= 1: the same rank in every layer;
+    max_cond >= 1: the bound on κ, the papers' 1 + τ; tolerance in [0, 1): the relative truncation error ϑ;
+    beta >= 0: the weight of a penalty; decay >= 1: α, the k-th singular value is multiplied by α^-k before training;
+    depth >= 1: the number of factors of every weight; fraction in (0, 1] and scale > 0: of a Frank-Wolfe set.
+    """
 
     ratio: float | None = None
     max_cond: float = math.inf
@@ -33,9 +37,6 @@ class Settings:
     tolerance: float = 0.0
     beta: float = 0.0
     decay: float = 1.0
-    mix: float | None = None
-    trades: float | None = None
-    radius: float = 0.0
     depth: int = 1
     fraction: float = 1.0
     scale: float = 1.0
@@ -43,21 +44,6 @@ class Settings:
     def size(self) -> dict[str, Any]:
         """The arguments of `factorize`: rank, or ratio (0 if there is neither)."""
         return {"rank": int(self.rank)} if self.rank is not None else {"ratio": self.ratio or 0.0}
-
-    def adversary(self) -> Adversary | None:
-        """That of adversarial training, whose objective is the one of mix and trades that is given."""
-        weights = {key: weight for key in OBJECTIVES if (weight := getattr(self, key)) is not None}
-        return next((Adversary(key, weight, self.radius) for key, weight in weights.items()), None)
-
-
-def _check_adversary(settings: dict[str, Any]) -> None:
-    given = [key for key in OBJECTIVES if key in settings]
-    if given and "radius" not in settings:
-        raise invalid("radius", None, f"given where {given[0]} is")
-    if "radius" in settings and not given:
-        raise invalid("radius", settings["radius"], f"absent without one of {' and '.join(OBJECTIVES)}")
-    if len(given) > 1:
-        raise invalid(given[1], settings[given[1]], f"absent where {given[0]} is given")
 
 
 def _no_penalty(settings: Settings) -> Penalty | None:
@@ -74,7 +60,7 @@ class Method:
     for ratio or rank); starts_from: "" or the method whose trained weights it starts from; trains: whether it then
     trains; optimizer: made from the groups with lr, momentum and weight_decay; penalty: what is added to the loss;
     finish: what becomes of the trained network;
-    any_start: whether the spectra of its start may be decayed. A method that trains can be trained adversarially."""
+    any_start: whether the spectra of its start may be decayed."""
 
     name: str
     label: str
@@ -100,11 +86,9 @@ class Method:
         plain = self.penalty is _no_penalty and not self.finishes
         return self.optimizer is LowRankSGD and plain and not self.starts_from and self.trains
 
-    def check(self, settings: dict[str, Any]) -> None:
-        """Raise ValueError, naming the setting, unless exactly the used settings are given and in range."""
+    def check(self, settings: Mapping[str, object]) -> None:
+        """Raise ValueError, naming the setting, unless exactly the used settings are given, decay besides."""
         allowed = {*self.uses, *(("decay",) if self.any_start else ())}
-        if self.trains:
-            allowed |= {"radius", *OBJECTIVES}
         if "ratio" in self.uses:
             allowed.add("rank")
             if settings.keys() >= {"ratio", "rank"}:
@@ -114,13 +98,6 @@ class Method:
         for key in self.uses - settings.keys():
             if key != "ratio" or "rank" not in settings:
                 raise invalid(key, None, f"given for {self.name}")
-        _check_adversary(settings)
-        for key, value in settings.items():
-            check_setting(key, value)
-
-    def title(self, **settings: float | None) -> str:
-        """The label with the settings that it shows: τ = max_cond - 1, β, ϑ."""
-        return self.label + label_suffix({key: value for key, value in settings.items() if key in self.uses})
 
 
 def last_layer(model: nn.Module) -> list[str]:

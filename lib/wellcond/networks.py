@@ -181,7 +181,7 @@ def _fit(
         warmup_start=1 / k,
         augment=protocol.augment,
         penalty=method.penalty(settings),
-        adversary=settings.adversary(),
+        adversary=cells[0].adversary,
         processes=processes,
         on_epoch=on_epoch,
     )

@@ -158,7 +158,7 @@ def _failures_noted(folder: Path, cells: Iterable[Cell]) -> Iterator[None]:
 
 def _alike(cell: Cell, other: Cell) -> bool:
     """Whether two cells differ only in their seeds, and can be trained as one batched network."""
-    alone = cell.settings.adversary() is not None or not find(cell.method).stackable
+    alone = cell.adversary is not None or not find(cell.method).stackable
     return not alone and cell.model_copy(update={"seed": other.seed}) == other
 
 

@@ -17,7 +17,7 @@ scale      w   > 0: the diameter of a Frank-Wolfe set in units of 2 E||W||_F, W 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from wellcond.errors import invalid
@@ -95,6 +95,11 @@ def parsed(run_id: str) -> dict[str, str | float | None]:
 def label_suffix(values: Mapping[str, float | None]) -> str:
     """ ", τ = 0.1": what the label of a method adds for its settings."""
     return "".join(s.label(v) for key, s in SETTINGS.items() if (v := values.get(key)) is not None and v == v)
+
+
+def title(label: str, uses: Collection[str], values: Mapping[str, float | None]) -> str:
+    """The label of a method with the settings that it shows: of those it uses, τ = max_cond - 1, β, ϑ, ..."""
+    return label + label_suffix({key: value for key, value in values.items() if key in uses})
 
 
 def name_suffix(values: Mapping[str, float | None]) -> str:
