@@ -12,13 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wellcond import paths, results
-from wellcond.attacks import ATTACKS
-from wellcond.compress import COMPRESSORS
-from wellcond.experiments import Experiment
-from wellcond.methods import METHODS
-from wellcond.runner import load
-from wellcond.settings import SETTINGS
+from study import paths
+from study.attacks.registry import ATTACKS
+from study.experiments.cells import load
+from study.experiments.specification import Experiment
+from study.results import store as results
+from study.settings import SETTINGS
+from wellcond.compression.compressors import COMPRESSORS
+from wellcond.methods.registry import METHODS
 
 COMMITTED = json.loads(Path(__file__).with_name("committed.json").read_text(encoding="utf-8"))
 
