@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wellcond import paths
-from wellcond.attacks import ATTACKS
-from wellcond.experiments import Experiment
-from wellcond.runner import run_experiment
+from study import paths
+from study.attacks.registry import ATTACKS
+from study.experiments.cells import run_experiment
+from study.experiments.specification import Experiment
 
 DOUBLE = torch.float64
 GRADIENT_ATTACKS = [  # AutoAttack and its parts take seconds

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
-from wellcond.errors import unknown
+from wellcond.errors import invalid, unknown
 from wellcond.layers import (
     LowRankConv2d,
     LowRankLayer,
@@ -28,13 +28,13 @@ from wellcond.layers import (
     matricize,
     weight_layers,
 )
-from wellcond.settings import check_setting
 from wellcond.tucker import Tucker2Conv2d
 
 
 def rank_for_ratio(ratio: float, full: int) -> int:
     """ceil((1 - ratio)·full), at least 1; ratio in [0, 1). Raises ValueError outside it."""
-    check_setting("ratio", ratio)
+    if not 0 <= ratio < 1:
+        raise invalid("ratio", ratio, "in [0, 1), the fraction of the rank that is removed")
     # 1e-9 absorbs the rounding of 1 - ratio: (1 - 0.7)·10 is 3.0000000000000004 in floating point
     return max(1, math.ceil((1 - ratio) * full - 1e-9))
 
@@ -129,7 +129,8 @@ def decay_spectra(model: nn.Module, alpha: float, skip: Iterable[str] = ()) -> n
     order of the singular values. skip: names of layers left alone. Returns the model.
     Raises ValueError if alpha < 1.
     """
-    check_setting("decay", alpha)
+    if not 1 <= alpha < math.inf:
+        raise invalid("decay", alpha, ">= 1")
     for name, layer in weight_layers(model).items():
         if name in {*skip} or alpha == 1:
             continue

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from wellcond.convert import replace_module, unparametrized
-from wellcond.dataflow import dataflow
 from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, low_rank_layers
+from wellcond.tracing import dataflow
 from wellcond.tucker import Tucker2Conv2d
 
 

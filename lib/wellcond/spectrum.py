@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wellcond import matrix_sign
-from wellcond.errors import unknown
+from wellcond.errors import invalid, unknown
 from wellcond.precision import svd, upcast
 from wellcond.products import matmul
-from wellcond.settings import check_setting
 
 
 def singular_values(A: Tensor) -> Tensor:
@@ -121,7 +120,8 @@ CLIP_RULES: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 def check_max_cond(max_cond: float) -> None:
     """Raise ValueError unless max_cond >= 1 (1 + τ with τ >= 0; inf means no constraint)."""
-    check_setting("max_cond", max_cond)
+    if not max_cond >= 1:
+        raise invalid("max_cond", max_cond, "a number >= 1 (the papers' 1 + tau, tau >= 0), or inf for no constraint")
 
 
 def clip_condition_number(S: Tensor, max_cond: float, rule: str = "nearest") -> Tensor:

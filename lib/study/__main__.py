@@ -1,0 +1,226 @@
+"""python -m study: run experiments, attack or compress their networks, show what is missing, measure costs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from study.allocator import keep_freed_memory
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m study", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("experiment", help="name of a file in book/experiments, or a path to a TOML file")
+    which.add_argument("--preset", default="paper", help="paper (default) or smoke")
+    which.add_argument(
+        "--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids, e.g. 'dense-*' '*-s0'"
+    )
+    how = argparse.ArgumentParser(add_help=False, parents=[which])
+    how.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    how.add_argument("--max-minutes", type=float, help="stop after this; what is unfinished goes on in the next run")
+    how.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default 1)")
+    run = commands.add_parser("run", parents=[how], help="fill in the missing cells of an experiment")
+    run.add_argument(
+        "--together", type=int, default=1, metavar="K", help="train K seeds at once, as one batch (default 1)"
+    )
+    run.add_argument(
+        "--rehearse", action="store_true", help="run all of it once with few images, epochs and steps, and keep nothing"
+    )
+    conditioning = commands.add_parser(
+        "conditioning",
+        parents=[which],
+        help="measure the relative condition number of the trained networks of an experiment",
+    )
+    conditioning.add_argument("--images", type=int, default=500, help="the first test images (default 500)")
+    attack = commands.add_parser(
+        "attack", parents=[how], help="measure the robustness of the trained networks of an experiment"
+    )
+    attack.add_argument("--attacks", nargs="+", default=[], metavar="GLOB", help="only these attacks of the suite")
+    compress = commands.add_parser(
+        "compress", parents=[how], help="compress the trained networks of an experiment, and measure"
+    )
+    compress.set_defaults(attacks=[])
+    status = commands.add_parser("status", help="cells done, missing, diverged and failed per experiment")
+    status.add_argument("--verbose", action="store_true", help="list the run_ids")
+    fetch = commands.add_parser("data", help="fetch data sets into the cache and check them")
+    fetch.add_argument("names", nargs="+", metavar="NAME")
+    bench = commands.add_parser("bench", help="measure what training and inference cost, as ratios to dense")
+    bench.add_argument(
+        "--table",
+        default="training",
+        help="training (default), integrators, roofline, pages, growth, retractions, ablation, lmo or lmo_growth",
+    )
+    nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18"
+    bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)
+    bench.add_argument("--ratio", nargs="+", type=float, default=[0.5, 0.8, 0.9], help="rank ratios removed")
+    bench.add_argument("--batch", type=int, default=128)
+    bench.add_argument("--repeats", type=int, default=15, help="interleaved rounds; medians are shown (default 15)")
+    bench.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    bench.add_argument("--json", action="store_true", help="print JSON rows instead of a table")
+    bench.add_argument("--save", action="store_true", help="also write results/bench/<device>/<table>.csv")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    import torch
+
+    from study.experiments.cells import run_experiment
+    from study.experiments.engines.local import pick_device
+    from study.experiments.rehearsal import rehearse
+    from study.experiments.specification import Experiment
+    from study.training import distributed
+
+    torch.set_num_threads(1)
+    spec = Experiment.load(options.experiment, options.preset)
+    device = pick_device(options.device)
+    if options.rehearse:
+        counts = rehearse(spec, device=device)
+        print(f"{spec.name}: rehearsed, " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        return
+    with distributed.joined(device) as processes:
+        found = run_experiment(
+            spec,
+            device=device,
+            max_minutes=options.max_minutes,
+            jobs=options.jobs,
+            only=options.only,
+            together=options.together,
+            progress=processes.rank == 0,
+        )
+    if processes.rank > 0:
+        return
+    print(f"{spec.name} ({spec.preset}): {len(found.runs)} cells done, {len(found.missing)} missing; {spec.folder()}")
+
+
+def _conditioning(options: argparse.Namespace) -> None:
+    from collections import Counter
+
+    import torch
+
+    from study.experiments.cells import measure_conditioning
+    from study.experiments.specification import Experiment
+
+    torch.set_num_threads(1)
+    spec = Experiment.load(options.experiment, options.preset)
+    outcome = measure_conditioning(spec, n_images=options.images, only=options.only)
+    for reason, count in Counter(outcome.values()).most_common():
+        print(f"{count} {'cell' if count == 1 else 'cells'}: {reason}")
+
+
+def _assess(options: argparse.Namespace) -> None:
+    import torch
+
+    from study.experiments.specification import Experiment
+    from study.experiments.tasks import COMPRESSION, ROBUSTNESS, assess, progress
+
+    torch.set_num_threads(1)
+    spec = Experiment.load(options.experiment, options.preset)
+    which = {"only": options.only, "attacks": options.attacks}
+    which["tables"] = {"attack": ROBUSTNESS, "compress": COMPRESSION}[options.command]
+    assess(spec, device=options.device, max_minutes=options.max_minutes, jobs=options.jobs, **which)
+    done, total = progress(spec, **which)
+    print(f"{spec.name} ({spec.preset}): {done} of {total} measurements on completed cells; {spec.folder()}")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from study.experiments.cells import status
+    from study.experiments.specification import Experiment
+    from study.experiments.tasks import progress
+
+    head = ("cells", "done", "missing", "diverged", "failed", "measured", "to measure")
+    print(f"{'experiment':<36}" + "".join(f" {name:>10}" for name in head))
+    for row in status():
+        measured, wanted = progress(Experiment.load(row["experiment"]))
+        counts = [row["cells"], row["done"], *(len(row[key]) for key in ("missing", "diverged", "failed"))]
+        counts += [measured, wanted - measured]
+        print(f"{row['experiment']:<36}" + "".join(f" {count:>10}" for count in counts))
+        for run_id, header in row["progress"].items():
+            print(f"  in progress: {run_id}, epoch {header.epoch} of {header.epochs}")
+        for key in ("missing", "diverged", "failed") if options.verbose else ():
+            for run_id in row[key]:
+                print(f"  {key}: {run_id}")
+
+
+def _data(options: argparse.Namespace) -> None:
+    from study.data import load
+
+    for name in options.names:
+        found = load(name)
+        print(f"{name}: {len(found.train) + len(found.validation)} + {len(found.test)} images, sha256 {found.sha256}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import json
+
+    import pandas as pd
+    import torch
+
+    from study import paths
+    from study.benches import tables as bench
+    from study.experiments.engines.local import pick_device
+    from study.results import store as results
+    from study.results.provenance import environment, now
+
+    torch.set_num_threads(1)
+    device = pick_device(options.device)
+    about = environment(device)
+    by_net = options.table in bench.BY_NET
+    shown = []
+    for net in options.net if by_net else options.net[:1]:
+        started = now()
+        rows = bench.measure(
+            options.table, net=net, ratios=options.ratio, batch=options.batch, repeats=options.repeats, device=device
+        )
+        shown += rows
+        if options.save:
+            command = f"python -m study bench --table {options.table} --save --device {device}"
+            provenance = {
+                "command": f"{command} --net {net} --batch {options.batch}" if by_net else command,
+                "repeats": options.repeats,
+                "started": started,
+                "finished": now(),
+                **about,
+            }
+            folder = paths.results() / "bench" / device
+            results.save_table(folder, options.table, rows, provenance, key="net" if by_net else "")
+    if options.json:
+        blank = [{key: None if value != value else value for key, value in row.items()} for row in shown]  # no NaN
+        print(json.dumps(blank, indent=1))
+    else:
+        print(pd.DataFrame(shown).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
+COMMANDS = {
+    "run": _run,
+    "conditioning": _conditioning,
+    "attack": _assess,
+    "compress": _assess,
+    "status": _status,
+    "data": _data,
+    "bench": _bench,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status. Bad input ends in one line on stderr."""
+    # before torch starts its thread pool: spinning threads cost far more than they bring on a shared machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler, which counts memory, reports every start otherwise
+    options = _parser().parse_args(arguments)
+    keep_freed_memory()
+    try:
+        COMMANDS[options.command](options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"wellcond: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("study: interrupted; run again to go on from the last epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Attacks and corruptions: what moves an image, and within which ball."""

@@ -1,0 +1,339 @@
+"""Adversarial attacks, through advertorch: white-box, untargeted, in pixel space, clipped to [0, 1].
+
+An attack maps (model, x, y, eps) to x' with ||x' - x|| <= eps in its norm. The model gets pixels: normalization is its
+own first layer, so eps is in units of the pixel range.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from study.attacks.corruptions import CORRUPTIONS, corrupt
+from study.attacks.image_gradient import QuickImageGradient
+from study.attacks.starts import image_generators
+from wellcond.errors import invalid, unknown
+
+
+def advertorch(name: str) -> ModuleType:
+    """Import advertorch.<name>. Version 0.2.3 imports a helper that torch has removed, so give it back first."""
+    import importlib
+
+    import torch.autograd.gradcheck  # noqa: F401
+
+    def zero_gradients(x: Tensor) -> None:
+        if x.grad is not None:
+            x.grad.detach_().zero_()
+
+    # the attribute torch.autograd.gradcheck is a function that hides the module of the same name
+    module = sys.modules["torch.autograd.gradcheck"]
+    if not hasattr(module, "zero_gradients"):
+        setattr(module, "zero_gradients", zero_gradients)  # noqa: B010
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"advertorch.{name}")
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode, no parameter gradients, quick ones by images; modes and requires_grad flags are restored."""
+    with advertorch("context").ctx_noparamgrad_and_eval(model), QuickImageGradient():
+        yield model
+
+
+Attack = Callable[..., Tensor]
+"""(model, x, y, *, eps, index, seed, ...) -> x'; index (B,): the numbers of the images, from which random starts are
+drawn, so that an image is attacked alike in any batch and on any device."""
+
+
+def _summed_loss(logits: Tensor, y: Tensor) -> Tensor:
+    # summed, so that the gradient of one image does not depend on the size of its batch
+    return F.cross_entropy(logits, y, reduction="sum")
+
+
+def _ascent_loss(logits: Tensor, y: Tensor) -> Tensor:
+    # advertorch divides an l2 gradient by max(norm, 1e-6): unscaled, the steps would all but vanish on an image that
+    # is classified with confidence, and the model would look robust there
+    return 1e12 * _summed_loss(logits, y)
+
+
+def _scaled_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """The loss of logits that are shifted and scaled to mean 0 and largest modulus 10, image by image.
+
+    Of large logits the softmax is saturated and the gradient of the loss rounds to zero; here it cannot.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    scale = centred.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
+    return _ascent_loss(10 * centred / scale, y)
+
+
+def _fgsm(loss: Callable[[Tensor, Tensor], Tensor] = _summed_loss) -> Attack:
+    def attack(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
+        adversary = advertorch("attacks").GradientSignAttack(model, loss_fn=loss, eps=float(eps))
+        return adversary.perturb(x, y)  # type: ignore[no-any-return]
+
+    return attack
+
+
+def random_start(x: Tensor, eps: float, norm: str, index: Tensor, seed: int) -> Tensor:
+    """δ (B, C, H, W) with x + δ in [0, 1], ‖δ‖ <= eps: uniform in the cube ("linf"); in the ball ("l2"), a normal
+    direction times eps u^(1/d) with u uniform in [0, 1]. Drawn image by image from (seed, index)."""
+    draws = []
+    for generator in image_generators(index, seed):
+        delta = torch.empty(x.shape[1:])
+        if norm == "linf":
+            draws.append(delta.uniform_(-1, 1, generator=generator))
+        else:
+            delta.normal_(generator=generator)
+            radius = torch.rand((), generator=generator) ** (1 / delta.numel())
+            draws.append(radius * delta / delta.norm())
+    start = eps * torch.stack(draws).to(x)
+    return (x + start).clamp(0, 1) - x
+
+
+def _pgd(norm: str, loss: Callable[[Tensor, Tensor], Tensor] = _ascent_loss) -> Attack:
+    def attack(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: float,
+        index: Tensor,
+        seed: int,
+        steps: int = 40,
+        relative_step: float = 2.5,
+        restarts: int = 1,
+    ) -> Tensor:
+        iterate = advertorch("attacks.iterative_projected_gradient").perturb_iterative
+        adversarial, left = x.clone(), torch.arange(len(x), device=x.device)
+        for restart in range(int(restarts)):
+            found = iterate(
+                x[left],
+                y[left],
+                model,
+                nb_iter=int(steps),
+                eps=float(eps),
+                eps_iter=relative_step * eps / steps,
+                loss_fn=loss,
+                ord=math.inf if norm == "linf" else 2,
+                delta_init=random_start(x[left], eps, norm, index[left], seed + 7919 * restart),
+            ).detach()
+            adversarial[left] = found
+            left = left[_correct(model, found, y[left])]
+            if not len(left):
+                break
+        return adversarial
+
+    return attack
+
+
+def _momentum(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int, steps: int, relative_step: float
+) -> Tensor:
+    adversary = advertorch("attacks").LinfMomentumIterativeAttack(
+        model, loss_fn=_ascent_loss, eps=float(eps), nb_iter=int(steps), eps_iter=relative_step * eps / steps
+    )
+    return adversary.perturb(x, y)  # type: ignore[no-any-return]
+
+
+def _autoattack(norm: str, **version: Any) -> Attack:
+    def attack(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: float,
+        index: Tensor,
+        seed: int,
+        iterations: int | None = None,
+        queries: int | None = None,
+    ) -> Tensor:
+        from pyautoattack import AutoAttack
+
+        adversary = AutoAttack(model, eps=eps, norm=norm, seed=seed, device=x.device, **version)
+        for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
+            part.n_iter = iterations or part.n_iter
+        adversary.square.n_queries = queries or adversary.square.n_queries
+        for part in (adversary, adversary.apgd, adversary.apgd_targeted):
+            part.logger = _SILENT  # what it warns of, `study.statistics.flags` finds in the tables
+        adversarial, _ = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
+        return adversarial  # type: ignore[no-any-return]
+
+    return attack
+
+
+def _square(norm: str) -> Attack:
+    return _autoattack(norm, version="custom", attacks=["square"])
+
+
+def _standard(norm: str) -> Attack:
+    return _autoattack(norm, version="standard")
+
+
+def _corruption(name: str) -> AttackKind:
+    def corruption(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
+        return corrupt(name, x, eps, index, seed=seed)
+
+    return AttackKind(name, "corruption", corruption, nested=False)
+
+
+_SILENT = logging.Logger("silent", logging.CRITICAL)
+
+
+def stride_free(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The model, whose images are contiguous, and so are the gradients that come back to them.
+
+    Attacks flatten gradients by ``view``, which fails on those of a network that has its channels last.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        x = x.contiguous()
+        if x.requires_grad:
+            x = x.view_as(x)  # a node of its own: a hook on a leaf would stay there
+            x.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
+        return model(x)
+
+    return forward
+
+
+@torch.no_grad()
+def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    correct: Tensor = model(x).argmax(1) == y
+    return correct
+
+
+@dataclass(frozen=True)
+class AttackKind:
+    """An attack of the registry: its norm, the call, its options with defaults, and whether eps-balls are nested.
+
+    nested: an image that falls at one eps has fallen at every larger one, since the smaller perturbation is allowed
+    there too, and one that withstands the larger ball has withstood the smaller; a single-step attack is reported at
+    each eps on its own. follows: cheaper attacks; an image which has fallen to one of them at the same eps need not be
+    attacked again.
+    """
+
+    name: str
+    norm: str
+    call: Attack
+    options: tuple[tuple[str, Any], ...] = ()
+    nested: bool = True
+    follows: tuple[str, ...] = ()
+
+
+_STEPS = (("steps", 40), ("relative_step", 2.5))
+_RESTARTS = (*_STEPS, ("restarts", 1))
+_QUERIES = (("queries", None),)
+_STANDARD = (("iterations", None), *_QUERIES)
+
+ATTACKS: dict[str, AttackKind] = {
+    kind.name: kind
+    for kind in (
+        AttackKind("fgsm", "linf", _fgsm(), nested=False),
+        AttackKind("pgd_linf", "linf", _pgd("linf"), _RESTARTS),
+        AttackKind("pgd_l2", "l2", _pgd("l2"), _RESTARTS),
+        AttackKind("mim_linf", "linf", _momentum, _STEPS, follows=("pgd_linf",)),
+        AttackKind("fgsm_scaled", "linf", _fgsm(_scaled_loss), nested=False),
+        AttackKind("pgd_linf_scaled", "linf", _pgd("linf", _scaled_loss), _RESTARTS),
+        AttackKind("pgd_l2_scaled", "l2", _pgd("l2", _scaled_loss), _RESTARTS),
+        AttackKind("square_linf", "linf", _square("Linf"), _QUERIES, follows=("pgd_linf",)),
+        AttackKind("square_l2", "l2", _square("L2"), _QUERIES, follows=("pgd_l2",)),
+        AttackKind("autoattack_linf", "linf", _standard("Linf"), _STANDARD, follows=("pgd_linf", "square_linf")),
+        AttackKind("autoattack_l2", "l2", _standard("L2"), _STANDARD, follows=("pgd_l2", "square_l2")),
+        *map(_corruption, CORRUPTIONS),
+    )
+}
+"""FGSM: x + eps sign ∇L (Goodfellow, 2015). PGD: `steps` projected steps of relative_step·eps/steps from `restarts`
+random starts in the ball (Madry, 2018). Momentum PGD: steps along the sign of Σ ∇L/‖∇L‖₁ (Dong, 2018). Square: a random
+search of 5,000 queries without gradients (Andriushchenko, 2020). AutoAttack: its standard version, APGD-CE, APGD-T,
+FAB-T and Square, 100 iterations each (Croce and Hein, 2020), by its authors' package. scaled: on scaled logits. Of
+corruptions, which know no network, eps is the severity, 0 to 5."""
+
+
+def perturb(
+    kind: AttackKind,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    *,
+    index: Tensor | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
+    """Adversarial images for x (B, C, H, W) in [0, 1] with labels y (B,), ||x' - x|| <= eps in kind.norm.
+
+    eps >= 0 in pixel units; eps = 0 returns x. index (B,): the numbers of the images, 0, 1, ... unless given; with the
+    seed they determine random starts. The model, x and the global random state are left as they were found.
+    Raises ValueError for eps < 0 or pixels outside [0, 1].
+    """
+    if not len(x):
+        return x.clone()
+    if not eps >= 0:
+        raise invalid("eps", eps, ">= 0, in units of the pixel range")
+    low, high = x.amin().item(), x.amax().item()
+    if low < 0 or high > 1:
+        raise invalid("x", f"[{low:.4g}, {high:.4g}]", "pixels in [0, 1]; put the normalization into the model")
+    if eps == 0:
+        return x.clone()
+    devices = [x.device] if x.is_cuda else []
+    index = torch.arange(len(x)) if index is None else index
+    with torch.random.fork_rng(devices), frozen(model), torch.enable_grad():
+        torch.manual_seed(seed)
+        settings = {**dict(kind.options), **options}
+        images = x.detach().contiguous().clone()
+        return kind.call(
+            stride_free(model), images, y, eps=eps, index=index.to(x.device), seed=seed, **settings
+        ).detach()
+
+
+def options_text(kind: AttackKind, options: Mapping[str, Any]) -> str:
+    """ "relative_step=2.5 restarts=1 steps=40": all options of an attack, its defaults included but for None, which
+    leaves a number to the authors of the attack.
+
+    Raises ValueError for an option that it does not have.
+    """
+    for name in options.keys() - dict(kind.options).keys():
+        raise unknown(f"option of {kind.name}", name, dict(kind.options))
+    chosen = {name: value for name, value in {**dict(kind.options), **options}.items() if value is not None}
+    return " ".join(f"{name}={value:g}" for name, value in sorted(chosen.items()))
+
+
+def smallest_perturbation(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 100, seed: int = 0) -> Tensor:
+    """‖x' - x‖₂ (B,) of the smallest perturbation found that changes the prediction, for images classified correctly;
+    inf where none is found.
+
+    The decoupled direction and norm attack (DDN; Rony, 2019) on 8-bit pixels.
+    """
+    if not len(x):
+        return torch.zeros(0, device=x.device)
+    with torch.random.fork_rng([x.device] if x.is_cuda else []), frozen(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it steps its scheduler before its optimizer
+        torch.manual_seed(seed)
+        with torch.enable_grad():
+            found = (
+                advertorch("attacks")
+                .DDNL2Attack(stride_free(model), nb_iter=steps)
+                .perturb(x.detach().contiguous().clone(), y)
+                .detach()
+            )
+        distance: Tensor = (found - x).flatten(1).norm(dim=1)
+        return distance.where(~_correct(model, found, y), torch.inf)
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """∂(cross-entropy)/∂x, shape of x."""
+    with frozen(model), torch.enable_grad():
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(_summed_loss(model(x), y), x)
+    return gradient

@@ -1,0 +1,1 @@
+"""What training and inference cost: clocks, and a table a question."""

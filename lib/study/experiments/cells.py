@@ -1,0 +1,351 @@
+"""Fill in the missing cells of an experiment: train, evaluate, attack, record.
+
+A cell is claimed by a lock, so several runners share the work; it is recorded only when complete, so an interrupted
+run is finished by running it again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+from torch import nn
+from tqdm import tqdm
+
+from study import data, paths
+from study.experiments.engines.local import carry_out, deadline_of, pick_device
+from study.experiments.specification import Cell, Experiment
+from study.experiments.weights import (
+    Trained,
+    cell_data,
+    digest,
+    kept,
+    skeleton,
+    train_along,
+    trained_together,
+    weights_file,
+)
+from study.measurement import accuracy as evaluate
+from study.measurement.conditioning import condition_rows
+from study.results import store as results
+from study.results.checkpoints import Journal, OutOfTime, in_progress
+from study.results.provenance import environment, now
+from study.results.store import Results, Row
+from study.settings import SETTINGS
+from study.training import distributed
+from wellcond.convert import count_flops, count_parameters, densify
+from wellcond.deployment import deploy
+from wellcond.errors import invalid, unknown
+from wellcond.layers import low_rank_layers
+from wellcond.methods.registry import find
+
+
+def _trained_parameters(cell: Cell, model: nn.Module, device: str) -> int:
+    """Of the network as it is trained: a product of factors has more than what becomes of it."""
+    unfinished = skeleton(cell, device, finished=False) if find(cell.method).finishes else model
+    return count_parameters(unfinished).trained
+
+
+def _run_row(cell: Cell, network: Trained, dataset: data.Data, device: str) -> dict[str, Any]:
+    model = network.model
+    counts = count_parameters(model)
+    score = evaluate.count_correct(model, dataset.test)
+    constrained = {name for name, layer in low_rank_layers(model).items() if layer.S is not None}
+    extremes = {
+        quantity: max(
+            (row["value"] for row in network.curves if row["layer"] in constrained and row["quantity"] == quantity),
+            default=math.nan,
+        )
+        for quantity in ("kappa", "orth_error")
+    }
+    return {
+        "rank_fraction": counts.rank_fraction,
+        "n_params_dense": counts.dense,
+        "n_params_trained": _trained_parameters(cell, model, device),
+        "n_params_deployed": counts.deployed,
+        "flops_dense": count_flops(densify(model), dataset.shape),
+        "flops_deployed": count_flops(deploy(model), dataset.shape),
+        "n_test": score.n,
+        "n_correct": score.n_correct,
+        "kappa_max": extremes["kappa"],
+        "orth_error_max": extremes["orth_error"],
+        "wall_s": network.wall_s,
+        "peak_bytes": network.peak_bytes,
+        "status": "done",
+    }
+
+
+def run_cell(
+    cell: Cell,
+    network: Trained,
+    experiment: Experiment,
+    device: str,
+    deadline: float = math.inf,
+    measured: Sequence[Row] = (),
+) -> dict[str, list[Row]]:
+    """Evaluate the trained network of one cell; returns the rows of every table.
+
+    A diverged cell has a row without counts. measured: rows of robustness.csv that the cell already has; an attack
+    with all its radii among them is not repeated.
+    """
+    dataset = cell_data(cell, device)
+    about = {
+        "run_id": cell.run_id,
+        "dataset": cell.dataset,
+        "model": cell.model,
+        "method": cell.method,
+        "label": cell.label,
+        **{key: getattr(cell, key) for key in SETTINGS},
+        "seed": cell.seed,
+        "epochs": cell.train.epochs if find(cell.method).trains else 0,
+        "device": device,
+        "spec_hash": cell.spec_hash,
+    }
+    curves: list[Row] = [{**row, "run_id": cell.run_id} for row in network.curves]
+    if network.diverged:
+        tqdm.write(f"{cell.run_id}: diverged ({network.diverged})", file=sys.stderr)
+        return {"runs": [{**about, "status": "diverged"}], "curves": curves}
+    tables: dict[str, list[Row]] = {"robustness": []}
+    journal = Journal(f"grid {digest(network.model)}", deadline)
+    for attack in experiment.attack:
+        images = dataset.test.first(attack.n_examples)
+        wanted = {measurement.among(len(images)) for measurement in attack.measurements()}
+        known = {results.measurement(row): row for row in measured}
+        if wanted <= known.keys():
+            tables["robustness"] += [known[m] for m in sorted(wanted)]
+            continue
+        curve = evaluate.robustness_curve(
+            network.model, images, attack.name, attack.eps, seed=cell.seed, once=journal.once, **attack.options
+        )
+        tables["robustness"] += curve
+        if time.monotonic() > deadline:
+            raise OutOfTime
+    tables["curves"] = curves
+    wanted_epochs = {*experiment.spectra_epochs, about["epochs"]}
+    tables["spectra"] = [row for row in network.spectra if row["epoch"] in wanted_epochs]
+    tables["runs"] = [{**about, **_run_row(cell, network, dataset, device)}]
+    return {table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()}
+
+
+def _failure(folder: Path, cell: Cell) -> Path:
+    return paths.local() / "failed" / folder.name / f"{cell.run_id}.txt"
+
+
+def _done(experiment: Experiment, folder: Path) -> set[str]:
+    return results.done(folder, experiment.hashes(), experiment.attacks())
+
+
+def selected(experiment: Experiment, only: Sequence[str]) -> list[Cell]:
+    """The cells whose run_id matches a pattern of `only`, in the order of the patterns; all if there is none."""
+    cells = {cell.run_id: cell for cell in experiment.cells()}
+    chosen: dict[str, Cell] = {} if only else cells
+    for pattern in only:
+        hits = fnmatch.filter(cells, pattern)
+        if not hits:
+            raise unknown("only", pattern, cells)
+        chosen.update({run_id: cells[run_id] for run_id in hits})
+    return list(chosen.values())
+
+
+@contextmanager
+def _failures_noted(folder: Path, cells: Iterable[Cell]) -> Iterator[None]:
+    """Write the traceback of an exception where `status` finds it."""
+    try:
+        yield
+    except OutOfTime:
+        raise
+    except Exception:
+        for failure in (_failure(folder, cell) for cell in cells):
+            failure.parent.mkdir(parents=True, exist_ok=True)
+            failure.write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def _alike(cell: Cell, other: Cell) -> bool:
+    """Whether two cells differ only in their seeds, and can be trained as one batched network."""
+    alone = cell.adversary is not None or not find(cell.method).stackable
+    return not alone and cell.model_copy(update={"seed": other.seed}) == other
+
+
+def _claim(
+    locks: ExitStack, experiment: Experiment, folder: Path, cell: Cell, cells: Sequence[Cell], together: int
+) -> list[Cell]:
+    """`cell` and up to together - 1 others like it, missing and now locked; empty if it is done or somebody else's."""
+
+    def lock(candidate: Cell) -> bool:
+        try:
+            locks.enter_context(results.lock(f"cell-{results.folder_key(folder)}-{candidate.run_id}", timeout=0))
+        except Timeout:
+            return False
+        return True
+
+    done = _done(experiment, folder)
+    if cell.run_id in done or not lock(cell):
+        return []
+    others = (other for other in cells if other != cell and _alike(cell, other) and other.run_id not in done)
+    claimed = [cell, *islice(filter(lock, others), together - 1)]
+    done = _done(experiment, folder)  # somebody else may have finished one before its lock was ours
+    return [candidate for candidate in claimed if candidate.run_id not in done]
+
+
+def _run_batch(
+    cells: Sequence[Cell], experiment: Experiment, folder: Path, device: str, deadline: float
+) -> Iterator[str]:
+    """Train cells that differ only in their seeds, measure and record one after the other, yielding its run_id."""
+    started = now()
+    with _failures_noted(folder, cells):
+        networks = trained_together(cells, device, deadline)
+    for cell, network in zip(cells, networks, strict=True):
+        with _failures_noted(folder, [cell]):
+            measured = results.measured_rows(folder, cell.run_id, cell.spec_hash)
+            tables = run_cell(cell, network, experiment, device, deadline, measured)
+        provenance = {
+            "spec": cell.spec(),
+            "spec_hash": cell.spec_hash,
+            "data_sha256": cell_data(cell, device).sha256,
+            "started": started,
+            "finished": now(),
+            "command": f"python -m study run {experiment.name} --preset {experiment.preset}",
+            "training": network.environment,  # of the weights, which may be older than their measurement
+            **environment(device),
+        }
+        results.save(folder, cell.run_id, tables, provenance)
+        Journal(f"grid {digest(network.model)}").close()
+        _failure(folder, cell).unlink(missing_ok=True)
+        yield cell.run_id
+
+
+def _work(
+    experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str] = (), together: int = 1
+) -> Iterator[str]:
+    """Run the missing cells that nobody else is running, yielding each run_id as it is recorded."""
+    cells = selected(experiment, only)
+    for cell in cells:
+        if time.monotonic() > deadline:
+            return
+        with ExitStack() as locks, suppress(OutOfTime):
+            batch = _claim(locks, experiment, folder, cell, cells, together)
+            if batch:
+                yield from _run_batch(batch, experiment, folder, device, deadline)
+
+
+def run_experiment(
+    experiment: Experiment,
+    folder: Path | None = None,
+    *,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    jobs: int = 1,
+    only: Sequence[str] = (),
+    together: int = 1,
+    progress: bool = True,
+) -> Results:
+    """Fill in the missing cells of `experiment` in `folder` (default: its own), and load what is there.
+
+    device: auto, cpu or cuda. max_minutes: start nothing after that time and drop what is unfinished. jobs: processes
+    of one thread each. only: glob patterns of run_ids, the first pattern first; all cells if empty. together: cells
+    that differ only in their seeds are trained so many at a time, which fills a GPU. An exception in a cell ends the
+    run; the finished cells stay. Where torch.distributed has a default group, all its processes call this and train
+    one network after the other, and the first one alone measures and records.
+    Raises ValueError for a device or folder that cannot be used, jobs < 1, together not an integer >= 1, more than
+    one of either for several processes, max_minutes <= 0, or a pattern that matches no cell.
+    """
+    device = pick_device(device)
+    processes = distributed.current()
+    deadline = deadline_of(jobs, max_minutes)
+    if not isinstance(together, int) or together < 1:
+        raise invalid("together", together, "an integer >= 1")
+    for field, value in (("jobs", jobs), ("together", together)):
+        if processes.size > 1 and value > 1:
+            raise invalid(field, value, f"1 for {processes.size} processes that train one network")
+    folder = folder or experiment.folder()
+    results.check_writable(folder)
+    environment(device)  # the commit now, not after somebody has edited the code under a long run
+    chosen = {cell.run_id for cell in selected(experiment, only)}
+    if processes.rank > 0:
+        train_along(device)
+        return load(experiment, folder)
+    finished = len(_done(experiment, folder) & chosen)
+    with tqdm(total=len(chosen), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
+        count = lambda: len(_done(experiment, folder) & chosen)  # noqa: E731
+        given = (experiment, folder, device, deadline, only, together)
+        carry_out(_work, *given, device=device, jobs=jobs, bar=bar, count=count)
+    processes.first([])  # the others may go
+    return load(experiment, folder)
+
+
+def measure_conditioning(
+    experiment: Experiment, folder: Path | None = None, *, n_images: int = 500, only: Sequence[str] = ()
+) -> dict[str, str]:
+    """Fill in conditioning.csv: κ_rel at the first n_images test images, and the factors of its bound.
+
+    For the completed cells (matching a pattern of `only`) that have not been measured and whose weights are kept; a
+    network is not trained for it. Returns {run_id: "measured", "known", "no weights" or why it was refused}.
+    Raises ValueError for a pattern that matches no cell, or n_images < 1.
+    """
+    if n_images < 1:
+        raise invalid("n_images", n_images, ">= 1")
+    folder = folder or experiment.folder()
+    found = load(experiment, folder)
+    known, done = set(found.conditioning["run_id"]), set(found.runs.loc[found.runs["status"] == "done", "run_id"])
+    outcome = {}
+    for cell in tqdm(selected(experiment, only), unit="cell", disable=not sys.stderr.isatty()):
+        if cell.run_id in known or cell.run_id not in done or not weights_file(cell).exists():
+            outcome[cell.run_id] = "known" if cell.run_id in known else "no weights"
+            continue
+        started = now()
+        try:
+            rows = condition_rows(kept(cell, "cpu").model, cell_data(cell, "cpu").test, n_images)
+        except ValueError as error:
+            outcome[cell.run_id] = str(error)
+            continue
+        command = f"python -m study conditioning {experiment.name} --preset {experiment.preset} --images {n_images}"
+        provenance = {"command": command, "started": started, "finished": now(), **environment("cpu")}
+        results.add(folder, cell.run_id, "conditioning", [{**row, "run_id": cell.run_id} for row in rows], provenance)
+        outcome[cell.run_id] = "measured"
+    return outcome
+
+
+def load(experiment: Experiment, folder: Path | None = None) -> Results:
+    """The completed cells of an experiment. Raises ValueError if the folder holds another specification of one."""
+    specs = {cell.run_id: cell.spec() for cell in experiment.cells()}
+    return results.load(folder or experiment.folder(), specs, experiment.hashes(), experiment.attacks())
+
+
+def status() -> list[dict[str, Any]]:
+    """Per experiment of book/experiments: cells done, missing, diverged, failed, and those in progress."""
+    rows, begun = [], in_progress()
+    for path in sorted(paths.experiments().glob("*.toml")):
+        spec = Experiment.load(path.stem)
+        folder = spec.folder()
+        cells = spec.cells()
+        complete = _done(spec, folder)
+        runs = results.read_runs(folder)
+        diverged = set(runs.loc[runs["status"] == "diverged", "run_id"]) & complete
+        failed = [cell.run_id for cell in cells if _failure(folder, cell).exists()]
+        missing = [cell.run_id for cell in cells if cell.run_id not in complete]
+        rows.append(
+            {
+                "experiment": spec.name,
+                "cells": len(cells),
+                "done": len(complete) - len(diverged),
+                "missing": missing,
+                "diverged": sorted(diverged),
+                "failed": failed,
+                "progress": {
+                    cell.run_id: begun[cell.spec_hash]
+                    for cell in cells
+                    if cell.spec_hash in begun and cell.run_id not in complete
+                },
+            }
+        )
+    return rows

@@ -1,0 +1,77 @@
+"""Work that is cut into pieces: on which device, until when, and by how many processes, which share it by locks."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from multiprocessing import get_context, parent_process
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from study.allocator import keep_freed_memory
+from study.results.provenance import environment
+from wellcond.errors import invalid
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is cuda where there is one. Raises ValueError for a device that torch does not have."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise invalid("device", device, "auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise invalid("device", device, "auto or cpu: torch sees no CUDA device")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent process to end, then end this one: for a thread of a worker."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # nothing is half-written: a cell is recorded by atomic replacement
+
+
+Work = Callable[..., Iterator[str]]
+"""Its arguments -> the run_id of each piece of work as it is recorded."""
+
+
+def _drain(work: Work, device: str, *given: Any) -> int:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    environment(device)  # as in the parent: the code that this process has loaded
+    return sum(1 for _ in work(*given))
+
+
+def carry_out(work: Work, *given: Any, device: str, jobs: int, bar: tqdm[Any], count: Callable[[], int]) -> None:
+    """Exhaust work(*given), here or, for jobs > 1, in so many spawned processes, which share the work by locks; the bar
+    follows what it yields, or count()."""
+    if jobs == 1:
+        for run_id in work(*given):
+            bar.update()
+            bar.set_postfix_str(run_id)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        workers = [pool.submit(_drain, work, device, *given) for _ in range(jobs)]
+        while not all(worker.done() for worker in workers):
+            started = time.monotonic()
+            bar.update(count() - bar.n)
+            # counting reads the tables: it may take a twentieth of one processor
+            wait(workers, timeout=max(1.0, 20 * (time.monotonic() - started)))
+        for worker in workers:
+            worker.result()
+        bar.update(count() - bar.n)
+
+
+def deadline_of(jobs: int, max_minutes: float | None) -> float:
+    """time.monotonic() in max_minutes from now, inf for None. Raises ValueError for jobs < 1 or max_minutes <= 0."""
+    if jobs < 1:
+        raise invalid("jobs", jobs, ">= 1")
+    if max_minutes is not None and not max_minutes > 0:
+        raise invalid("max_minutes", max_minutes, "> 0")
+    return math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes

@@ -1,0 +1,97 @@
+"""A rehearsal: an experiment as it will be run, with everything in it, and only the numbers small.
+
+Cut are the images, the epochs, the seeds and the steps of attacks; every method, setting, attack, option, measurement
+and data shape stays. So an hour of training does not end in an attack that cannot run.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from study import data
+from study.attacks.registry import ATTACKS
+from study.experiments.cells import measure_conditioning, run_experiment
+from study.experiments.specification import Experiment
+from study.experiments.tasks import assess, progress
+
+IMAGES = 8  # two batches of four
+FEW: dict[str, int] = {"steps": 2, "restarts": 2, "iterations": 1, "queries": 2}
+
+
+def _attack(grid: Mapping[str, Any]) -> dict[str, Any]:
+    names = dict(ATTACKS[grid["name"]].options)
+    options = {**grid["options"], **{key: few for key, few in FEW.items() if key in names}}
+    return {**grid, "options": options, "n_examples": None if grid["n_examples"] is None else IMAGES // 2}
+
+
+def _protocol(train: Mapping[str, Any], n_train: int) -> dict[str, Any]:
+    """Two epochs, in which there is a milestone where there was one, and a warm-up where there was one."""
+    short = {"epochs": 2, "batch_size": IMAGES // 2, "validation": IMAGES / n_train}
+    cut = {"milestones": (1,), "warmup": 1}
+    return {**train, **{k: v for k, v in short.items() if k in train}, **{k: v for k, v in cut.items() if train.get(k)}}
+
+
+def rehearsal(experiment: Experiment) -> Experiment:
+    """The experiment cut to a rehearsal of itself."""
+    whole = experiment.model_dump()
+    held_out = data.load(experiment.dataset, validation=0.0)
+    n_train = len(held_out.train)
+    few = {"n_examples": IMAGES // 2}
+    return Experiment.model_validate(
+        {
+            **whole,
+            "preset": "rehearsal",
+            "seeds": experiment.seeds[:1],
+            "n_train": IMAGES,
+            "n_test": IMAGES,
+            "train": _protocol(whole["train"], n_train),
+            "method": [{**m, "train": _protocol(m["train"], n_train)} for m in whole["method"]],
+            "attack": [_attack(attack) for attack in whole["attack"]],
+            "suite": [_attack(attack) for attack in whole["suite"]],
+            "transfer": whole["transfer"] and _attack(whole["transfer"]),
+            "confidence": whole["confidence"] and {**whole["confidence"], **few},
+            "distortion": whole["distortion"] and {**whole["distortion"], **few, "steps": FEW["steps"]},
+            "compression": [
+                {**c, "epochs": min(c["epochs"], 1), "attack": [_attack(attack) for attack in c["attack"]]}
+                for c in whole["compression"]
+            ],
+            "spectra_epochs": tuple(epoch for epoch in experiment.spectra_epochs if epoch <= 2),
+        }
+    )
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Results go to a folder that is gone afterwards."""
+    before = os.environ.get("WELLCOND_RESULTS")
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+        os.environ["WELLCOND_RESULTS"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["WELLCOND_RESULTS"]
+            else:
+                os.environ["WELLCOND_RESULTS"] = before
+
+
+def rehearse(experiment: Experiment, *, device: str = "auto", bar: bool = True) -> dict[str, int]:
+    """Run the rehearsal of an experiment: train, attack, compress, measure everything it declares, leaving nothing.
+
+    Returns how many "cells", "diverged" among them, and "measurements" there were. Raises what would end the real run.
+    """
+    short = rehearsal(experiment)
+    with _elsewhere():
+        found = run_experiment(short, device=device, progress=bar)
+        assess(short, device=device, bar=bar)
+        done, total = progress(short)
+        if done < total:
+            raise RuntimeError(f"{experiment.name}: {total - done} of {total} measurements were not made")
+        kept = measure_conditioning(short, n_images=2)
+        measured = sum(outcome == "measured" for outcome in kept.values())
+        diverged = int((found.runs["status"] == "diverged").sum())
+    return {"cells": len(found.runs), "diverged": diverged, "measurements": done + measured}

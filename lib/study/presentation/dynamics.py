@@ -1,0 +1,227 @@
+"""Tables and figures of what happens during training, and of networks of the same size. Never imports torch.
+
+The curves have a value per epoch, the spectra the singular values of some epochs, 0 (before training) and the last
+among them; the deployed size of a rank-adaptive method is a result of its training, not a setting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pandas.io.formats.style import Styler
+
+from study.presentation.figures import draw, layers_shown, spread
+from study.presentation.style import ATTACKS, finish, look, mean_std, number, panels, percent, table
+from study.presentation.tables import accuracy_text, attack_name
+from study.results.store import Results
+from study.settings import SETTINGS
+from study.statistics.frames import by_seed, compare, ordered, rates, summary, with_rates
+
+
+class Quantity(NamedTuple):
+    """What is drawn over the epochs: its axis, and whether that is logarithmic."""
+
+    axis: str
+    log: bool = True
+
+
+QUANTITIES = {
+    "kappa": Quantity("κ"),
+    "sigma_max": Quantity("largest singular value"),
+    "train_loss": Quantity("training loss"),
+    "error": Quantity("validation error, %"),
+    "accuracy": Quantity("validation accuracy, %", log=False),
+    "rank": Quantity("rank"),
+    "deployed": Quantity("deployed, % of dense"),
+}
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+def _validation(curves: pd.DataFrame, error: bool) -> pd.DataFrame:
+    """Rates in % on the validation images, with their Wilson intervals."""
+    at = ["run_id", "epoch"]
+    counts = curves[curves["quantity"] == "validation_n"][[*at, "value"]].rename(columns={"value": "n"})
+    frame = curves[curves["quantity"] == "validation_n_correct"].merge(counts, on=at)
+    hits = frame["n"] - frame["value"] if error else frame["value"]
+    return with_rates(frame.assign(hits=hits), "hits", "n").assign(value=lambda f: f["rate"])
+
+
+def history(results: Results, quantity: str, layer: str = "") -> pd.DataFrame:
+    """One row per (run, epoch): value, low, high of a key of QUANTITIES; of one layer, or the largest of all layers."""
+    curves = results.select("curves")
+    if quantity in ("accuracy", "error"):
+        return ordered(_validation(curves, quantity == "error"))
+    frame = curves[curves["quantity"] == {"deployed": "n_params_deployed"}.get(quantity, quantity)]
+    if quantity == "deployed":
+        dense = results.runs.set_index("run_id")["n_params_dense"].astype(float)
+        frame = frame.assign(value=100 * frame["value"] / frame["run_id"].map(dense))
+    if layer:
+        frame = frame[frame["layer"] == layer]
+    frame = frame.sort_values("value", na_position="first").drop_duplicates(["run_id", "epoch"], keep="last")
+    return ordered(frame.sort_values(["run_id", "epoch"]).assign(low=frame["value"], high=frame["value"]))
+
+
+# --- over the epochs -------------------------------------------------------------------------------------------------
+
+
+def _draw(ax: Axes, frame: pd.DataFrame, quantity: str) -> None:
+    last = frame["epoch"].max() if len(frame) else 1
+    draw(ax, frame, "epoch", "value", log=QUANTITIES[quantity].log, mark=max(1, int(last) // 5))
+    ax.set(xlabel="epoch", xlim=(-0.04 * last, 1.04 * last))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def plot_training(
+    results: Results, quantities: Sequence[str], layer: str = "", share: Literal["row", "none"] = "row"
+) -> Figure:
+    """Keys of QUANTITIES over the epochs: a row of panels each, and a column for each decay α of the start."""
+    frames = [history(results, quantity, layer) for quantity in quantities]
+    decays = sorted(results.runs["decay"].dropna().astype(float).unique()) or [math.nan]
+    titles = ["" if math.isnan(decay) else f"α = {decay:g}" for decay in decays]
+    titles += [""] * len(decays) * (len(quantities) - 1)
+    fig, axes = panels(titles, len(decays), 2.6 if len(quantities) == 1 else 2.1, share)
+    for i, ax in enumerate(axes):
+        (row, column), frame = divmod(i, len(decays)), frames[i // len(decays)]
+        alone = math.isnan(decays[column])
+        _draw(ax, frame if alone else frame[frame["decay"] == decays[column]], quantities[row])
+        ax.set_ylabel("" if column else QUANTITIES[quantities[row]].axis)
+        ax.set_xlabel("epoch" if row == len(quantities) - 1 else "")
+    return finish(fig)
+
+
+def plot_ranks(results: Results, layers: Sequence[str] = ()) -> Figure:
+    """The rank of each layer whose rank changes (or of those asked for), and the deployed parameters, over training."""
+    ranks = results.curves[results.curves["quantity"] == "rank"]
+    values = ranks.groupby("layer")["value"]
+    names = list(layers or layers_shown(ranks[values.transform("min") < values.transform("max")], (), 5))
+    fig, axes = panels([*(f"Rank of {name}" for name in names), "Deployed parameters, % of dense"], 2, 2.2, "none")
+    for ax, quantity, name in zip(axes, ["rank"] * len(names) + ["deployed"], [*names, ""], strict=True):
+        _draw(ax, history(results, quantity, name), quantity)
+    return finish(fig)
+
+
+def plot_spectra_over_training(results: Results, layer: str) -> Figure:
+    """All singular values of one layer at the recorded epochs, a panel for each configuration: geometric mean over
+    seeds, and their range."""
+    frame = ordered(results.select("spectra"))
+    frame = frame[(frame["layer"] == layer) & (frame["singular_value"] > 0)].assign(index=lambda f: f["index"] + 1)
+    labels = frame.groupby("name", sort=False)["label"].first()
+    epochs = sorted(frame["epoch"].unique())
+    colors = dict(zip(epochs, sns.color_palette("viridis_r", len(epochs)), strict=True))
+    fig, axes = panels(list(labels), 2, 1.9)
+    for i, (ax, name) in enumerate(zip(axes, labels.index, strict=True)):
+        for epoch, rows in frame[frame["name"] == name].groupby("epoch"):
+            line = spread(rows, "index", "singular_value", log=True)
+            label = f"epoch {epoch:g}" if epoch else "before training"
+            marker = "." if len(line) < 60 else ""
+            ax.plot(line["centre"], color=colors[epoch], marker=marker, linewidth=1.3, label=label)
+            ax.fill_between(line.index, line["low"], line["high"], color=colors[epoch], alpha=0.18, linewidth=0)
+        ax.set(yscale="log", xlabel="index i", ylabel="" if i % 2 else "σᵢ")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return finish(fig)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def decay_table(results: Results, attack: str = "pgd_linf") -> Styler:
+    """For each decay α and method: the largest κ of any layer and seed before training, during and after it; the test
+    accuracy, and that under an attack at its largest radius, mean ± standard deviation over seeds."""
+    largest = history(results, "kappa").groupby("name")["value"].max()
+    frame = summary(results).sort_values("decay", kind="stable", na_position="first")
+    radius = largest_radius(results, attack)
+    attacked = by_seed(results, attack, radius).T
+    texts = {
+        "method": frame["label"],
+        "α": frame["decay"].map(lambda decay: "–" if math.isnan(decay) else f"{decay:g}"),
+        "κ before training": frame["kappa_start"].map(number),
+        "largest κ": frame["name"].map(largest).map(number),
+        "κ after": frame["kappa"].map(number),
+        "test accuracy, % (seeds)": [accuracy_text(row) for row in frame.itertuples()],
+    }
+    if len(attacked):
+        found = {name: mean_std(row) for name, row in attacked.iterrows()}
+        texts[attack_name(attack, radius)] = frame["name"].map(found).fillna("–")
+    return table(pd.DataFrame(texts).astype(object))
+
+
+# --- the same size ---------------------------------------------------------------------------------------------------
+
+
+def largest_radius(results: Results, attack: str) -> float:
+    """The largest radius of an attack; nan if no network was attacked by it."""
+    measured = rates(results)
+    return float(measured.loc[measured["attack"] == attack, "eps"].max())
+
+
+def sizes(results: Results) -> pd.DataFrame:
+    """One row a trained network, with share, its deployed parameters in % of dense, and adaptive, whether training
+    chose them."""
+    runs = ordered(results.runs[results.runs["status"] == "done"])
+    return runs.assign(share=100 * runs["n_params_deployed"] / runs["n_params_dense"], adaptive=runs["tolerance"] > 0)
+
+
+def plot_accuracy_size(results: Results, attack: str = "pgd_linf") -> Figure:
+    """Accuracy, clean and under an attack at its largest radius, against deployed parameters: a point a configuration,
+    the mean over its seeds, with bars of one standard deviation and of the range of its sizes."""
+    share = sizes(results).set_index("run_id")["share"]
+    radius = largest_radius(results, attack)
+    measured = rates(results).assign(share=lambda frame: frame["run_id"].map(share))
+    fig, axes = panels(["Test accuracy", ATTACKS[attack] + (f", ε = {radius:g}" if radius > 0 else "")], 2, 3.2, "none")
+    for ax, (name, eps) in zip(axes, (("clean", 0.0), (attack, radius)), strict=True):
+        frame = measured[(measured["attack"] == name) & (measured["eps"] == eps)]
+        for label, rows in frame.groupby("label", sort=False):
+            seeds = rows.sort_values("share").groupby("name", sort=False)
+            at, std = seeds[["share", "rate"]].mean(), seeds["rate"].std().fillna(0)
+            _, color, marker, dash, fill = look(**rows.iloc[0][["method", *SETTINGS]])
+            drawn: Any = {"color": color, "marker": marker, "fillstyle": fill, "linestyle": dash}
+            ax.plot(at["share"], at["rate"], **drawn, linewidth=0.9, label=label)
+            ax.vlines(at["share"], at["rate"] - std, at["rate"] + std, color=color, linewidth=0.9)
+            ax.hlines(at["rate"], seeds["share"].min(), seeds["share"].max(), color=color, linewidth=0.9)
+        ax.set(xscale="log", xlabel="deployed parameters, % of dense")
+    axes[0].set_ylabel("accuracy, %")
+    return finish(fig)
+
+
+def matched(results: Results, within: float = 10.0) -> pd.DataFrame:
+    """Networks of the same size: for each rank-adaptive configuration, of each method of fixed rank the configuration
+    that is nearest in size, if its mean number of deployed parameters differs by at most `within` percent.
+
+    Columns: adaptive and fixed, full names; share, the size of the adaptive one in % of dense; difference, by how many
+    percent the fixed one is larger. If nothing is that near, fixed is "" and the difference is the smallest.
+    """
+    means = sizes(results).groupby(["name", "label", "adaptive"], sort=False, as_index=False)["share"].mean()
+    pairs = means[means["adaptive"]].merge(means[~means["adaptive"]], "cross", suffixes=("", "_fixed"))
+    pairs["difference"] = 100 * (pairs["share_fixed"] / pairs["share"] - 1)
+    distance = pairs["difference"].abs()
+    pairs = pairs.assign(fixed=pairs["name_fixed"].where(distance <= within, ""), distance=distance)
+    nearest = pairs.loc[distance.groupby([pairs["name"], pairs["label_fixed"]], sort=False).idxmin()]
+    partners = nearest[nearest["fixed"] != ""]
+    alone = nearest[~nearest["name"].isin(partners["name"])].sort_values("distance").drop_duplicates("name")
+    found = pd.concat([partners, alone]).sort_index().assign(adaptive=lambda frame: frame["name"])
+    chosen: pd.DataFrame = found[["adaptive", "fixed", "share", "difference"]].reset_index(drop=True)
+    return chosen
+
+
+def matched_table(results: Results, within: float = 10.0, attack: str = "pgd_linf") -> Styler:
+    """The pairs of `matched`, with the differences adaptive - fixed in points, seed by seed (`analysis.compare`)."""
+    radius = largest_radius(results, attack)
+    tests = {"test accuracy": ("clean", 0.0)} | ({attack_name(attack, radius): (attack, radius)} if radius > 0 else {})
+    rows = []
+    for pair in matched(results, within).to_dict("records"):
+        adaptive, fixed = pair["adaptive"], pair["fixed"]
+        sizes = [percent(share / 100) for share in (pair["share"], pair["share"] * (1 + pair["difference"] / 100))]
+        gaps = [str(compare(results, adaptive, fixed, *at)) if fixed else "–" for at in tests.values()]
+        names = f"{adaptive} − {fixed or f'(none within {within:g} %)'}"
+        rows.append([names, *sizes, *gaps])
+    columns = ["difference in points", "deployed, adaptive", "deployed, fixed", *tests]
+    return table(pd.DataFrame(rows, columns=columns))

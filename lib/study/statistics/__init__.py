@@ -1,0 +1,1 @@
+"""Intervals, tests and verdicts, on the tables of results."""

@@ -1,0 +1,246 @@
+"""What the tables of results say, as frames with a row for each network or configuration. Never imports torch.
+
+A configuration is a method with its settings (ratio, max_cond). Rates are computed here, from counts: a single count
+has a Wilson interval, several seeds have a mean and a sample standard deviation, and two configurations are compared
+seed by seed. A cell that is missing is "waiting", one that diverged is "diverged", never a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from study.presentation.style import LOOKS, look, mean_std
+from study.results.store import AFTERWARDS, COLUMNS, Results
+from study.settings import SETTINGS, label_suffix, name_suffix, parsed
+from study.statistics.comparison import Gap, student, wilson
+
+_TEXT = [
+    "run_id",
+    "dataset",
+    "model",
+    "method",
+    "label",
+    "device",
+    "status",
+    "spec_hash",
+    "layer",
+    "quantity",
+    "attack",
+    "norm",
+    "options",
+    "outcomes",
+    "distances",
+    "target",
+    "commit",
+]
+
+_DENSE = {"n_params_trained": "n_params_dense", "n_params_deployed": "n_params_dense", "flops_deployed": "flops_dense"}
+
+
+def ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """With a full name for each configuration, by method, then ratio and bound; numbers as floats."""
+    frame = frame.astype({column: float for column in frame if column not in _TEXT})
+    place = frame["method"].map({method: i for i, method in enumerate(LOOKS)}).fillna(len(LOOKS))
+    rows = frame[["label", *SETTINGS]].to_dict("records")
+    names = [f"{row['label']}{name_suffix(_numbers(row))}" for row in rows]
+    frame = frame.assign(name=pd.Series(names, frame.index, dtype=object), place=place)
+    by = ["place", "method", *SETTINGS]
+    return frame.sort_values(by, kind="stable", na_position="first", ignore_index=True).drop(columns="place")
+
+
+def _numbers(row: Mapping[Any, Any]) -> dict[str, float | None]:
+    return {key: row[key] for key in SETTINGS}
+
+
+def _settings(run_ids: Sequence[str]) -> pd.DataFrame:
+    """What a run_id spells out (condlr-r0.8-c1.1-s0), for a cell that has no row yet."""
+    rows = [parsed(run_id) for run_id in run_ids]
+    labels = [f"{look(str(row['method'])).label}{label_suffix(_numbers(row))}" for row in rows]
+    frame = pd.DataFrame(rows, columns=["method", *SETTINGS, "seed"], dtype=object)
+    return frame.assign(run_id=run_ids, label=pd.Series(labels, frame.index, dtype=object), status="waiting")
+
+
+# --- parts of results ------------------------------------------------------------------------------------------------
+
+ADVERSARIAL = ("mix", "trades", "radius")
+"""The settings of adversarial training."""
+
+
+def training(row: Mapping[Any, Any]) -> str:
+    """ "PGD-AT, ε = 0.1": how the network of a row was trained; "plain" without an adversary."""
+    return name_suffix({key: row[key] for key in ADVERSARIAL}).removeprefix(", ") or "plain"
+
+
+def trainings(results: Results) -> dict[str, Results]:
+    """The parts with plain training and with each adversarial one."""
+    absent = _settings(results.missing)
+    about = pd.concat([results.runs[["run_id", *ADVERSARIAL]], absent[["run_id", *ADVERSARIAL]]])
+    kinds = {row["run_id"]: training(row) for row in about.astype(dict.fromkeys(ADVERSARIAL, float)).to_dict("records")}
+    order = dict.fromkeys(kinds[run_id] for run_id in sorted(kinds, key=lambda run_id: kinds[run_id] != "plain"))
+    return {kind: restricted(results, {run_id for run_id, own in kinds.items() if own == kind}) for kind in order}
+
+
+def pick(
+    results: Results,
+    methods: Sequence[str] = (),
+    ratios: Sequence[float] = (),
+    bounds: Sequence[float] = (),
+    decays: Sequence[float] = (),
+) -> Results:
+    """The part with these methods, ratios, bounds on κ and decays α; what has no such setting stays."""
+
+    def chosen(frame: pd.DataFrame) -> list[str]:
+        keep = frame["method"].isin(methods or list(frame["method"]))
+        for column, allowed in (("ratio", ratios), ("max_cond", bounds), ("decay", decays)):
+            values = frame[column].astype(float)
+            keep &= values.isna() | values.isin(allowed or list(values))
+        return list(frame.loc[keep, "run_id"])
+
+    return restricted(results, {*chosen(results.runs), *chosen(_settings(results.missing))})
+
+
+def restricted(results: Results, run_ids: Collection[str]) -> Results:
+    """The part of these runs, done and missing."""
+    tables = {name: getattr(results, name) for name in (*COLUMNS, *AFTERWARDS)}
+    kept = {name: frame[frame["run_id"].isin(run_ids)] for name, frame in tables.items()}
+    return replace(results, missing=tuple(run_id for run_id in results.missing if run_id in run_ids), **kept)
+
+
+def attacked(results: Results) -> Results:
+    """The part that the attack suite has measured."""
+    return restricted(results, set(results.attacks["run_id"]))
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+def with_rates(frame: pd.DataFrame, counts: str = "n_correct", of: str = "n_examples") -> pd.DataFrame:
+    """With rate, low, high in %: a column of counts over another, and its Wilson interval."""
+    bounds = [wilson(k, n) for k, n in zip(frame[counts], frame[of], strict=True)]
+    low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
+    return frame.assign(rate=100 * frame[counts] / frame[of], low=low, high=high)
+
+
+def rate_text(rows: pd.DataFrame, separator: str = "<br>") -> str:
+    """Of `with_rates`: mean ± standard deviation over seeds, or one rate with its interval; of none, "waiting"."""
+    if rows.empty:
+        return "waiting"
+    if len(rows) > 1:
+        return mean_std(rows["rate"], 1)
+    return f"{{rate:.1f}}{separator}[{{low:.1f}}, {{high:.1f}}]".format(**rows.iloc[0])
+
+
+def rates(results: Results) -> pd.DataFrame:
+    """One row per (run, attack, eps) of what was measured after training, attack "clean" included: `with_rates`."""
+    runs = results.runs[results.runs["status"] == "done"]
+    clean = runs.assign(attack="clean", eps=0.0, n_examples=runs["n_test"])
+    attacked = results.select("robustness")
+    frame = pd.concat([part[attacked.columns.intersection(part.columns)] for part in (clean, attacked)])
+    return with_rates(ordered(frame))
+
+
+def suite_rates(results: Results) -> pd.DataFrame:
+    """One row per (run, attack, eps) of the attack suite: `with_rates`.
+
+    Of several rows of an attack at a radius, with other options, the one on the most images.
+    """
+    frame = ordered(results.select("attacks"))
+    frame = frame.sort_values("n_examples", ascending=False, kind="stable")
+    return with_rates(frame.drop_duplicates(["run_id", "attack", "eps"]).sort_index())
+
+
+def by_seed(results: Results, attack: str = "clean", eps: float = 0.0) -> pd.DataFrame:
+    """Rates in %: one row a seed, one column a configuration, by its full name; nan where there is none."""
+    frame = rates(results)
+    frame = frame[(frame["attack"] == attack) & np.isclose(frame["eps"], eps)]
+    names = list(dict.fromkeys(frame["name"]))
+    return frame.pivot_table(index="seed", columns="name", values="rate").reindex(columns=names)
+
+
+def compare(results: Results, first: str, second: str, attack: str = "clean", eps: float = 0.0) -> Gap:
+    """Two configurations, by full name. They share split and initial draw of a seed, so the differences are paired."""
+    found = by_seed(results, attack, eps)
+    pairs = (found.reindex(columns=[first])[first] - found.reindex(columns=[second])[second]).dropna()
+    return student(pairs.tolist())
+
+
+def kappas(results: Results) -> pd.DataFrame:
+    return ordered(results.select("curves").query("quantity == 'kappa'"))
+
+
+def final(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the last epoch of each run."""
+    return frame[frame["epoch"] == frame.groupby("run_id")["epoch"].transform("max")]
+
+
+def spectral(results: Results) -> pd.DataFrame:
+    """By run_id, after training: kappa, the largest κ of any layer, and gain, the product of all ‖W‖₂."""
+    values = final(results.spectra).astype({"singular_value": float}).groupby(["run_id", "layer"])["singular_value"]
+    kappa = (values.max() / values.min()).groupby("run_id").max()
+    return pd.DataFrame({"kappa": kappa, "gain": values.max().groupby("run_id").prod()})
+
+
+def with_spectra(results: Results, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the networks that have spectra, joined with `spectral` by run_id."""
+    measured = spectral(results)
+    joined: pd.DataFrame = frame[frame["run_id"].isin(measured.index)].join(measured, on="run_id")
+    return joined
+
+
+def sensitivity(results: Results, attack: str) -> pd.DataFrame:
+    """The rates under an attack at its largest radius, joined with `spectral`: one row a network."""
+    frame = rates(results)
+    frame = frame[frame["attack"] == attack]
+    largest = frame[frame["eps"] == frame["eps"].max()]
+    return with_spectra(results, largest)
+
+
+def summary(results: Results) -> pd.DataFrame:
+    """One row a configuration: cells done, diverged, waiting; accuracy (%); counts, and their ratios to dense.
+
+    kappa_max, orth_error_max: the largest κ(S) and orthogonality error of any constrained layer, epoch and seed;
+    kappa, kappa_start: the largest κ of any layer and seed after training and before it. Counts, and the rank kept, are
+    means over the seeds: those of a rank-adaptive method differ.
+    """
+    absent = _settings(results.missing).reindex(columns=results.runs.columns)
+    cells = ordered(pd.concat([part for part in (results.runs, absent) if len(part)] or [absent]))
+    start = kappas(results).query("epoch == 0").groupby("run_id")["value"].max()
+    cells = cells.assign(
+        accuracy=100 * cells["n_correct"] / cells["n_test"],
+        kappa=cells["run_id"].map(spectral(results)["kappa"]).astype(float),
+        kappa_start=cells["run_id"].map(start).astype(float),
+    )
+    groups = cells.groupby(cells["run_id"].astype(str).str.replace(r"-s\d+$", "", regex=True), sort=False)
+    frame = groups[["name", "method", "label", *SETTINGS]].first()
+    frame["rank_fraction"] = groups["rank_fraction"].mean()
+    for state in ("done", "diverged", "waiting"):
+        seeds = cells["seed"].map("{:.0f}".format).where(cells["status"] == state, "")
+        frame[state] = [[seed for seed in seeds.iloc[rows] if seed] for rows in groups.indices.values()]
+    frame["accuracy"], frame["accuracy_std"] = groups["accuracy"].mean(), groups["accuracy"].std()
+    for count, dense in _DENSE.items():
+        frame[count], frame[f"{count}_ratio"] = groups[count].mean(), groups[count].mean() / groups[dense].first()
+    extremes = groups[["kappa_start", "kappa", "kappa_max", "orth_error_max"]].max()
+    return pd.concat([frame, extremes, groups["wall_s"].mean()], axis=1).reset_index(drop=True)
+
+
+def waiting(results: Results) -> pd.DataFrame:
+    """The configurations with missing cells, and the seeds that are missing."""
+    frame = summary(results)
+    frame = frame[frame["waiting"].map(len) > 0]
+    return pd.DataFrame({"configuration": frame["name"], "seeds waiting": frame["waiting"].map(", ".join)})
+
+
+def progress(results: Results) -> str:
+    """Sentences: how many cells are done, waiting and diverged."""
+    diverged = list(results.runs.loc[results.runs["status"] == "diverged", "run_id"])
+    total = len(results.runs) + len(results.missing)
+    parts = [f"{len(results.runs) - len(diverged)} of {total} cells are computed"]
+    parts += [f"{len(results.missing)} are waiting"] if results.missing else []
+    parts += [f"{len(diverged)} diverged ({', '.join(diverged)})"] if diverged else []
+    note = " The loss of a diverged run stopped being finite; it has no numbers and enters no mean." if diverged else ""
+    return "; ".join(parts) + "." + note

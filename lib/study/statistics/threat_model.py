@@ -1,0 +1,94 @@
+"""What survives the strongest of several attacks: rates, and two networks compared image by image. Never imports torch.
+
+An image counts as robust if it survives every attack of a list, at a radius and at smaller ones; only networks that
+were measured under all of them are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from study.results.outcomes import unpack
+from study.results.store import Results
+from study.statistics.comparison import SeedComparison, over_seeds
+from study.statistics.frames import ordered, with_rates, with_spectra
+
+Bits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The strongest of several attacks at a radius, on the first n images."""
+
+    label: str
+    attacks: tuple[str, ...]
+    eps: float
+    n: int
+
+
+def threat(results: Results, label: str, *attacks: str, at_most: float = math.inf) -> Threat:
+    """The threat of these attacks at the largest radius up to at_most, and on the most images, that the results have of
+    each."""
+    rows = results.attacks[results.attacks["attack"].isin(attacks)].astype({"eps": float, "n_examples": int})
+    rows = rows[rows["eps"] <= at_most]
+    common = rows.groupby("eps")["attack"].nunique().loc[lambda kinds: kinds == len(attacks)]
+    if common.empty:
+        return Threat(label, attacks, math.nan, 0)
+    eps = float(common.index.max())
+    n = rows[rows["eps"] == eps].groupby("attack")["n_examples"].max().min()
+    return Threat(label, attacks, eps, int(n))
+
+
+def alive(row: Mapping[Any, Any], n: int) -> Bits:
+    """Which of the first n images survive, in a row of the table of attacks."""
+    return unpack(row["outcomes"], int(row["n_examples"]))[:n]
+
+
+def standing(rows: pd.DataFrame, n: int) -> Bits:
+    """Which of the first n images survive in all of these rows of the table of attacks."""
+    both: Bits = np.logical_and.reduce([alive(row, n) for row in rows.to_dict("records")])
+    return both
+
+
+def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
+    """{run_id: which of the first n images survive all attacks of the threat}, for runs measured under each of them."""
+    found = {}
+    frame = results.attacks[results.attacks["n_examples"].astype(float) >= threat.n]
+    for run_id, rows in frame.groupby("run_id", sort=False):
+        eps = rows["eps"].astype(float)
+        at = rows["attack"].isin(threat.attacks) & np.isclose(eps, threat.eps)
+        if set(rows.loc[at, "attack"]) == set(threat.attacks):
+            # FGSM at a smaller radius counts too: its images lie in the ball
+            inside = rows[(rows["attack"] == "clean") | (rows["attack"].isin(threat.attacks) & (eps <= threat.eps))]
+            found[str(run_id)] = standing(inside, threat.n)
+    return found
+
+
+def strongest(results: Results, threat: Threat) -> pd.DataFrame:
+    """One row a network: the settings and full name of its run, rate, low and high in % under a threat."""
+    found = survivors(results, threat)
+    runs = ordered(results.runs[results.runs["run_id"].isin(found)])
+    kept = [int(found[run_id].sum()) for run_id in runs["run_id"]]
+    return with_rates(runs.assign(n_robust=kept, n_examples=threat.n), "n_robust")
+
+
+def compare(results: Results, first: str, second: str, threat: Threat) -> SeedComparison:
+    """Two configurations, by full name, under a threat: paired image by image, and seed by seed."""
+    found, runs = survivors(results, threat), ordered(results.runs).to_dict("records")
+    first_seeds, second_seeds = (
+        {int(run["seed"]): found[run["run_id"]] for run in runs if run["name"] == name and run["run_id"] in found}
+        for name in (first, second)
+    )
+    return over_seeds(first_seeds, second_seeds)
+
+
+def exposed(results: Results, threat: Threat) -> pd.DataFrame:
+    """`strongest`, joined with the largest κ of a layer and the product of the spectral norms after training."""
+    return with_spectra(results, strongest(results, threat))

@@ -1,0 +1,1 @@
+"""The checks of the approximation theorem: flows, problems, a network of its own."""

@@ -1,0 +1,1 @@
+"""Training: the loop, against an adversary, several seeds or several processes at once."""

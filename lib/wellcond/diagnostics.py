@@ -1,0 +1,102 @@
+"""The spectrum, condition number and orthogonality error of every layer of a network, in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wellcond.convert import unparametrized
+from wellcond.layers import LowRankLayer, matricize, weight_layers
+from wellcond.spectrum import singular_values, spread
+from wellcond.stiefel import orthogonality_error
+from wellcond.tracing import dataflow
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One weight layer: all singular values of its matrix (of S where there is a core), κ, and for a U S Vᵀ layer the
+    larger orthogonality error of U and V (nan elsewhere). Computed in float64 from the stored numbers."""
+
+    spectrum: Tensor
+    kappa: float
+    orthogonality: float
+
+
+@torch.no_grad()
+def layer_reports(model: nn.Module) -> Mapping[str, LayerReport]:
+    """A report on every linear and convolution layer, by name."""
+    reports = {}
+    for name, layer in weight_layers(model).items():
+        orthogonality = math.nan
+        if isinstance(layer, LowRankLayer):
+            core = layer.core_matrix()
+            if core is None:
+                spectrum = layer.singular_values()
+            else:
+                spectrum = singular_values(core.double())
+                orthogonality = max(orthogonality_error(layer.U).item(), orthogonality_error(layer.V).item())
+        else:
+            spectrum = singular_values(matricize(layer.weight).double())
+        reports[name] = LayerReport(spectrum.cpu(), spread(spectrum).item(), orthogonality)
+    return reports
+
+
+@dataclass(frozen=True)
+class Affine:
+    """z -> W z + b: a weight layer with the batch normalization after it folded in, D W for W, and
+    the singular values of W that are nonzero to working precision, descending, with their right singular vectors Vᵀ."""
+
+    W: Tensor
+    b: Tensor
+    sigma: Tensor
+    Vt: Tensor
+
+    @property
+    def kappa(self) -> float:
+        """σ_max/σ_min over the nonzero singular values; inf if W = 0."""
+        return (self.sigma[0] / self.sigma[-1]).item() if len(self.sigma) else math.inf
+
+
+def in_double(model: nn.Module) -> nn.Module:
+    """A copy in float64 and evaluation mode, with plain weights and without gradients."""
+    return unparametrized(model).double().requires_grad_(False)
+
+
+def affine_layers(model: nn.Module) -> dict[str, Affine]:
+    """Every weight layer of a float64 model by name, with the batch normalization that `dataflow` finds after it."""
+    norms = dataflow(model).normalized
+    return {
+        name: _affine(layer, model.get_submodule(norms[name]) if name in norms else None)
+        for name, layer in weight_layers(model).items()
+    }
+
+
+def _affine(layer: nn.Module, norm: nn.Module | None) -> Affine:
+    assert isinstance(layer.weight, Tensor)
+    W, bias = matricize(layer.weight), layer.bias
+    b = bias if isinstance(bias, Tensor) else W.new_zeros(len(W))
+    if norm is not None:
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        D = (norm.running_var + norm.eps).rsqrt()
+        D = D if norm.weight is None else D * norm.weight
+        W, b = D[:, None] * W, D * (b - norm.running_mean)
+        b = b if norm.bias is None else b + norm.bias
+    _, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+    # Nonzero to working precision. A bound by Vᵀ holds however many are kept: ‖W z‖ >= σ_k ‖V_kᵀ z‖ for every k.
+    r = int((sigma > max(W.shape) * torch.finfo(W.dtype).eps * sigma[0]).sum())
+    return Affine(W, b, sigma[:r], Vt[:r])
+
+
+def effective_kappa(model: nn.Module) -> dict[str, float]:
+    """κ(D W) = σ_max/σ_min over the nonzero singular values, of every weight layer by name; inf if D W = 0.
+
+    D = diag(γ/sqrt(var + eps)) where batch normalization is the only reader of what the layer returns, which is what
+    `deploy` folds; D = I elsewhere. float64; any model.
+    """
+    return {name: layer.kappa for name, layer in affine_layers(in_double(model)).items()}

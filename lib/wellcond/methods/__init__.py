@@ -1,0 +1,27 @@
+"""How a network is trained: one file a method, with its mathematics, its words and its place in the registry."""
+
+from wellcond.methods import lorita
+from wellcond.methods.dynamical_low_rank import BUG
+from wellcond.methods.frank_wolfe import FrankWolfe, frank_wolfe_groups, shift_inside
+from wellcond.methods.method import Method, Settings
+from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
+from wellcond.methods.proximal import ProximalSGD
+from wellcond.methods.registry import METHODS, find, register
+from wellcond.tucker import Tucker2Conv2d
+
+__all__ = [
+    "BUG",
+    "METHODS",
+    "FrankWolfe",
+    "Method",
+    "ProximalSGD",
+    "Settings",
+    "Tucker2Conv2d",
+    "find",
+    "frank_wolfe_groups",
+    "lorita",
+    "register",
+    "robustness_regularizer",
+    "shift_inside",
+    "soft_orthogonality",
+]

@@ -1,0 +1,105 @@
+"""What a method of the study is: data, a way to prepare a network and the parameter groups of its optimizer.
+
+A method starts from the network as its constructor initialises it, the same draw for every method of a seed, or from
+the trained network of another method (`starts_from`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wellcond.errors import invalid
+from wellcond.layers import weight_layers
+from wellcond.optim import Group, LowRankSGD
+
+Penalty = Callable[[nn.Module], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The scientific knobs of a method. Of ratio and rank, a truncated method has one.
+
+    ratio in [0, 1): the fraction of the rank removed from every weight matrix; rank >= 1: the same rank in every layer;
+    max_cond >= 1: the bound on κ, the papers' 1 + τ; tolerance in [0, 1): the relative truncation error ϑ;
+    beta >= 0: the weight of a penalty; decay >= 1: α, the k-th singular value is multiplied by α^-k before training;
+    depth >= 1: the number of factors of every weight; fraction in (0, 1] and scale > 0: of a Frank-Wolfe set.
+    """
+
+    ratio: float | None = None
+    max_cond: float = math.inf
+    rank: int | None = None
+    tolerance: float = 0.0
+    beta: float = 0.0
+    decay: float = 1.0
+    depth: int = 1
+    fraction: float = 1.0
+    scale: float = 1.0
+
+    def size(self) -> dict[str, Any]:
+        """The arguments of `factorize`: rank, or ratio (0 if there is neither)."""
+        return {"rank": int(self.rank)} if self.rank is not None else {"ratio": self.ratio or 0.0}
+
+
+def _no_penalty(settings: Settings) -> Penalty | None:
+    return None
+
+
+def _as_trained(model: nn.Module) -> nn.Module:
+    return model
+
+
+@dataclass(frozen=True)
+class Method:
+    """name: key in METHODS; label: for figures; summary: one sentence; uses: the settings it needs ("ratio" stands
+    for ratio or rank); starts_from: "" or the method whose trained weights it starts from; trains: whether it then
+    trains; optimizer: made from the groups with lr, momentum and weight_decay; penalty: what is added to the loss;
+    finish: what becomes of the trained network;
+    any_start: whether the spectra of its start may be decayed."""
+
+    name: str
+    label: str
+    summary: str
+    prepare: Callable[[nn.Module, Settings], nn.Module]
+    groups: Callable[[nn.Module, Settings], list[Group]]
+    uses: frozenset[str] = frozenset()
+    starts_from: str = ""
+    trains: bool = True
+    optimizer: Callable[..., torch.optim.Optimizer] = LowRankSGD
+    penalty: Callable[[Settings], Penalty | None] = _no_penalty
+    finish: Callable[[nn.Module], nn.Module] = _as_trained
+    any_start: bool = True
+
+    @property
+    def finishes(self) -> bool:
+        """Whether the trained network becomes another one."""
+        return self.finish is not _as_trained
+
+    @property
+    def stackable(self) -> bool:
+        """Whether several seeds can be trained as one batched network."""
+        plain = self.penalty is _no_penalty and not self.finishes
+        return self.optimizer is LowRankSGD and plain and not self.starts_from and self.trains
+
+    def check(self, settings: Mapping[str, object]) -> None:
+        """Raise ValueError, naming the setting, unless exactly the used settings are given, decay besides."""
+        allowed = {*self.uses, *(("decay",) if self.any_start else ())}
+        if "ratio" in self.uses:
+            allowed.add("rank")
+            if settings.keys() >= {"ratio", "rank"}:
+                raise invalid("rank", settings["rank"], f"absent where ratio is given, for {self.name}")
+        for key in settings.keys() - allowed:
+            raise invalid(key, settings[key], f"absent: {self.name} has no such setting")
+        for key in self.uses - settings.keys():
+            if key != "ratio" or "rank" not in settings:
+                raise invalid(key, None, f"given for {self.name}")
+
+
+def last_layer(model: nn.Module) -> list[str]:
+    """The name of the last linear or convolution layer, the classifier, in a list; it is never truncated."""
+    return list(weight_layers(model))[-1:]

@@ -1,0 +1,75 @@
+"""Proximal gradient descent for the nuclear norm: SGD whose weights lose their small singular values.
+
+    W <- W - h m,   then, every `every` steps,   W <- argmin_X ||X - W||_F²/2 + t ||X||_*,   t = every · h · λ,
+
+h the learning rate: a splitting of the gradient flow of loss + λ Σ ||W||_* that is consistent for any `every`, and
+whose decompositions cost the less the larger it is. Singular values below t become exactly zero.
+
+Source: Cai, Candès, Shen, SIAM J. Optim. 20 (2010), for the map; Lions, Mercier, 1979, for the splitting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from wellcond.errors import invalid, unknown
+from wellcond.layers import matricize
+from wellcond.methods.sparsity import singular_value_threshold
+from wellcond.optim import CheckedOptimizer, Group, State, euclidean
+
+
+def _thresholded(group: Group, state: State) -> None:
+    euclidean(group, state)
+    for p in group["params"]:
+        steps = state[p]["steps"] = state[p].get("steps", 0) + 1
+        if steps % group["every"] == 0:
+            W = singular_value_threshold(matricize(p), group["every"] * group["lr"] * group["threshold"])
+            p.copy_(W.reshape(p.shape))
+
+
+UPDATES: dict[str, Callable[[Group, State], None]] = {"euclidean": euclidean, "thresholded": _thresholded}
+
+
+class ProximalSGD(CheckedOptimizer):
+    """Momentum SGD with the proximal map of the nuclear norm; see this module.
+
+    params: groups. Options of a group, with the defaults given here: lr > 0; momentum in [0, 1); weight_decay >= 0;
+    kind: a key of UPDATES, "thresholded" for weights of two or more dimensions; threshold: λ >= 0; every >= 1.
+    Raises ValueError, naming the option, for anything else.
+    """
+
+    updates = UPDATES
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.1,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        kind: str = "euclidean",
+        threshold: float = 0.0,
+        every: int = 10,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "kind": kind,
+            "threshold": threshold,
+            "every": every,
+        }
+        super().__init__(params, defaults)
+
+    def check(self, group: Group) -> None:
+        super().check(group)
+        if group["kind"] not in UPDATES:
+            raise unknown("kind", group["kind"], UPDATES)
+        if not group["threshold"] >= 0:
+            raise invalid("threshold", group["threshold"], ">= 0")
+        if not (group["every"] >= 1 and group["every"] == int(group["every"])):
+            raise invalid("every", group["every"], "a whole number >= 1")
+        flat = [tuple(p.shape) for p in group["params"] if p.ndim < 2]
+        if group["kind"] == "thresholded" and flat:
+            raise invalid("params", f"a tensor of shape {flat[0]}", "matrices or kernels in a thresholded group")

@@ -1,0 +1,189 @@
+"""The built book as a reader's browser sees it, without a network.  `make book` builds it; these tests only look."""
+
+import functools
+import http.server
+import inspect
+import os
+import shutil
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+import wellcond
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "build" / "site" / "_build" / "html"
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+)
+# No name but our own address resolves, so a page that needs anything from elsewhere fails here and now.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+]
+TOC = YAML(typ="safe").load(ROOT / "_toc.yml")
+CONFIG = YAML(typ="safe").load(ROOT / "_config.yml")
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+    pytest.mark.skipif(not (HTML / "index.html").exists(), reason="the book is not built; run make book"),
+]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site():
+    handler = functools.partial(QuietHandler, directory=HTML)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, site):
+    """A fresh page; afterwards, nothing may have failed, left the site, or reached the console."""
+    context = browser.new_context(base_url=site, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    complaints = []
+    page.on(
+        "console",  # the theme logs its mode
+        lambda message: message.type == "log" or complaints.append(f"console {message.type}: {message.text}"),
+    )
+    page.on("pageerror", lambda error: complaints.append(f"script error: {error}"))
+    page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    page.on("response", lambda response: response.ok or complaints.append(f"{response.status}: {response.url}"))
+    page.on(
+        "request",
+        lambda request: request.url.startswith((site, "data:", "blob:")) or complaints.append(f"left: {request.url}"),
+    )
+    yield page
+    context.close()
+    assert complaints == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_shows_its_figures_and_mathematics(page, name):
+    page.goto(f"/{name}.html", wait_until="load")
+    article = page.locator("article")
+    assert article.locator("h1").count() == 1
+    broken = article.locator("img").evaluate_all("images => images.filter(i => !i.naturalWidth).map(i => i.src)")
+    assert broken == []
+    formulas = article.locator(".math").count()
+    if formulas:
+        page.wait_for_function("MathJax.startup.promise.then(() => true)")
+        assert article.locator("mjx-container").count() >= formulas
+        assert article.locator("mjx-merror").count() == 0
+    assert article.locator(".problematic, .system-message, .docutils.error").count() == 0
+
+
+def test_front_page_is_reached_from_the_top_and_has_its_table(page):
+    page.goto("/")
+    page.wait_for_url(f"**/{TOC['root']}.html")
+    assert page.locator("article table tr").count() > 1
+
+
+def test_search_finds_a_word(page):
+    page.goto("/search.html?q=condition")
+    page.locator("#search-results li").first.wait_for()
+
+
+def test_dark_mode_toggles(page):
+    page.goto(f"/{TOC['root']}.html", wait_until="load")
+    button = page.locator(".theme-switch-button:visible").first
+    seen = set()
+    for _ in range(3):  # auto, light, dark
+        button.click()
+        seen.add(page.evaluate("document.documentElement.dataset.theme"))
+    assert seen == {"light", "dark"}
+
+
+def test_links_to_binder_and_colab_name_the_notebook(page):
+    name = PAGES[1]
+    page.goto(f"/{name}.html", wait_until="load")
+    links = page.locator("a").evaluate_all("links => links.map(link => link.href)")
+    # urlpath quotes the slashes
+    assert [link for link in links if "mybinder.org" in link and link.endswith(f"{name}.ipynb")]
+    assert [link for link in links if "colab.research" in link and link.endswith(f"/{name}.ipynb")]
+
+
+def public_names() -> set[str]:
+    """The names of the package, and those that its public modules define, as the page of reference spells them."""
+    names = set()
+    for name in wellcond.__all__:
+        value = getattr(wellcond, name)
+        if not inspect.ismodule(value):
+            names.add(f"wellcond.{name}")
+            continue
+        names.add(f"module-wellcond.{name}")
+        for key, member in vars(value).items():
+            own = inspect.isroutine(member) or inspect.isclass(member)
+            if own and member.__module__ == value.__name__ and key[0] != "_" and key not in wellcond.__all__:
+                names.add(f"wellcond.{name}.{key}")
+    return names
+
+
+def test_reference_has_every_public_name_and_its_source(page):
+    page.goto("/book/reference.html", wait_until="load")
+    ids = page.locator("article [id]").evaluate_all("elements => elements.map(e => e.id)")
+    assert public_names() <= set(ids)
+    entries = page.locator("article dt.sig")
+    links = entries.locator(".viewcode-link").evaluate_all("spans => spans.map(s => s.closest('a').href)")
+    assert len(links) == entries.count()
+    prefix = f"{CONFIG['repository']['url']}/blob/{CONFIG['repository']['branch']}/"
+    assert all(link.startswith(prefix) for link in links)
+    assert (
+        page.locator("article a[href='#wellcond.compression.COMPRESSORS'] code.py-obj").count() > 0
+    )  # a key of COMPRESSORS
+    assert all((ROOT / link.removeprefix(prefix).partition("#")[0]).exists() for link in links)
+
+
+def test_reference_keeps_the_layout_of_equations(page):
+    page.goto("/book/reference.html", wait_until="load")
+    table = next(
+        block
+        for block in inspect.cleandoc(wellcond.methods.frank_wolfe.__doc__).split("\n\n")
+        if block.startswith("    rescale")
+    )
+    shown = page.locator("article pre", has_text="fast_gradient")
+    assert shown.inner_text().rstrip("\n") == textwrap.dedent(table)
+    assert shown.evaluate("pre => getComputedStyle(pre).whiteSpace") == "pre"
+
+
+@pytest.mark.parametrize("width", [1280, 400, 360])
+def test_reference_is_not_wider_than_the_screen(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto("/book/reference.html", wait_until="load")
+    page.wait_for_function("MathJax.startup.promise.then(() => true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_site_mentions_no_path_of_this_machine():
+    pages = [*HTML.rglob("*.html"), *HTML.rglob("*.ipynb"), HTML / "searchindex.js"]
+    assert [str(path) for path in pages if str(ROOT) in path.read_text(encoding="utf-8")] == []

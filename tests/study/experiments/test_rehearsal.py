@@ -1,0 +1,71 @@
+"""Every experiment of the book, rehearsed: its paper preset with everything in it, and only the numbers small."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from study import data, paths
+from study import networks as models
+from study.data import Source
+from study.experiments.rehearsal import IMAGES, rehearsal, rehearse
+from study.experiments.specification import Experiment
+
+EXPERIMENTS = sorted(path.stem for path in paths.experiments().glob("*.toml"))
+
+
+def hundred_classes():
+    arrays = data._digits(32, 3)
+    return {**arrays, **{key: (np.arange(len(arrays[key])) % 100).astype(np.uint8) for key in ("y_train", "y_test")}}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Embedded images in the shapes of MNIST and CIFAR, and the networks as they are but narrow."""
+    shapes = {
+        "mnist": Source(10, arrays=lambda: data._digits(28, 1)),
+        "cifar10": Source(10, arrays=lambda: data._digits(32, 3)),
+        "cifar100": Source(100, arrays=hundred_classes),
+    }
+    narrow = {
+        "vgg16": partial(models.VGG16, widths=[[8] * len(stage) for stage in models.VGG16.WIDTHS]),
+        "wrn16_4": partial(models.WideResNet, widen=1),
+        "resnet18": partial(models.ResNet, widths=(8, 8, 16, 16), blocks=2),
+    }
+    for name, source in shapes.items():
+        monkeypatch.setitem(data.DATASETS, name, source)
+    for name, factory in narrow.items():
+        monkeypatch.setitem(models.MODELS, name, factory)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_rehearsal_cuts_numbers_and_nothing_else(name):
+    whole = Experiment.load(name)
+    short = rehearsal(whole)
+    assert [c.run_id for c in short.cells()] == [c.run_id for c in whole.cells() if c.seed == whole.seeds[0]]
+    assert (short.n_train, short.n_test, short.train.epochs) == (IMAGES, IMAGES, 2)
+    for field in ("attack", "suite"):
+        assert [(g.name, g.eps, g.options.keys() - {"steps", "restarts", "iterations", "queries"})
+                for g in getattr(short, field)] == [
+            (g.name, g.eps, g.options.keys() - {"steps", "restarts", "iterations", "queries"})
+            for g in getattr(whole, field)
+        ]  # fmt: skip
+    for field in ("confidence", "distortion", "transfer"):
+        assert (getattr(short, field) is None) == (getattr(whole, field) is None)
+    assert [(c.compressor, c.amount, c.phases, c.reestimated) for c in short.compression] == [
+        (c.compressor, c.amount, c.phases, c.reestimated) for c in whole.compression
+    ]
+    for mine, theirs in zip(short.cells(), whole.cells(), strict=False):
+        changed = {key for key, value in mine.train.model_dump().items() if value != getattr(theirs.train, key)}
+        assert changed <= {"epochs", "batch_size", "validation", "milestones", "warmup"}
+        assert bool(mine.train.milestones) == bool(theirs.train.milestones)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_can_be_run_to_its_end(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "results"))
+    experiment = Experiment.load(name)
+    counts = rehearse(experiment, device="cpu", bar=False)
+    assert counts["cells"] == len(rehearsal(experiment).cells())
+    assert counts["diverged"] == 0
+    assert not (tmp_path / "results").exists()  # nothing stays
