@@ -33,10 +33,11 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check lib tests book/*.py
 	$(BIN)/ruff format --check lib tests book/*.py
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 lock: $(BIN)/uv ## rewrite requirements.lock, keeping its pins where they fit (UPGRADE=--upgrade takes the newest)
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-		--generate-hashes --no-annotate --custom-compile-command 'make lock' $(UPGRADE) \
+		--generate-hashes --no-annotate --no-emit-package wellcond --custom-compile-command 'make lock' $(UPGRADE) \
 		--group install --group book --group test --group lint pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was built and cached (not the environment)
@@ -54,7 +55,7 @@ $(BIN)/uv:
 
 # --python: without it uv would install into an environment that happens to be active.  The lock is also the build
 # constraint, so that advertorch is built by the locked setuptools.
-$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/uv
+$(INSTALLED): requirements.lock pyproject.toml lib/pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --build-constraints requirements.lock requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable lib --editable .
 	@touch $@

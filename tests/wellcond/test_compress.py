@@ -14,7 +14,8 @@ from helpers import DOUBLE, Tiny, generator
 from study.networks import VGG16, LeNet5, ResNet, WideResNet
 from wellcond.compression.compressors import COMPRESSORS, compress, iterated, ranked, reestimate_batch_norm
 from wellcond.compression.units import channels
-from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
+from wellcond.convert import densify, factorize, rank_for_ratio
+from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankLayer, low_rank_layers, matricize, weight_layers
 

@@ -41,8 +41,8 @@ from study.networks import Normalize
 from wellcond.diagnostics import Affine, affine_layers, in_double
 from wellcond.errors import invalid
 from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, weight_layers
+from wellcond.methods.tucker import Tucker2Conv2d
 from wellcond.tracing import dataflow
-from wellcond.tucker import Tucker2Conv2d
 
 CHUNK = 50  # points at a time; it changes the memory used, not the result
 

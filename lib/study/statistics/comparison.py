@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import bdtr, ndtri, stdtrit
 
@@ -182,3 +183,11 @@ def holm(p_values: Iterable[float]) -> NDArray[np.float64]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]))
     return adjusted
+
+
+def mean_std(values: Iterable[float], digits: int = 2) -> str:
+    """ "98.93 ± 0.05": mean and sample standard deviation; the mean alone of one value; "–" of none."""
+    known = pd.Series(list(values), dtype=float).dropna()
+    if known.empty:
+        return "–"
+    return f"{known.mean():.{digits}f}" + (f" ± {known.std():.{digits}f}" if len(known) > 1 else "")

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.compression.units import Channels, channels
-from wellcond.convert import count_parameters, densify, factorize, matching, replace_module
+from wellcond.convert import densify, factorize, matching, replace_module
+from wellcond.counts import count_parameters
 from wellcond.errors import invalid, unknown
 from wellcond.layers import low_rank_layers, matricize, weight_layers
 

@@ -33,6 +33,7 @@ from study.presentation.conditioning import (
 )  # fmt: skip
 from wellcond.diagnostics import effective_kappa
 from wellcond.layers import LowRankConv2d, LowRankLinear
+from wellcond.methods.tucker import Tucker2Conv2d
 
 
 class Narrow(models.VGG16):
@@ -501,7 +502,7 @@ def test_correlations_of_nothing():
 def test_tucker_kernels_and_spectral_normalization_have_their_factors():
     torch.manual_seed(0)
     net = study.build("lenet5")
-    tucker = wc.factorize(net, ratio=0.5, tucker=True)
+    tucker = wc.factorize(net, ratio=0.5, convolution=Tucker2Conv2d)
     normalized = copy.deepcopy(net)
     for layer in wc.weight_layers(normalized).values():
         nn.utils.parametrizations.spectral_norm(layer)
