@@ -12,6 +12,9 @@ PORT ?= 8000
 # shared cores.  Parallelism comes from processes instead (pytest -n, two chapters at a time).
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
+# The C library returns large blocks when they are freed and maps them anew in the next training step: have it keep them.
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-6s %s\n", $$1, $$2 }'

@@ -89,18 +89,6 @@ class Conditioning:
 
 
 @torch.enable_grad()
-def relative_condition_number(model: nn.Module, x: Tensor) -> Tensor:
-    """κ_rel(f; x) = ‖Df(x)‖₂ ‖x‖/‖f(x)‖ (N,), from all singular values of the Jacobian (K, d) at each of N points.
-
-    x (N, ...), pixels in [0, 1]; the model, any that treats points independently, returns logits (N, K). It is used in
-    evaluation mode and left as it was found. float64, on the processor; inf or nan where f(x) = 0.
-    Raises ValueError if the output is not of that shape.
-    """
-    model = in_double(model)
-    return torch.cat([x.new_zeros(0).double().cpu(), *(_from_jacobian(model, part) for part in _chunks(x))])
-
-
-@torch.enable_grad()
 def relative_condition(model: nn.Module, x: Tensor) -> Conditioning:
     """κ_rel of a feed-forward network at points x (N, ...), pixels in [0, 1], and every factor of its bound.
 
