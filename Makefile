@@ -12,6 +12,9 @@ PORT ?= 8000
 # shared cores.  Parallelism comes from processes instead (pytest -n, two chapters at a time).
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
+# The C library returns large blocks when they are freed and maps them anew in the next training step: have it keep them.
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-6s %s\n", $$1, $$2 }'
@@ -33,10 +36,11 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check lib tests book/*.py
 	$(BIN)/ruff format --check lib tests book/*.py
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 lock: $(BIN)/uv ## rewrite requirements.lock, keeping its pins where they fit (UPGRADE=--upgrade takes the newest)
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-		--generate-hashes --no-annotate --custom-compile-command 'make lock' $(UPGRADE) \
+		--generate-hashes --no-annotate --no-emit-package wellcond --custom-compile-command 'make lock' $(UPGRADE) \
 		--group install --group book --group test --group lint pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was built and cached (not the environment)
@@ -54,7 +58,7 @@ $(BIN)/uv:
 
 # --python: without it uv would install into an environment that happens to be active.  The lock is also the build
 # constraint, so that advertorch is built by the locked setuptools.
-$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/uv
+$(INSTALLED): requirements.lock pyproject.toml lib/pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --build-constraints requirements.lock requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable lib --editable .
 	@touch $@

@@ -5,7 +5,7 @@
 
 from study import paths
 from study.attacks.registry import ATTACKS, frozen, perturb
-from study.chapters import load_or_run
+from study.chapters import check_parameters, load_or_run
 from study.data import DATASETS, Data, Images
 from study.data import load as load_data
 from study.experiments.cells import run_experiment, status
@@ -14,7 +14,6 @@ from study.experiments.tasks import assess
 from study.measurement.accuracy import count_correct, robustness_curve
 from study.measurement.conditioning import relative_condition
 from study.networks import MODELS, Normalize, build
-from study.notebook import check_parameters
 from study.results.store import Results
 from study.training import distributed
 from study.training.adversarial import Adversary

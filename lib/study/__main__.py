@@ -6,8 +6,6 @@ import argparse
 import os
 import sys
 
-from study.allocator import keep_freed_memory
-
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m study", description=__doc__)
@@ -51,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--table",
         default="training",
-        help="training (default), integrators, roofline, pages, growth, retractions, ablation, lmo or lmo_growth",
+        help="training (default), integrators, growth, retractions, ablation, lmo or lmo_growth",
     )
     nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18"
     bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)
@@ -210,11 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler, which counts memory, reports every start otherwise
     options = _parser().parse_args(arguments)
-    keep_freed_memory()
     try:
         COMMANDS[options.command](options)
     except (ValueError, FileNotFoundError) as error:
-        print(f"wellcond: {error}", file=sys.stderr)
+        print(f"study: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("study: interrupted; run again to go on from the last epoch", file=sys.stderr)

@@ -1,15 +1,17 @@
-"""What a chapter shows: the committed results, or results computed now."""
+"""What a chapter starts with: its parameters, checked, and the results it shows, committed or computed now."""
 
 from __future__ import annotations
 
+import ast
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from study.experiments.cells import load, measure_conditioning, run_experiment
 from study.experiments.specification import Experiment
 from study.experiments.tasks import assess
 from study.results.store import Results
-from wellcond.errors import invalid
+from wellcond.errors import invalid, unknown
 
 
 def load_or_run(
@@ -42,3 +44,29 @@ def load_or_run(
     if suite:
         assess(spec, folder, bar=sys.stderr.isatty())
     return load(spec, folder)
+
+
+def _assigned(source: str) -> list[str]:
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # a cell with IPython magics assigns no parameters
+        return []
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def check_parameters(cells: Sequence[str]) -> None:
+    """Raise ValueError if papermill, which injects any name, passed a parameter that the chapter does not declare.
+
+    cells: the sources of the executed cells, IPython's ``In``. The first one that assigns a name declares the
+    parameters; papermill puts those it passes into a cell of its own that begins with "# Parameters".
+    """
+    declared: list[str] = []
+    for source in cells:
+        names = _assigned(source)
+        if not declared:
+            declared = names
+        elif source.lstrip().startswith("# Parameters"):
+            for name in names:
+                if name not in declared:
+                    raise unknown("parameter", name, declared)

@@ -12,7 +12,8 @@ small = wc.compression.compress(model, "svd", amount=0.8).model    # 80 % of the
 """
 
 from wellcond import compression, methods
-from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
+from wellcond.convert import densify, factorize, rank_for_ratio
+from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.diagnostics import effective_kappa, layer_reports
 from wellcond.layers import (

@@ -1,7 +1,7 @@
 """From a dense model to a factorized one and back, in the user's own architecture.
 
 ``ratio`` is the papers' nominal compression: the fraction of the rank that is removed from every weight matrix,
-r = ceil((1 - ratio)·min(n, m)). It is not a fraction of the parameters; ``count_parameters`` reports those.
+r = ceil((1 - ratio)·min(n, m)). It is not a fraction of the parameters; `counts` reports those.
 """
 
 from __future__ import annotations
@@ -11,24 +11,17 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
-from torch.utils.flop_counter import FlopCounterMode
 
 from wellcond.errors import invalid, unknown
 from wellcond.layers import (
     LowRankConv2d,
     LowRankLayer,
     LowRankLinear,
-    full_rank,
     low_rank_layers,
-    matricize,
-    weight_layers,
 )
-from wellcond.tucker import Tucker2Conv2d
 
 
 def rank_for_ratio(ratio: float, full: int) -> int:
@@ -73,7 +66,7 @@ def factorize(
     skip: Iterable[str] = (),
     keep_full_rank: Iterable[str] = (),
     core: bool = True,
-    tucker: bool = False,
+    convolution: type[LowRankLayer] = LowRankConv2d,
 ) -> nn.Module:
     """A copy of `model` with every nn.Linear and nn.Conv2d factorized by truncated SVD of its own weights.
 
@@ -81,8 +74,8 @@ def factorize(
     ratio: fraction of the rank removed, in [0, 1); or rank: an int, capped at each layer's full rank, or
         {layer name: rank}, which converts only the layers it names. Give exactly one.
     skip, keep_full_rank: names or glob patterns of layers left dense, or factorized at full rank.
-    core: True for U S Vᵀ, False for U Vᵀ. tucker: True for convolutions in Tucker-2 form, whose two ranks are then
-        fractions of the numbers of channels.
+    core: True for U S Vᵀ, False for U Vᵀ. convolution: the form of convolutions, such as methods.Tucker2Conv2d, whose
+        two ranks are then fractions of the numbers of channels.
 
     Grouped convolutions are left dense, with a warning that names them.
     Raises ValueError for ratio or rank out of range, both or neither given, or a pattern that matches no layer.
@@ -110,43 +103,9 @@ def factorize(
             assert ratio is not None
             return rank_for_ratio(ratio, full)
 
-        converted: LowRankLayer
-        if isinstance(layer, nn.Linear):
-            converted = LowRankLinear.from_dense(layer, chosen(full_rank(layer)), core=core)
-        elif tucker:
-            converted = Tucker2Conv2d.from_dense(layer, (chosen(layer.out_channels), chosen(layer.in_channels)))
-        else:
-            converted = LowRankConv2d.from_dense(layer, chosen(full_rank(layer)), core=core)
-        new = replace_module(new, name, converted)
+        kind = LowRankLinear if isinstance(layer, nn.Linear) else convolution
+        new = replace_module(new, name, kind.truncated(layer, chosen, core=core))
     return new
-
-
-@torch.no_grad()
-def decay_spectra(model: nn.Module, alpha: float, skip: Iterable[str] = ()) -> nn.Module:
-    """Multiply, in place, the singular values σ_0 >= σ_1 >= ... of every weight matrix by α^-k, k = 0, 1, ...
-
-    An ill-conditioned start with an unchanged norm; for a network as `factorize` returns it, whose factors are in the
-    order of the singular values. skip: names of layers left alone. Returns the model.
-    Raises ValueError if alpha < 1.
-    """
-    if not 1 <= alpha < math.inf:
-        raise invalid("decay", alpha, ">= 1")
-    for name, layer in weight_layers(model).items():
-        if name in {*skip} or alpha == 1:
-            continue
-        device = next(layer.parameters()).device
-        powers = alpha ** -torch.arange(full_rank(layer), dtype=torch.float64, device=device)
-        if isinstance(layer, LowRankLayer):
-            scale = powers[: layer.rank]
-            if layer.S is None:
-                layer.U.mul_(scale.sqrt())
-                layer.V.mul_(scale.sqrt())
-            else:  # S diagonal, or a Tucker core whose slices are orthogonal
-                layer.S.mul_(scale.view(-1, *(1 for _ in layer.S.shape[1:])))
-        else:
-            P, sigma, Qt = torch.linalg.svd(matricize(layer.weight).double(), full_matrices=False)
-            layer.weight.copy_(((P * (sigma * powers)) @ Qt).reshape(layer.weight.shape))
-    return model
 
 
 def replace_module(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
@@ -188,58 +147,3 @@ def densify(model: nn.Module) -> nn.Module:
     for name, layer in low_rank_layers(new).items():
         new = replace_module(new, name, layer.to_dense())
     return new
-
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """Numbers of parameters, biases and normalization included, and the rank kept.
-
-    dense: of the same network with dense weights; trained: as stored while training, r(n + m) + r² a layer;
-    deployed: merged factors, min(r(n + m), nm) a layer, with the batch normalization that ``deploy`` then folds away
-    where it can; rank_fraction: Σ r / Σ min(n, m) over all weight matrices.
-    """
-
-    dense: int
-    trained: int
-    deployed: int
-    rank_fraction: float
-
-
-def count_parameters(model: nn.Module) -> ParameterCount:
-    """The counts of `model`; needs no copy of it."""
-    trained = sum(p.numel() for p in model.parameters())
-    dense = deployed = trained
-    kept = full = 0
-    for layer in weight_layers(model).values():
-        if isinstance(layer, LowRankLayer):
-            factors = sum(p.numel() for p in (layer.U, layer.S, layer.V) if p is not None)
-            dense += math.prod(layer.matrix_shape) - factors
-            deployed += layer.n_deployed - factors
-            kept += layer.rank
-        else:
-            if is_parametrized(layer, "weight"):  # a product of factors is deployed multiplied
-                stored = sum(p.numel() for p in layer.get_submodule("parametrizations.weight").parameters())
-                dense += layer.weight.numel() - stored
-                deployed += layer.weight.numel() - stored
-            kept += full_rank(layer)
-        full += full_rank(layer)
-    return ParameterCount(dense, trained, deployed, kept / full if full else 1.0)
-
-
-@torch.no_grad()
-def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Floating-point operations of one forward pass on one input (C, H, W); a multiply-add counts as 2.
-
-    Counted by torch.utils.flop_counter: convolutions and matrix products, not activations or normalization.
-    """
-    parameter = next(model.parameters())
-    x = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with FlopCounterMode(display=False) as counter:
-            model(x)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return int(counter.get_total_flops())

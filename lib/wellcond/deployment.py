@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from wellcond.convert import replace_module, unparametrized
-from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, low_rank_layers
+from wellcond.layers import low_rank_layers
 from wellcond.tracing import dataflow
-from wellcond.tucker import Tucker2Conv2d
 
 
 @torch.no_grad()
@@ -38,50 +36,13 @@ def deploy(model: nn.Module) -> nn.Module:
         if layer.n_deployed >= math.prod(layer.matrix_shape):
             new = replace_module(new, name, layer.to_dense())
         elif name in flow.called:
-            new = replace_module(new, name, plain_layers(layer))
-        elif not isinstance(layer, Tucker2Conv2d):
-            layer.U.copy_(layer.left())
-            layer.S = None
-            layer.V.data = layer.V.mT.contiguous().mT  # as a kernel, Vᵀ is then a view and not a copy at every call
+            new = replace_module(new, name, layer.plain_layers())
+        else:
+            layer.merge_core_()
     for name, norm in flow.normalized.items():
         _fold(new.get_submodule(name), new.get_submodule(norm))
         new = replace_module(new, norm, nn.Identity())
     return new.eval()
-
-
-def plain_layers(layer: LowRankLayer) -> nn.Sequential:
-    """Vᵀ (r, m), then U S (n, r) with the bias, or Vᵀ, the core and U of a Tucker-2 kernel, as plain layers; sizes,
-    stride and the like stay readable on it."""
-    like: dict[str, Any] = {"device": layer.U.device, "dtype": layer.U.dtype}
-    bias = layer.bias is not None
-    plain: list[nn.Linear | nn.Conv2d]
-    if isinstance(layer, LowRankLinear):
-        attributes = ["in_features", "out_features"]
-        plain = [
-            nn.Linear(layer.in_features, layer.rank, bias=False, **like),
-            nn.Linear(layer.rank, layer.out_features, bias=bias, **like),
-        ]
-    else:
-        assert isinstance(layer, LowRankConv2d | Tucker2Conv2d)
-        attributes = ["kernel_size", "stride", "padding", "dilation"]
-        geometry = {name: getattr(layer, name) for name in attributes}
-        attributes += ["in_channels", "out_channels"]
-        last = nn.Conv2d(layer.rank, layer.out_channels, 1, bias=bias, **like)
-        if isinstance(layer, LowRankConv2d):
-            plain = [nn.Conv2d(layer.in_channels, layer.rank, **geometry, bias=False, **like), last]
-        else:
-            r_o, r_i = layer.S.shape[:2]
-            first = nn.Conv2d(layer.in_channels, r_i, 1, bias=False, **like)
-            plain = [first, nn.Conv2d(r_i, r_o, **geometry, bias=False, **like), last]
-    factors = [layer.V.mT, layer.S, layer.U] if isinstance(layer, Tucker2Conv2d) else [layer.V.mT, layer.left()]
-    for part, factor in zip(plain, factors, strict=True):
-        part.weight.data.copy_(factor.reshape(part.weight.shape))
-    if layer.bias is not None and plain[-1].bias is not None:
-        plain[-1].bias.data.copy_(layer.bias)
-    whole = nn.Sequential(*plain)
-    for name in attributes:  # forward code may read them
-        setattr(whole, name, getattr(layer, name))
-    return whole
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wellcond.products import add_product_, matmul
 from wellcond.spectrum import clip_after_step, clip_condition_number
 from wellcond.stiefel import cholesky_qr_, gram_polar_, project_horizontal, retract
 
@@ -82,13 +81,18 @@ ORTHONORMALIZE = {"qr": cholesky_qr_, "polar": gram_polar_}
 """Fast retractions of a horizontal step, in place: X + ξ becomes R_X(ξ). The others go through `retract`."""
 
 
+def _add_product_(C: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
+    """C <- C + alpha A B for C (..., n, m), A (..., n, k) and B (..., k, m), with at most one leading dimension."""
+    (C.addmm_ if C.ndim == 2 else C.baddbmm_)(A, B, alpha=alpha)
+
+
 def _move_basis_(
     X: Tensor, grad: Tensor, momentum: Tensor, preconditioner: Tensor, lr: float, beta: float, retraction: str
 ) -> None:
     torch.add(grad, momentum, alpha=beta, out=momentum)
-    add_product_(momentum, X, matmul(X.mT, momentum), -1)  # (I - XXᵀ) m
+    _add_product_(momentum, X, X.mT @ momentum, -1)  # (I - XXᵀ) m
     if retraction in ORTHONORMALIZE:
-        add_product_(X, momentum, preconditioner, -lr)
+        _add_product_(X, momentum, preconditioner, -lr)
         ORTHONORMALIZE[retraction](X)
     else:
         X.copy_(retract(X, -lr * (momentum @ preconditioner), retraction))
@@ -112,7 +116,7 @@ def lowrank_step_(
     orthogonality error does not accumulate, since YᵀY is computed from the stored basis and not from the formula
     I + h² A^-1 mᵀm A^-1.
     """
-    left, right = _inverse(matmul(W.S, W.S.mT)), _inverse(matmul(W.S.mT, W.S))
+    left, right = _inverse(W.S @ W.S.mT), _inverse(W.S.mT @ W.S)
     _move_basis_(W.U, grad.U, momentum.U, left, lr, beta, retraction)
     _move_basis_(W.V, grad.V, momentum.V, right, lr, beta, retraction)
     torch.add(grad.S, momentum.S, alpha=beta, out=momentum.S)

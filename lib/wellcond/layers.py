@@ -14,7 +14,7 @@ U, S and V are ordinary nn.Parameters: deepcopy, ``.to()``, ``state_dict`` and `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 import torch
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from wellcond.errors import invalid
-from wellcond.precision import upcast
+from wellcond.linalg import upcast
 from wellcond.spectrum import singular_values
 from wellcond.stiefel import random_stiefel
 
@@ -48,6 +48,9 @@ def full_rank(layer: nn.Module) -> int:
 
 class LowRankLayer(nn.Module):
     """U, S, V and a bias, for a weight matrix of shape (n, m); the subclasses say how it acts on an input."""
+
+    convolves = False
+    """Whether it acts on images (B, C, H, W), and has the attributes of a convolution."""
 
     U: nn.Parameter
     S: nn.Parameter | None
@@ -96,9 +99,30 @@ class LowRankLayer(nn.Module):
         n, m = self.matrix_shape
         return min(self.rank * (n + m), n * m)
 
+    @classmethod
+    def truncated(cls, layer: nn.Linear | nn.Conv2d, rank_of: Callable[[int], int], *, core: bool = True) -> Self:
+        """The factorized form of `layer` at rank rank_of(full rank), by truncated SVD; core: as in `factorize`."""
+        return cls.from_dense(layer, rank_of(full_rank(layer)), core=core)
+
+    @classmethod
+    def from_dense(cls, layer: Any, rank: Any, *, core: bool = True) -> Self:
+        """The factorized layer with the best approximation of the weights of `layer` at this rank, and its bias."""
+        raise NotImplementedError
+
     def to_dense(self) -> nn.Linear | nn.Conv2d:
         """The dense layer of the same function."""
         raise NotImplementedError
+
+    def plain_layers(self) -> nn.Sequential:
+        """The same function as plain layers, one a factor, the last with the bias. Sizes, stride and the like, which
+        forward code may read, stay readable on it."""
+        raise NotImplementedError
+
+    def merge_core_(self) -> None:
+        """Replace U by U S, in place, so that a forward pass has two factors to apply."""
+        self.U.copy_(self.left())
+        self.S = None
+        self.V.data = self.V.mT.contiguous().mT  # as a kernel, Vᵀ is then a view and not a copy at every call
 
     def core_matrix(self) -> Tensor | None:
         """The core as a matrix, whose condition number is that of the layer: S, or None."""
@@ -199,6 +223,13 @@ class LowRankLinear(LowRankLayer):
         dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, **like)
         return _restored(dense, self)
 
+    def plain_layers(self) -> nn.Sequential:
+        """Vᵀ (r, m), then U S (n, r) with the bias."""
+        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
+        first = nn.Linear(self.in_features, self.rank, bias=False, **like)
+        last = nn.Linear(self.rank, self.out_features, bias=self.bias is not None, **like)
+        return in_sequence(self, {first: self.V.mT, last: self.left()}, ("in_features", "out_features"))
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._describe()}"
 
@@ -210,6 +241,7 @@ class LowRankConv2d(LowRankLayer):
     recomputes: see `recompute`. Raises ValueError if rank is out of range, groups > 1, or padding_mode is not "zeros".
     """
 
+    convolves = True
     recomputes = False
 
     def __init__(
@@ -287,12 +319,38 @@ class LowRankConv2d(LowRankLayer):
         )
         return _restored(dense, self)
 
+    def plain_layers(self) -> nn.Sequential:
+        """Vᵀ as a convolution to r channels, then U S as a 1 x 1 convolution with the bias."""
+        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
+        geometry = {**convolution_arguments(self), "bias": False, **like}
+        first = nn.Conv2d(self.in_channels, self.rank, self.kernel_size, **geometry)
+        last = nn.Conv2d(self.rank, self.out_channels, 1, bias=self.bias is not None, **like)
+        return in_sequence(self, {first: self.V.mT, last: self.left()}, CONVOLUTION)
+
     def extra_repr(self) -> str:
         shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         return f"{shape}, padding={self.padding}, dilation={self.dilation}, {self._describe()}"
 
 
-def convolution_arguments(layer: nn.Conv2d | LowRankConv2d) -> dict[str, Any]:
+CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "in_channels", "out_channels")
+"""What forward code may read of a convolution."""
+
+
+def in_sequence(
+    layer: LowRankLayer, factors: Mapping[nn.Linear | nn.Conv2d, Tensor], attributes: Iterable[str]
+) -> nn.Sequential:
+    """Plain layers filled with these factors, in the place of `layer`: with its bias at the end, and its attributes."""
+    whole = nn.Sequential(*factors)
+    for part, factor in factors.items():
+        part.weight.data.copy_(factor.reshape(part.weight.shape))
+        if part.bias is not None and layer.bias is not None:
+            part.bias.data.copy_(layer.bias)
+    for name in attributes:
+        setattr(whole, name, getattr(layer, name))
+    return whole
+
+
+def convolution_arguments(layer: nn.Module) -> dict[str, Any]:
     return {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
 
 

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from wellcond.precision import upcast
+from wellcond.linalg import upcast
 
 MAX_COND = 1.5  # above it the first μ is worse, and NEWTON_STEPS no longer always suffice
 POLAR_LOWER = 1e-2  # singular values of S below this fraction of the norm bound get a polar factor of norm < 1

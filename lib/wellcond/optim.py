@@ -8,8 +8,8 @@ for any torch optimizer.
     euclidean                   any            heavy-ball SGD, as torch.optim.SGD
     lowrank                     [U, S, V]      lowrank_step_: projected gradient flow on rank-r matrices
     lowrank_plain               [U, S, V]      lowrank_step, its plain form, slower
-    lowrank_published_band      [U, S, V]      published_band_step: the step of the released CondLR code, tau > 0
-    lowrank_published_mean      [U, S, V]      published_mean_step: the same, tau = 0
+    lowrank_published_band      [U, S, V]      methods.condlr: the step of the released CondLR code, tau > 0
+    lowrank_published_mean      [U, S, V]      methods.condlr: the same, tau = 0
     stiefel                     weights        stiefel_step on the orthonormal rows (or columns) of each weight
     clipped                     weights        the Euclidean step, then the nearest weight matrix with κ <= max_cond
 
@@ -29,49 +29,9 @@ from torch import Tensor, nn
 from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import low_rank_layers, matricize
-from wellcond.precision import full_float32
-from wellcond.spectrum import CLIP_RULES, check_max_cond, clip_condition_number, clip_spectrum
-from wellcond.stiefel import RETRACTIONS, polar, project_horizontal, project_tangent, qr, retract
-
-
-def _published_bases(W: Factors, grad: Factors, momentum: Factors, scale: Tensor, lr: float, beta: float) -> Factors:
-    # the released code stores the scaled, projected direction as the momentum buffer: beta compounds with the scale
-    scale = scale[..., None, None]
-    return Factors(
-        scale * project_horizontal(W.U, beta * momentum.U + grad.U),
-        beta * momentum.S + grad.S,
-        scale * project_horizontal(W.V, beta * momentum.V + grad.V),
-    )
-
-
-def published_band_step(
-    W: Factors, grad: Factors, momentum: Factors, scale: Tensor, *, lr: float, beta: float, max_cond: float
-) -> tuple[Factors, Factors, Tensor]:
-    """One step of the published CondLR code with tau = max_cond - 1 > 0, as written there.
-
-    The preconditioner (SSᵀ)^-1 is replaced by the scalar c = (σ_min/σ_max)² of the last clipped S (c = 1 at first),
-    and the spectrum is clipped by the mean-centred rule. Returns W, momentum and c. It is a descent step but not a
-    discretization of the projected gradient flow: the error against that flow does not vanish with lr.
-    """
-    momentum = _published_bases(W, grad, momentum, scale, lr, beta)
-    S, sigma = clip_spectrum(W.S - lr * momentum.S, max_cond, "mean")
-    assert sigma is not None
-    new = Factors(qr(W.U - lr * momentum.U), S, qr(W.V - lr * momentum.V))
-    return new, momentum, (sigma[..., -1] / sigma[..., 0]).square()
-
-
-def published_mean_step(
-    W: Factors, grad: Factors, momentum: Factors, scale: Tensor, *, lr: float, beta: float
-) -> tuple[Factors, Factors, Tensor]:
-    """One step of the published CondLR code with tau = 0: S <- sqrt(tr(SSᵀ)/r) qf(S).
-
-    The bases are scaled by 1/a₀, a₀ the mean singular value at the start, which stays frozen. Returns W, momentum
-    and the unchanged scale.
-    """
-    momentum = _published_bases(W, grad, momentum, scale, lr, beta)
-    S = W.S - lr * momentum.S
-    S = torch.linalg.matrix_norm(S, keepdim=True) / math.sqrt(S.shape[-1]) * qr(S)
-    return Factors(qr(W.U - lr * momentum.U), S, qr(W.V - lr * momentum.V)), momentum, scale
+from wellcond.linalg import full_float32
+from wellcond.spectrum import CLIP_RULES, check_max_cond, clip_condition_number
+from wellcond.stiefel import RETRACTIONS, polar, project_tangent, retract
 
 
 def stiefel_step(
@@ -123,14 +83,14 @@ def _clipped(group: Group, state: State) -> None:
         clip_weight(p, group["max_cond"], group["rule"], group["stacked"])
 
 
-def _factors(group: Group, state: State) -> tuple[Factors, Factors, Factors]:
+def factors_of(group: Group, state: State) -> tuple[Factors, Factors, Factors]:
     W = Factors(*group["params"])
     g_U, g_S, g_V = (p.grad if p.grad is not None else torch.zeros_like(p) for p in W)
     # the gradient of wd/2 ||W||² is W, whose components on the tangent space are (0, S, 0)
     return W, Factors(g_U, g_S + group["weight_decay"] * W.S, g_V), Factors(*_buffers(W, state))
 
 
-def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+def copy_(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
 
@@ -140,16 +100,16 @@ def _lowrank_options(group: Group) -> dict[str, Any]:
 
 
 def _lowrank(group: Group, state: State) -> None:
-    lowrank_step_(*_factors(group, state), **_lowrank_options(group))
+    lowrank_step_(*factors_of(group, state), **_lowrank_options(group))
 
 
 def _lowrank_together(groups: Sequence[Group], state: State) -> None:
     """`_lowrank` for groups of equal shapes and options as one stack, whose products are batched."""
-    layers = [_factors(group, state) for group in groups]
+    layers = [factors_of(group, state) for group in groups]
     W, grad, momentum = (Factors(*map(torch.stack, zip(*parts, strict=True))) for parts in zip(*layers, strict=True))
     lowrank_step_(W, grad, momentum, **_lowrank_options(groups[0]))
     for k, (W_k, _, momentum_k) in enumerate(layers):
-        _copy((*W_k, *momentum_k), (p[k] for p in (*W, *momentum)))
+        copy_((*W_k, *momentum_k), (p[k] for p in (*W, *momentum)))
 
 
 def _stackable(group: Group) -> bool:
@@ -172,28 +132,9 @@ def _batches(groups: Sequence[Group]) -> Iterable[list[Group]]:
 
 
 def _lowrank_plain(group: Group, state: State) -> None:
-    W, grad, momentum = _factors(group, state)
+    W, grad, momentum = factors_of(group, state)
     new, new_momentum = lowrank_step(W, grad, momentum, **_lowrank_options(group))
-    _copy((*W, *momentum), (*new, *new_momentum))
-
-
-def _published_band(group: Group, state: State) -> None:
-    W, grad, momentum = _factors(group, state)
-    scale = state[W.S].setdefault("scale", torch.ones_like(W.S[..., 0, 0]))
-    new, new_momentum, new_scale = published_band_step(
-        W, grad, momentum, scale, lr=group["lr"], beta=group["momentum"], max_cond=group["max_cond"]
-    )
-    _copy((*W, *momentum, scale), (*new, *new_momentum, new_scale))
-
-
-def _published_mean(group: Group, state: State) -> None:
-    W, grad, momentum = _factors(group, state)
-    if "scale" not in state[W.S]:
-        state[W.S]["scale"] = 1 / torch.linalg.svdvals(W.S).mean(-1)
-    new, new_momentum, _ = published_mean_step(
-        W, grad, momentum, state[W.S]["scale"], lr=group["lr"], beta=group["momentum"]
-    )
-    _copy((*W, *momentum), (*new, *new_momentum))
+    copy_((*W, *momentum), (*new, *new_momentum))
 
 
 def tall(weight: Tensor, stacked: bool = False) -> Tensor:
@@ -226,11 +167,10 @@ UPDATES: dict[str, Callable[[Group, State], None]] = {
     "euclidean": euclidean,
     "lowrank": _lowrank,
     "lowrank_plain": _lowrank_plain,
-    "lowrank_published_band": _published_band,
-    "lowrank_published_mean": _published_mean,
     "stiefel": _stiefel,
     "clipped": _clipped,
 }
+"""The rule of each kind of group; a file of methods/ may add its own."""
 
 
 class CheckedOptimizer(torch.optim.Optimizer):

@@ -9,16 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from wellcond import matrix_sign
 from wellcond.errors import invalid, unknown
-from wellcond.precision import svd, upcast
-from wellcond.products import matmul
+from wellcond.linalg import svd, upcast
 
 
 def singular_values(A: Tensor) -> Tensor:
@@ -45,32 +42,7 @@ def nearest_rule(sigma: Tensor, max_cond: float) -> Tensor:
     A feasible σ is returned unchanged. By Mirsky's theorem the matrix with the clipped singular values is then the
     Frobenius-nearest one (Vᵀ and U are kept).
     """
-    if sigma.ndim > 1 or not sigma.is_cpu:
-        return _nearest_batch(sigma, max_cond)
-    level = _nearest_level(sigma.detach().double().numpy(), max_cond)
-    return sigma if level is None else sigma.clamp(level, max_cond * level)
-
-
-def _nearest_level(sigma: NDArray[np.float64], c: float) -> float | None:
-    """μ of one spectrum, None if it is feasible. The same as below by a fifth of the calls, each of them cheaper: in a
-    small layer the many short operations of torch took longer than the eigenvalues."""
-    ascending = np.sort(sigma)
-    if ascending[-1] <= c * ascending[0]:
-        return None
-    knots = np.sort(np.concatenate([ascending, ascending / c]))
-    sums = np.concatenate([[0.0], ascending.cumsum()])  # sums[k] = sum of the k smallest
-    low, high = ascending.searchsorted(knots), ascending.searchsorted(c * knots, side="right")
-    below = low * knots - sums[low]
-    above = (sums[-1] - sums[high]) - (len(sigma) - high) * (c * knots)
-    g = below - c * above
-    right = min(max(int((g < 0).sum()), 1), len(g) - 1)
-    slope = g[right] - g[right - 1]
-    weight = min(max(-g[right - 1] / slope, 0.0), 1.0) if slope > 0 else 0.0
-    return float(knots[right - 1] + weight * (knots[right] - knots[right - 1]))
-
-
-def _nearest_batch(sigma: Tensor, c: float) -> Tensor:
-    """`nearest_rule` of a batch (..., r), or on a GPU, where nothing is read back."""
+    c = max_cond
     ascending = sigma.double().sort(dim=-1).values  # double: the sums below cancel
     knots = torch.cat([ascending, ascending / c], dim=-1).sort(dim=-1).values
     sums = F.pad(ascending.cumsum(-1), (1, 0))  # sums[k] = sum of the k smallest
@@ -85,9 +57,9 @@ def _nearest_batch(sigma: Tensor, c: float) -> Tensor:
     g0, g1 = g.gather(-1, left), g.gather(-1, right)
     k0, k1 = knots.gather(-1, left), knots.gather(-1, right)
     weight = torch.where(g1 > g0, -g0 / (g1 - g0), 0.0).clamp(0, 1)
-    mu = (k0 + weight * (k1 - k0)).to(sigma.dtype)
-    clipped = torch.minimum(torch.maximum(sigma, mu), c * mu)
-    feasible = sigma.amax(-1, keepdim=True) <= c * sigma.amin(-1, keepdim=True)
+    mu = k0 + weight * (k1 - k0)
+    clipped = torch.minimum(torch.maximum(sigma, mu.to(sigma.dtype)), (c * mu).to(sigma.dtype))
+    feasible = ascending[..., -1:] <= c * ascending[..., :1]
     return torch.where(feasible, sigma, clipped)
 
 
@@ -155,7 +127,7 @@ def clip_spectrum(S: Tensor, max_cond: float, rule: str = "nearest") -> tuple[Te
     P, sigma, Qt = svd(S)
     clipped = CLIP_RULES[rule](sigma, max_cond)
     unchanged = (clipped == sigma).all(-1)[..., None, None]
-    return torch.where(unchanged, S, matmul(P * clipped.unsqueeze(-2), Qt).to(S.dtype)), clipped
+    return torch.where(unchanged, S, (P * clipped.unsqueeze(-2) @ Qt).to(S.dtype)), clipped
 
 
 def nearest_scaled_orthogonal(S: Tensor) -> Tensor:

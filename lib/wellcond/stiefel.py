@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from wellcond.errors import invalid, unknown
-from wellcond.precision import svd, upcast
-from wellcond.products import matmul
+from wellcond.linalg import svd, upcast
 
 
 def _check_tall(A: Tensor) -> None:
@@ -73,14 +72,14 @@ def _orthonormalize_(A: Tensor, inverse_root: Callable[[Tensor], Tensor], fallba
     inverse_root: AᵀA -> Z. The error is about eps ||AᵀA||, so A far from a frame is treated twice, and very far from
     one by `fallback`. On a GPU it is always treated twice: reading the distance would stop the queue.
     """
-    gram = matmul(A.mT, A)
+    gram = A.mT @ A
     distance = math.inf if A.is_cuda else float((gram - _eye_like(gram)).norm(dim=(-2, -1)).amax())
     if not A.is_cuda and not distance < 1e4:  # also if it is nan
         A.copy_(fallback(A))
         return
-    A.copy_(matmul(A, inverse_root(gram)))
+    A.copy_(A @ inverse_root(gram))
     if distance > 0.5:
-        A.copy_(matmul(A, inverse_root(matmul(A.mT, A))))
+        A.copy_(A @ inverse_root(A.mT @ A))
 
 
 def cholesky_qr_(A: Tensor) -> None:

@@ -18,8 +18,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear
-from wellcond.tucker import Tucker2Conv2d
+from wellcond.layers import LowRankLayer, LowRankLinear
 
 ELEMENTWISE = (
     *(nn.Identity, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid),
@@ -172,7 +171,7 @@ def _adjacent(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[nn.Module, nn.
 
 def _fits(layer: nn.Module, norm: nn.Module, source: fx.Node, root: nn.Module) -> bool:
     if type(norm) is nn.BatchNorm2d:
-        return type(layer) in (nn.Conv2d, LowRankConv2d, Tucker2Conv2d)
+        return type(layer) is nn.Conv2d or (isinstance(layer, LowRankLayer) and layer.convolves)
     # Of three dimensions BatchNorm1d normalizes the second, and a linear layer writes the last.
     return type(layer) in (nn.Linear, LowRankLinear) and _is_matrix(source, root)
 

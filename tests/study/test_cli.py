@@ -133,14 +133,14 @@ def test_bad_input_is_one_line_and_status_two(project, monkeypatch, capsys, argu
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"wellcond: {message}")
+    assert captured.err.startswith(f"study: {message}")
     assert captured.err.count("\n") == 1
 
 
 def test_a_results_folder_that_cannot_be_written(project, monkeypatch, capsys):
     monkeypatch.setenv("WELLCOND_RESULTS", str(project / "tiny.toml"))
     assert main(["run", "tiny"]) == 2
-    assert capsys.readouterr().err.startswith("wellcond: results = ")
+    assert capsys.readouterr().err.startswith("study: results = ")
 
 
 def test_an_interruption_is_said_in_a_line(project, monkeypatch, capsys):

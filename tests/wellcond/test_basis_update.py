@@ -14,7 +14,7 @@ from helpers import DOUBLE, randn
 from wellcond.integrator import Factors
 from wellcond.methods import dynamical_low_rank as basis_update
 from wellcond.methods.dynamical_low_rank import BUG, multilinear, truncated_rank, truncation_bases
-from wellcond.tucker import Tucker2Conv2d
+from wellcond.methods.tucker import Tucker2Conv2d
 
 N, M, R = 24, 20, 4
 

@@ -12,9 +12,12 @@ from torch.nn import functional as F
 
 from helpers import DOUBLE, Tiny, generator
 from study.networks import VGG16, LeNet5, ResNet, WideResNet
-from wellcond.compression.compressors import COMPRESSORS, compress, iterated, ranked, reestimate_batch_norm
-from wellcond.compression.units import channels
-from wellcond.convert import count_flops, count_parameters, densify, factorize, rank_for_ratio
+from wellcond.compression.batch_norm import reestimate_batch_norm
+from wellcond.compression.compressors import COMPRESSORS, compress, iterated
+from wellcond.compression.filters import channels
+from wellcond.compression.units import ranked
+from wellcond.convert import densify, factorize, rank_for_ratio
+from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankLayer, low_rank_layers, matricize, weight_layers
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
 from helpers import DOUBLE, randn
+from wellcond.linalg import block_power_iteration
 from wellcond.methods import constraint_sets
 from wellcond.methods.constraint_sets import FAMILIES, constraint_set, count, lmo_error, split_triplets
-from wellcond.truncated_svd import block_power_iteration
 
 SHAPE = (3, 4)
 PARAMETERS = {"k": [{"k": 1}, {"k": 2}, {"k": 3}], "p": [{"p": 1.0}, {"p": 1.3}, {"p": 3.0}, {"p": math.inf}]}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from helpers import DOUBLE, Tiny, randn
 from study import networks as models
 from wellcond import convert
+from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers, matricize
 from wellcond.methods import method
@@ -190,11 +191,11 @@ def test_weight_counts_of_the_study(name, channels, classes, ratio, dense, train
     with torch.device("meta"):  # shapes without numbers: no singular value decomposition is computed
         model = models.build(name, num_classes=classes, in_channels=channels)
         factorized = convert.factorize(model, ratio=ratio, keep_full_rank=method.last_layer(model))
-    counts, rest = convert.count_parameters(factorized), other_parameters(model)
+    counts, rest = count_parameters(factorized), other_parameters(model)
     assert (counts.dense - rest, counts.trained - rest, counts.deployed - rest) == (dense, trained, deployed)
     assert counts.dense == sum(p.numel() for p in model.parameters())
     assert counts.trained == sum(p.numel() for p in factorized.parameters())
-    assert convert.count_parameters(model).rank_fraction == 1
+    assert count_parameters(model).rank_fraction == 1
 
 
 @pytest.mark.parametrize(("ratio", "ranks_"), [(0.5, (10, 25, 250, 10)), (0.8, (4, 10, 100, 10))])
@@ -202,11 +203,11 @@ def test_ranks_and_rank_fraction_of_lenet5(ratio, ranks_):
     with torch.device("meta"):
         factorized = convert.factorize(models.build("lenet5"), ratio=ratio, keep_full_rank=["fc2"])
     assert tuple(ranks(factorized).values()) == ranks_
-    assert convert.count_parameters(factorized).rank_fraction == pytest.approx(sum(ranks_) / 580)
+    assert count_parameters(factorized).rank_fraction == pytest.approx(sum(ranks_) / 580)
 
 
 def test_an_empty_count():
-    counts = convert.count_parameters(nn.BatchNorm1d(3))
+    counts = count_parameters(nn.BatchNorm1d(3))
     assert (counts.dense, counts.trained, counts.deployed, counts.rank_fraction) == (6, 6, 6, 1.0)
 
 
@@ -226,7 +227,7 @@ def test_densify_and_deploy_keep_the_function(name, ratio, core):
         torch.testing.assert_close(converted(x), expected, rtol=0, atol=1e-10)
         assert not converted.training
     torch.testing.assert_close(factorized(x), expected, rtol=0, atol=0)  # the argument is untouched
-    counts = convert.count_parameters(factorized)
+    counts = count_parameters(factorized)
     size = {m: sum(p.numel() for p in m.parameters()) for m in (model, dense, small)}
     assert size[dense] == size[model] == counts.dense
     width = {label: m.num_features for label, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
@@ -240,18 +241,18 @@ class TestFlops:
 
     def test_by_hand(self):
         """A multiply-add is 2: the kernel has 6 x 18 weights at 3 x 3 positions, the linear layer 54 x 4."""
-        assert convert.count_flops(self.model, (2, 5, 5)) == 2 * (6 * 18 * 9 + 54 * 4)
+        assert count_flops(self.model, (2, 5, 5)) == 2 * (6 * 18 * 9 + 54 * 4)
 
     def test_factorized_by_hand(self):
         """r(n + m) multiply-adds a position once U S is merged; at r = 2: conv 2(6 + 18), linear 2(4 + 54)."""
         small = deploy(convert.factorize(self.model, rank=2))
-        assert convert.count_flops(small, (2, 5, 5)) == 2 * (2 * 24 * 9 + 2 * 58)
+        assert count_flops(small, (2, 5, 5)) == 2 * (2 * 24 * 9 + 2 * 58)
 
     def test_modes_are_restored(self):
         model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.BatchNorm1d(3))
         model[1].eval()
         statistics = model[2].running_mean.clone()
-        convert.count_flops(model, (3,))
+        count_flops(model, (3,))
         assert [m.training for m in model] == [True, False, True]
         assert torch.equal(model[2].running_mean, statistics)
 
@@ -309,11 +310,11 @@ def test_decayed_spectra(form):
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 5)).double()
     make = (lambda: copy.deepcopy(dense)) if form is None else (lambda: convert.factorize(dense, rank=4, **form))
-    start, model = make(), convert.decay_spectra(make(), 3.0, skip=["2"])
+    start, model = make(), method.decay_spectra(make(), 3.0, skip=["2"])
     P, sigma, Qt = torch.linalg.svd(matricize(start[0].weight), full_matrices=False)
     powers = 3.0 ** -torch.arange(len(sigma), dtype=torch.float64)
     torch.testing.assert_close(matricize(model[0].weight), (P * (sigma * powers)) @ Qt)
     assert torch.equal(model[2].weight, start[2].weight)
     assert torch.equal(model[0].bias, start[0].bias)
     with pytest.raises(ValueError, match=r"decay = 0.5: must be >= 1"):
-        convert.decay_spectra(model, 0.5)
+        method.decay_spectra(model, 0.5)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from helpers import DOUBLE, Tiny, randn
 from study import networks as models
-from wellcond import convert
+from wellcond import convert, counts
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers
 from wellcond.tracing import dataflow
@@ -123,7 +123,7 @@ def test_operations_are_those_of_the_merged_factors(name, ratio):
         layer._forward_hooks.clear()
         (n, r), m = layer.U.shape, layer.V.shape[0]
         expected += 2 * min(r * (n + m), n * m) * positions[label]
-    assert convert.count_flops(deploy(model), shape) == expected
+    assert counts.count_flops(deploy(model), shape) == expected
 
 
 @pytest.mark.parametrize(
@@ -494,7 +494,7 @@ def test_parameters_promised_less_those_of_folded_normalization():
     small = deploy(low)
     folded = sum(w for stage in SmallVGG16.WIDTHS for w in stage)
     size = sum(p.numel() for p in small.parameters())
-    assert size == convert.count_parameters(low).deployed - folded == convert.count_parameters(low).deployed - 600
+    assert size == counts.count_parameters(low).deployed - folded == counts.count_parameters(low).deployed - 600
 
 
 def test_deployed_weights_load_into_a_deployed_network():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import DOUBLE, Tiny, randn
+from wellcond.linalg import block_power_iteration
 from wellcond.methods.constraint_sets import FAMILIES, constraint_set, coordinate_count, lmo_error, split_triplets
 from wellcond.methods.frank_wolfe import (
     RESCALINGS,
@@ -21,7 +22,6 @@ from wellcond.methods.frank_wolfe import (
     initial_norms,
     shift_inside,
 )
-from wellcond.truncated_svd import block_power_iteration
 
 PARAMETERS = {"k": {"k": 2}, "p": {"p": 3.0}, None: {}}
 CASES = [(name, PARAMETERS[family.parameter]) for name, family in FAMILIES.items()]

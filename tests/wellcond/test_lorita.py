@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from helpers import DOUBLE, Tiny, matrix_with, randn
 from study.networks import LeNet5
-from wellcond.convert import count_parameters
+from wellcond.counts import count_parameters
 from wellcond.methods.lorita import balanced_factors, collapse, factors, overparametrize, param_groups
 
 DEPTHS = [1, 2, 3]

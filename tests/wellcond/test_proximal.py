@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from helpers import matrix_with, randn
-from wellcond.methods.proximal import ProximalSGD
-from wellcond.methods.sparsity import singular_value_threshold
+from wellcond.methods.proximal import ProximalSGD, singular_value_threshold
 
 
 def minimized(A, steps, **options):

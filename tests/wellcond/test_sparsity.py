@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import DOUBLE, matrix_with, randn
-from wellcond.methods.sparsity import group_lasso, nuclear_norm, singular_value_threshold
+from wellcond.methods.penalties import group_lasso, nuclear_norm
+from wellcond.methods.proximal import singular_value_threshold
 
 SHAPES = [(4, 4), (3, 7), (7, 3), (2, 5, 4)]
 

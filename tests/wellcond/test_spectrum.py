@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from helpers import DOUBLE, matrix_with, randn
 from wellcond import spectrum
-from wellcond.precision import svd
+from wellcond.linalg import svd
 
 RULES = list(spectrum.CLIP_RULES)
 BOUNDS = [1.0, 1.1, 1.5, 3.0, 100.0]

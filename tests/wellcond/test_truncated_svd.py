@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import DOUBLE, randn
-from wellcond.truncated_svd import block_power_iteration, leading_triplets
+from wellcond.linalg import block_power_iteration, leading_triplets
 
 
 def with_spectrum(sigma, n, m, seed=0):

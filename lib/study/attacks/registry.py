@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study.attacks.corruptions import CORRUPTIONS, corrupt
-from study.attacks.image_gradient import QuickImageGradient
 from study.attacks.starts import image_generators
 from wellcond.errors import invalid, unknown
 
@@ -47,8 +46,8 @@ def advertorch(name: str) -> ModuleType:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode, no parameter gradients, quick ones by images; modes and requires_grad flags are restored."""
-    with advertorch("context").ctx_noparamgrad_and_eval(model), QuickImageGradient():
+    """Evaluation mode, no parameter gradients; modes and requires_grad flags are restored."""
+    with advertorch("context").ctx_noparamgrad_and_eval(model):
         yield model
 
 

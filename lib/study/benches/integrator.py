@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from study.benches.clocks import interleaved
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import LowRankConv2d
-from wellcond.products import matmul
 from wellcond.spectrum import nearest_rule
 from wellcond.stiefel import (
     cholesky_qr_,
@@ -54,24 +53,22 @@ def _steps(layers: Sequence[tuple[Factors, Factors, Factors]], step: Callable[..
         step(W, gradient, momentum, lr=1e-3, beta=0.9, max_cond=MAX_COND)
 
 
-def _products(layers: Sequence[tuple[Factors, Factors, Factors]], multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _products(layers: Sequence[tuple[Factors, Factors, Factors]]) -> None:
     """The tall products of lowrank_step_ and nothing else: five for each basis."""
     for W, gradient, _ in layers:
         for X, g in ((W.U, gradient.U), (W.V, gradient.V)):
-            core = multiply(X.mT, g)
+            core = X.mT @ g
             for _ in range(4):
-                multiply(X, core)
+                X @ core
 
 
 def growth_rows(*, repeats: int = 15, device: str = "cpu") -> list[Row]:
     """Seconds of one integrator step, and of its tall products alone, as each quantity of SWEEPS grows.
 
-    Columns: sweep, n (= m), rank, layers, step_s, plain_s (the plain form), products_s (by `products.matmul`),
-    torch_products_s (by ``torch.matmul``). Theory: (n + m) r² a layer.
+    Columns: sweep, n (= m), rank, layers, step_s, plain_s (the plain form), products_s. Theory: (n + m) r² a layer.
     """
     kinds: dict[str, Callable[..., Any]] = {
-        "products_s": partial(_products, multiply=matmul),
-        "torch_products_s": partial(_products, multiply=torch.matmul),
+        "products_s": _products,
         "step_s": partial(_steps, step=lowrank_step_),
         "plain_s": partial(_steps, step=lowrank_step),
     }

@@ -23,7 +23,8 @@ from study.benches.clocks import interleaved, spread
 from study.benches.training import Row, Trainee
 from wellcond.methods import frank_wolfe, lorita
 from wellcond.methods.constraint_sets import FAMILIES, ConstraintSet, constraint_set, coordinate_count, count
-from wellcond.methods.sparsity import group_lasso, nuclear_norm, singular_value_threshold
+from wellcond.methods.penalties import group_lasso, nuclear_norm
+from wellcond.methods.proximal import singular_value_threshold
 
 LR, BETA = 0.01, 0.9
 FRACTION = 0.1

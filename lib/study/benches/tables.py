@@ -15,16 +15,12 @@ import torch
 from study import paths
 from study.benches.integrator import ablation_rows, growth_rows, retraction_rows
 from study.benches.linear_minimization import lmo_growth_rows, lmo_rows
-from study.benches.pages import pages_rows
-from study.benches.roofline import roofline_rows
 from study.benches.training import INTEGRATORS, Row, training_rows
 from wellcond.errors import invalid, unknown
 
 BY_NET: dict[str, Callable[..., list[Row]]] = {
     "training": training_rows,
     "integrators": lambda net, ratios, **how: training_rows(net, ratios, methods=INTEGRATORS, **how),
-    "roofline": roofline_rows,
-    "pages": pages_rows,
     "lmo": lambda net, ratios, **how: lmo_rows(net, **how),
 }
 """Tables of one network, from net, ratios, batch, repeats and device."""

@@ -16,13 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from study import networks as models
 from study.benches.clocks import clock, interleaved, peak_bytes, spread
 from study.data import Images
-from wellcond.convert import count_flops
+from wellcond.counts import count_flops
 from wellcond.deployment import deploy
 from wellcond.errors import invalid, unknown
 from wellcond.layers import recompute
 from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
-from wellcond.products import ONEDNN
 
 Row = dict[str, Any]
 INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18"), (3, 32, 32))}
@@ -39,15 +38,8 @@ def _product_flops(summand: Sequence[int], A: Sequence[int], B: Sequence[int], *
     return 2 * math.prod(A) * B[-1]
 
 
-def _onednn_flops(A: Sequence[int], B: Sequence[int], *_: object, **__: object) -> int:
-    """Of A Bᵀ, A (n, k) and B (m, k)."""
-    return 2 * math.prod(A) * B[0]
-
-
 PRODUCTS: Any = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _product_flops)
-"""Products that torch's counter does not know: those that overwrite a summand, and those by oneDNN."""
-if ONEDNN is not None:
-    PRODUCTS[ONEDNN] = _onednn_flops
+"""Products that torch's counter does not know: those that overwrite a summand."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 

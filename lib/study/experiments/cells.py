@@ -42,7 +42,8 @@ from study.results.provenance import environment, now
 from study.results.store import Results, Row
 from study.settings import SETTINGS
 from study.training import distributed
-from wellcond.convert import count_flops, count_parameters, densify
+from wellcond.convert import densify
+from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.errors import invalid, unknown
 from wellcond.layers import low_rank_layers

@@ -34,7 +34,7 @@ from study.results.provenance import environment
 from study.training import distributed
 from study.training.ensemble import fit_together
 from study.training.loop import STEPS, Diverged, Keeper
-from wellcond.convert import count_parameters
+from wellcond.counts import count_parameters
 from wellcond.diagnostics import layer_reports
 from wellcond.methods.registry import find
 

@@ -12,8 +12,9 @@ from study.data import Data
 from study.measurement.accuracy import count_correct, robustness_curve
 from study.measurement.attack_suite import CLEAN
 from study.training.fine_tuning import fine_tuned
-from wellcond.compression.compressors import iterated, reestimate_batch_norm
-from wellcond.convert import count_flops
+from wellcond.compression.batch_norm import reestimate_batch_norm
+from wellcond.compression.compressors import iterated
+from wellcond.counts import count_flops
 from wellcond.deployment import deploy
 from wellcond.diagnostics import effective_kappa
 from wellcond.layers import matricize, weight_layers

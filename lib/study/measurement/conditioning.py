@@ -41,8 +41,8 @@ from study.networks import Normalize
 from wellcond.diagnostics import Affine, affine_layers, in_double
 from wellcond.errors import invalid
 from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, weight_layers
+from wellcond.methods.tucker import Tucker2Conv2d
 from wellcond.tracing import dataflow
-from wellcond.tucker import Tucker2Conv2d
 
 CHUNK = 50  # points at a time; it changes the memory used, not the result
 
@@ -86,18 +86,6 @@ class Conditioning:
         """The product with each weight layer's gain in the place of its four factors (N,) >= kappa_rel."""
         others = [factor for (_, quantity), factor in self.factors.items() if quantity not in LINEAR]
         return _product([*self.gains.values(), *others])
-
-
-@torch.enable_grad()
-def relative_condition_number(model: nn.Module, x: Tensor) -> Tensor:
-    """κ_rel(f; x) = ‖Df(x)‖₂ ‖x‖/‖f(x)‖ (N,), from all singular values of the Jacobian (K, d) at each of N points.
-
-    x (N, ...), pixels in [0, 1]; the model, any that treats points independently, returns logits (N, K). It is used in
-    evaluation mode and left as it was found. float64, on the processor; inf or nan where f(x) = 0.
-    Raises ValueError if the output is not of that shape.
-    """
-    model = in_double(model)
-    return torch.cat([x.new_zeros(0).double().cpu(), *(_from_jacobian(model, part) for part in _chunks(x))])
 
 
 @torch.enable_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ NETS = {
 }
 PARTS = {"forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#D55E00"}
 RECOMPUTED = "condlr_recomputed"
-ROOFLINE = {"products": "#0072B2", "factorizations": "#D55E00", "rest": "#BBBBBB"}
 SWEEPS = {  # what grows: name of the axis, title, exponent in theory
     "rank": ("r", "Rank, n = m = {n}", 2),
     "size": ("n", "Size n = m, r = {rank}", 1),
@@ -33,7 +31,6 @@ LINES = {
     "plain_s": ("plain step (QR, two solves)", "#D55E00", "--", "s"),
     "step_s": ("fast step", "#0072B2", "-", "o"),
     "products_s": ("its ten tall products alone", "#444444", ":", "."),
-    "torch_products_s": ("the same by torch.matmul", "#009E73", "-.", "."),
 }
 
 
@@ -91,39 +88,6 @@ def integrators_table(frame: pd.DataFrame) -> Styler:
     return table(pd.DataFrame(rows))
 
 
-TASKS = {"step": "training step", "latency": "deployed, one pass"}
-
-
-def pages_table(frame: pd.DataFrame) -> Styler:
-    """Time where freed memory is returned to the system over time where it is kept, one row a network and ratio."""
-    rows = []
-    for _, group in frame.groupby(["net", "method", "ratio"], sort=False, dropna=False):
-        tasks = group.to_dict("records")
-        removed = "dense" if tasks[0]["method"] == "dense" else f"{100 * tasks[0]['ratio']:g} %"
-        row = {"network": NETS[tasks[0]["net"]], "rank removed": removed}
-        for task in tasks:
-            row[f"{TASKS[task['task']]}: MiB mapped"] = f"{task['returned_mib']:.0f} → {task['kept_mib']:.0f}"
-            row[f"{TASKS[task['task']]}: time"] = _times(task["gain"])
-        rows.append(row)
-    return table(pd.DataFrame(rows))
-
-
-def roofline_table(frame: pd.DataFrame, task: str) -> Styler:
-    """What the time of a task ("step" or "latency") consists of, over the dense time, one row a network and ratio."""
-    rows = [
-        {
-            "network": NETS[row["net"]],
-            "rank removed": "dense" if row["method"] == "dense" else f"{100 * row['ratio']:g} %",
-            "GFLOP/s": f"{row['flops'] / row['products_s'] / 1e9:.0f}",
-            "at the dense rate": _times(row["floor_ratio"]),
-            **{part: _times(row[f"{part}_ratio"]) for part in ROOFLINE},
-            "together": _times(row["ratio_to_dense"]),
-        }
-        for row in frame[frame["task"] == task].to_dict("records")
-    ]
-    return table(pd.DataFrame(rows))
-
-
 def _stack(
     ax: Axes,
     labels: Sequence[str],
@@ -141,21 +105,6 @@ def _stack(
     ax.axvline(1, color="#888888", linewidth=0.8)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel("time / dense")
-
-
-def plot_roofline(frame: pd.DataFrame) -> Figure:
-    """The time of a training step (above) and of a deployed pass (below), in units of the dense one: products,
-    factorizations, the rest; a tick where the products would end at the rate of the dense network's."""
-    nets = list(frame["net"].unique())
-    titles = [f"{NETS[net]}, {'training' if task == 'step' else 'deployed'}" for task in TASKS for net in nets]
-    fig, axes = panels(titles, max(1, len(nets)), 2.3)
-    for ax, (task, net) in zip(axes, itertools.product(TASKS, nets), strict=True):
-        rows = frame[(frame["net"] == net) & (frame["task"] == task)]
-        labels = ["dense" if np.isnan(ratio) else f"{100 * ratio:g} % removed" for ratio in rows["ratio"]]
-        widths = {part: rows[f"{part}_ratio"] for part in ROOFLINE}
-        _stack(ax, labels, widths, ROOFLINE, rows["floor_ratio"], "products at the dense rate")
-    axes[0].invert_yaxis()  # the panels share it
-    return finish(fig)
 
 
 def plot_split(frame: pd.DataFrame) -> Figure:

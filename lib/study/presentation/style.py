@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pandas as pd
 import seaborn as sns
@@ -16,6 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.api.types import is_numeric_dtype
 from pandas.io.formats.style import Styler
+
+from study.statistics.comparison import mean_std as mean_std
+from study.statistics.looks import LOOKS as LOOKS
+from study.statistics.looks import Look as Look
+from study.statistics.looks import look as look
 
 ATTACKS = {
     "clean": "clean",
@@ -48,94 +53,12 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-class Look(NamedTuple):
-    """How a method is named and drawn, everywhere."""
-
-    label: str
-    color: str
-    marker: str
-    dash: str = "-"
-    fill: Literal["full", "none"] = "full"
-
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart; one colour a family, marker and dash within it.
-# The labels are those of wellcond.methods.registry, for cells that have not been computed (a test keeps them equal).
-LOOKS = {
-    "dense": Look("dense SGD", "#000000", "o"),
-    "uv": Look("U Vᵀ", "#E69F00", "s"),
-    "svd": Look("SVD of dense", "#CC79A7", "v", ":"),
-    "svd_finetuned": Look("SVD of dense, fine-tuned", "#CC79A7", "^", "--"),
-    "usv": Look("projected U S Vᵀ", "#009E73", "D"),
-    "condlr": Look("CondLR", "#0072B2", "o"),
-    "condlr_published": Look("CondLR as published", "#56B4E9", "P"),
-    "projected_sgd": Look("projected SGD", "#D55E00", "p"),
-    "cayley_sgd": Look("Cayley SGD", "#D55E00", "X", "--"),
-    "dlrt": Look("DLRT", "#7A5195", "d"),
-    "dlrt_adaptive": Look("rank-adaptive DLRT", "#7A5195", "*", "--"),
-    "robust_dlrt": Look("RobustDLRT", "#A00000", "h"),
-    "robust_dlrt_tucker": Look("RobustDLRT, Tucker", "#A00000", "D", "--"),
-    "soft_orthogonal_uv": Look("U Vᵀ, soft orthogonality", "#E69F00", "8", "--"),
-    "soft_orthogonal": Look("dense, soft orthogonality", "#666666", "s", "--"),
-    "spectral_norm": Look("dense, spectral norm 1", "#666666", "v", ":"),
-    "dense_clipped": Look("dense, κ clipped", "#666666", "^", "-."),
-    "fw_l2": Look("FW, l2", "#009E73", "v", ":"),
-    "fw_k_sparse": Look("FW, k-sparse", "#E69F00", "p", "--"),
-    "fw_k_support": Look("FW, k-support", "#E69F00", "^", "--"),
-    "fw_group_k_support": Look("FW, k filters", "#CC79A7", "D", "-."),
-    "fw_nuclear": Look("FW, nuclear", "#009E73", "s", "--"),
-    "fw_spectral_k_sparse": Look("FW, spectral k-sparse", "#009E73", "d", "-."),
-    "fw_spectral_k_support": Look("FW, spectral k-support", "#009E73", "P"),
-    "fw_spectral_k_support_none": Look("FW, spectral k-support, rescaling none", "#009E73", "X", ":"),
-    "fw_spectral_k_support_diameter": Look("FW, spectral k-support, rescaling diameter", "#009E73", "<", "--"),
-    "fw_spectral_k_support_fast_gradient": Look(
-        "FW, spectral k-support, rescaling fast gradient", "#009E73", ">", "-."
-    ),
-    "lorita": Look("LoRITa", "#7A5195", "o"),
-    "nuclear_norm": Look("nuclear-norm penalty", "#D55E00", "h", "--"),
-    "proximal_sgd": Look("proximal SGD", "#D55E00", "X"),
-    "group_lasso": Look("group lasso on filters", "#CC79A7", "*", ":"),
-}
-
-
-def look(
-    method: str,
-    max_cond: float = math.nan,
-    tolerance: float = math.nan,
-    beta: float = math.nan,
-    depth: float = math.nan,
-    **_: object,
-) -> Look:
-    """The look of a configuration: of τ, ϑ and the depth N the middle ones look as the method does, the smallest and
-    the largest have their own marker and dash; without its penalty (β = 0) a marker is open. An unknown method is grey.
-    Other settings change nothing."""
-    base = LOOKS.get(method, Look(method, "#888888", "h"))
-    if beta == 0:
-        base = base._replace(fill="none")
-    if max_cond == 1:
-        return base._replace(marker="<", dash=":")
-    if max_cond > 1.25:
-        return base._replace(marker=">", dash="--")
-    if depth == 1 or depth > 2:
-        return base._replace(marker="<", dash=":") if depth == 1 else base._replace(marker=">", dash="--")
-    if tolerance == 0:
-        return base._replace(marker="s")
-    return base._replace(marker="v", dash="-.") if tolerance > 0.15 else base
-
-
 def style() -> None:
     """Draw every figure from now on in the style of the book; the functions plot_* call it themselves."""
     sns.set_theme(style="whitegrid", font="DejaVu Sans", rc=STYLE)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
-
-
-def mean_std(values: Iterable[float], digits: int = 2) -> str:
-    """ "98.93 ± 0.05": mean and sample standard deviation; the mean alone of one value; "–" of none."""
-    known = pd.Series(list(values), dtype=float).dropna()
-    if known.empty:
-        return "–"
-    return f"{known.mean():.{digits}f}" + (f" ± {known.std():.{digits}f}" if len(known) > 1 else "")
 
 
 def number(value: float) -> str:

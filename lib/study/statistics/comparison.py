@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtri, stdtrit
+from scipy.special import stdtrit
+from scipy.stats import binomtest
 
 from wellcond.errors import invalid
 
@@ -22,9 +24,8 @@ def wilson(n_correct: float, n: float) -> tuple[float, float]:
     """The 95 % Wilson score interval of the rate n_correct/n, as fractions; (nan, nan) for n = 0."""
     if not n > 0:
         return math.nan, math.nan
-    z, p = float(ndtri(0.975)), n_correct / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+    low, high = binomtest(int(n_correct), int(n)).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -113,33 +114,8 @@ class McNemar:
 
         Source: McNemar, Psychometrika 12 (1947), in its exact form.
         """
-        return min(1.0, 2 * float(bdtr(min(self.n10, self.n01), self.n10 + self.n01, 0.5)))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the difference in points; (nan, nan) for n = 0.
-
-        With rates p, q, their Wilson intervals [l, u], [m, v], and φ, the correlation of the two outcomes:
-        p - q - √((p-l)² - 2φ(p-l)(v-q) + (v-q)²) to p - q + √((u-p)² - 2φ(u-p)(q-m) + (q-m)²). A positive φ is reduced:
-        its numerator n11 n00 - n10 n01 by n/2, to no less than zero.
-        Source: Newcombe, Statistics in Medicine 17 (1998), 2635-2650, method 10.
-        """
-        if not self.n:
-            return math.nan, math.nan
-        first, second = self.n11 + self.n10, self.n11 + self.n01
-        p, q = first / self.n, second / self.n
-        (low_p, high_p), (low_q, high_q) = wilson(first, self.n), wilson(second, self.n)
-        product = self.n11 * self.n00 - self.n10 * self.n01
-        scale = math.sqrt(first * (self.n - first) * second * (self.n - second))
-        phi = (max(product - self.n / 2, min(product, 0))) / scale if scale else 0.0
-        below = _distance(p - low_p, high_q - q, phi)
-        above = _distance(high_p - p, q - low_q, phi)
-        return 100 * (p - q - below), 100 * (p - q + above)
-
-
-def _distance(a: float, b: float, phi: float) -> float:
-    """√(a² - 2φab + b²); rounding may leave a negative radicand where φ = 1 and a = b."""
-    return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+        discordant = self.n10 + self.n01
+        return float(binomtest(self.n10, discordant).pvalue) if discordant else 1.0
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
@@ -182,3 +158,11 @@ def holm(p_values: Iterable[float]) -> NDArray[np.float64]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]))
     return adjusted
+
+
+def mean_std(values: Iterable[float], digits: int = 2) -> str:
+    """ "98.93 ± 0.05": mean and sample standard deviation; the mean alone of one value; "–" of none."""
+    known = pd.Series(list(values), dtype=float).dropna()
+    if known.empty:
+        return "–"
+    return f"{known.mean():.{digits}f}" + (f" ± {known.std():.{digits}f}" if len(known) > 1 else "")

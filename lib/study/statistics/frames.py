@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.presentation.style import LOOKS, look, mean_std
 from study.results.store import AFTERWARDS, COLUMNS, Results
 from study.settings import SETTINGS, label_suffix, name_suffix, parsed
-from study.statistics.comparison import Gap, student, wilson
+from study.statistics.comparison import Gap, mean_std, student, wilson
+from study.statistics.looks import LOOKS, look
 
 _TEXT = [
     "run_id",

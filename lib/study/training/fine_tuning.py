@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from study.training.loop import Images, fit
-from wellcond.layers import weight_layers
+from wellcond.compression.weights import held_zeros
 from wellcond.optim import LowRankSGD, param_groups
-
-
-@contextmanager
-def held_zeros(model: nn.Module) -> Iterator[None]:
-    """While it is open, the weights that are zero have zero gradients, so that an optimizer leaves them there."""
-
-    def held(zero: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda gradient: gradient.masked_fill(zero, 0)
-
-    weights = [layer.weight for layer in weight_layers(model).values() if isinstance(layer.weight, nn.Parameter)]
-    zeros = [(weight, weight.detach() == 0) for weight in weights]
-    hooks = [
-        weight.register_hook(held(zero))  # type: ignore[no-untyped-call]
-        for weight, zero in zeros
-        if zero.any()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def fine_tuned(

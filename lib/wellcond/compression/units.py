@@ -1,178 +1,67 @@
-"""What belongs to an output channel of a convolution: its filter, its normalization, and what later layers read of it.
-
-From the convolution on, the traced forward code is followed through operations that keep channels apart (activations,
-pooling, batch normalization, flattening) to the convolutions and linear layers that read them. A channel that is
-removed in all these places leaves a network of the same forward code. Where channels meet others, as in a residual
-sum, or where the code cannot be followed, a channel does not belong to the convolution alone.
-"""
+"""The units of weights, scored and ranked: what every compressor is made of, and the registry of compressors."""
 
 from __future__ import annotations
 
-import copy
-import operator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from wellcond.tracing import ELEMENTWISE, Uses, called_module, flattens, traced, uses_in
-
-POOLING = (
-    *(nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
-)
-TENSOR_METHODS = ("relu", "tanh", "sigmoid", "contiguous")
-# By whether the maps are flattened: the operations that return each channel from its own alone, normalizations, readers
-CHANNELWISE = {False: (*ELEMENTWISE, *TENSOR_METHODS, *POOLING), True: (*ELEMENTWISE, *TENSOR_METHODS)}
-NORMS = {False: nn.BatchNorm2d, True: nn.BatchNorm1d}
-READERS = {False: nn.Conv2d, True: nn.Linear}
+from wellcond.errors import invalid
 
 
 @dataclass(frozen=True)
-class Channels:
-    """Names of modules, each with the number of its entries, or inputs, that one channel has, side by side.
+class Compressed:
+    """model: a new network of the same forward code.
 
-    norms: the batch normalizations of the channels; readers: the layers that read them. The number is 1, or H·W where
-    the maps of H x W pixels were flattened before.
+    size: the numbers it stores, its deployed parameters, without the zeros among its weights if they are sparse.
+    kept: what is left of each compressed layer by name: its rank, its number of filters, or of nonzero weights.
+    whole: the layers from which nothing could be removed, each with the reason.
     """
 
-    norms: dict[str, int] = field(default_factory=dict)
-    readers: dict[str, int] = field(default_factory=dict)
+    model: nn.Module
+    size: int
+    kept: dict[str, int]
+    whole: dict[str, str]
 
 
-def channels(model: nn.Module) -> tuple[dict[str, Channels], dict[str, str]]:
-    """{convolution: its channels} where they can be followed, and {convolution: why not} for all others, by name.
+AtAmount = Callable[[float], Compressed]
+"""What a compressor returns: amount, the fraction of the units that is removed, in [0, 1) -> the smaller network."""
 
-    The forward code is that of evaluation mode; the model is not changed.
+COMPRESSORS: dict[str, Callable[..., AtAmount]] = {}
+"""(model, skip=...) -> the network at an amount. Each file of this folder adds its own."""
+
+
+def ranked(scores: Mapping[str, Tensor], *, together: bool) -> Callable[[float], dict[str, Tensor]]:
+    """amount -> {layer: which of its units stay}: all but the floor(amount·number) with the smallest scores.
+
+    scores: {layer: (number of units,)}. together: whether the units of all layers are ranked in one order, or those of
+    each layer in their own. The unit with the largest score of a layer stays. Of equal scores, the first goes first.
+    Raises ValueError if there are no scores, or amount is not in [0, 1).
     """
-    model = copy.deepcopy(model).eval()  # forward code may keep what it is given, placeholders included
-    graphs, hidden = traced(model)
-    every = [(root, graph, uses_in(root, graph)) for root, graph in graphs]
-    names = {module: name for name, module in model.named_modules()}
-    found: dict[str, Channels] = {}
-    whole: dict[str, str] = {}
-    for layer in names:
-        if not isinstance(layer, nn.Conv2d):
-            continue
-        try:
-            found[names[layer]] = _in_all_graphs(layer, every, hidden, names)
-        except _Lost as reason:
-            whole[names[layer]] = str(reason)
-    return found, whole
+    if not scores:
+        raise invalid("scores", {}, "those of one layer at least: this compressor finds none in the network")
+    groups = [dict(scores)] if together else [{name: score} for name, score in scores.items()]
+    orders = [torch.cat([_largest_last(score) for score in group.values()]).argsort(stable=True) for group in groups]
+
+    def survivors(amount: float) -> dict[str, Tensor]:
+        if not 0 <= amount < 1:
+            raise invalid("amount", amount, "in [0, 1), the fraction that is removed")
+        masks: dict[str, Tensor] = {}
+        for group, order in zip(groups, orders, strict=True):
+            # 1e-9 absorbs rounding: 0.29·100 is 28.999999999999996 in floating point
+            n_removed = min(math.floor(amount * len(order) + 1e-9), len(order) - len(group))
+            stays = torch.ones_like(order, dtype=torch.bool)
+            stays[order[:n_removed]] = False
+            masks |= zip(group, torch.split(stays, [len(score) for score in group.values()]), strict=True)
+        return masks
+
+    return survivors
 
 
-class _Lost(Exception):
-    """Why the channels of a convolution cannot be followed."""
-
-
-def _in_all_graphs(
-    layer: nn.Conv2d,
-    every: list[tuple[nn.Module, fx.Graph, Uses]],
-    hidden: set[nn.Module],
-    names: dict[nn.Module, str],
-) -> Channels:
-    if type(layer) is not nn.Conv2d or layer.groups > 1:
-        raise _Lost("it is grouped, or no plain convolution")
-    followed = [_follow(layer, *graph) for graph in every if layer in graph[2].calls]
-    if not followed or any(other != followed[0] for other in followed):
-        raise _Lost("it is called nowhere that can be traced, or in several ways")
-    norms, readers = followed[0]
-    group = [layer, *norms, *readers]
-    others = [uses for _, _, uses in every if layer not in uses.calls]
-    if not hidden.isdisjoint(group) or not all(uses.untouched(group) for uses in others):
-        raise _Lost("it is used, or what reads it, where that cannot be traced")
-    return Channels({names[m]: k for m, k in norms.items()}, {names[m]: k for m, k in readers.items()})
-
-
-def _follow(
-    layer: nn.Conv2d, root: nn.Module, graph: fx.Graph, uses: Uses
-) -> tuple[dict[nn.Module, int], dict[nn.Module, int]]:
-    """The normalizations and the readers of the output of `layer` in one graph."""
-    norms: dict[nn.Module, int] = {}
-    readers: dict[nn.Module, int] = {}
-    _check_sole(layer, uses)
-    todo = [(uses.calls[layer][0], False)]
-    while todo:
-        source, flat = todo.pop()
-        for node in source.users:
-            module = called_module(node, root)
-            operation = node.target if module is None else type(module)  # exactly: a subclass may do more
-            if _is_batch_size(node) or (_is_shape(node) and all(map(_is_batch_size, node.users))):
-                continue
-            if node.args[:1] != (source,) or _mentions(node, source) > 1:
-                raise _Lost(f"it is read by {_said(node)}")
-            if module is not None and operation in (NORMS[flat], READERS[flat]):
-                _check_sole(module, uses)
-                group = norms if operation is NORMS[flat] else readers
-                group[module] = _share(module, layer)
-            if operation is READERS[flat]:
-                continue
-            flattened = flattens(node, root) or _is_flat_view(node) or (not flat and _is_mean_of_maps(node))
-            if not flattened and operation not in (NORMS[flat], *CHANNELWISE[flat]):
-                raise _Lost(f"it is read by {_said(node)}")
-            todo.append((node, flat or flattened))
-    if not readers:
-        raise _Lost("no layer reads it")
-    return norms, readers
-
-
-def _check_sole(module: nn.Module, uses: Uses) -> None:
-    """Called once, without hooks, and its parameters read by nobody else."""
-    if len(uses.calls[module]) > 1 or module in uses.reads or module._forward_hooks or module._forward_pre_hooks:
-        raise _Lost("it, or what reads it, is used more than once")
-
-
-def _share(module: nn.Module, layer: nn.Conv2d) -> int:
-    """How many of the inputs of `module` one channel of `layer` is."""
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        raise _Lost("it is read by a grouped convolution")
-    inputs = next(getattr(module, a) for a in ("num_features", "in_channels", "in_features") if hasattr(module, a))
-    share, rest = divmod(int(inputs), layer.out_channels)
-    if rest:
-        raise _Lost(f"its {layer.out_channels} channels do not divide {inputs} inputs")
-    return share
-
-
-def _mentions(node: fx.Node, source: fx.Node) -> int:
-    count = 0
-
-    def visit(argument: fx.Node) -> fx.Node:
-        nonlocal count
-        count += argument is source
-        return argument
-
-    fx.map_arg((node.args, node.kwargs), visit)
-    return count
-
-
-def _is_shape(node: object) -> bool:
-    if not isinstance(node, fx.Node):
-        return False
-    return (node.target == "size" and len(node.args) == 1) or (node.target is getattr and node.args[1:] == ("shape",))
-
-
-def _is_batch_size(node: object) -> bool:
-    if not isinstance(node, fx.Node):
-        return False
-    if node.target is operator.getitem:
-        return _is_shape(node.args[0]) and node.args[1:] == (0,)
-    return node.target == "size" and node.args[1:] == (0,)
-
-
-def _is_flat_view(node: fx.Node) -> bool:
-    return node.target in ("view", "reshape") and node.args[2:] == (-1,) and _is_batch_size(node.args[1])
-
-
-def _is_mean_of_maps(node: fx.Node) -> bool:
-    """Whether the node is the mean over H and W, which it drops."""
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    if node.target not in (torch.mean, "mean") or not isinstance(dims, list | tuple) or len(node.args) > 2:
-        return False
-    return {*dims} in ({2, 3}, {-1, -2}) and not node.kwargs.keys() - {"dim"}
-
-
-def _said(node: fx.Node) -> str:
-    if node.op == "output":
-        return "the caller"
-    return str(getattr(node.target, "__name__", node.target))
+def _largest_last(score: Tensor) -> Tensor:
+    protected = score.clone()
+    protected[score.argmax()] = math.inf
+    return protected

@@ -7,7 +7,7 @@ from wellcond.methods.method import Method, Settings
 from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
 from wellcond.methods.proximal import ProximalSGD
 from wellcond.methods.registry import METHODS, find, register
-from wellcond.tucker import Tucker2Conv2d
+from wellcond.methods.tucker import Tucker2Conv2d
 
 __all__ = [
     "BUG",

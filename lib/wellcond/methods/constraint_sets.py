@@ -38,8 +38,7 @@ import torch
 from torch import Tensor
 
 from wellcond.errors import invalid, unknown
-from wellcond.precision import upcast
-from wellcond.truncated_svd import Triplets, leading_triplets
+from wellcond.linalg import Triplets, leading_triplets, upcast
 
 # ------------------------------------------------------------------------ norms of nonnegative vectors (N,)
 

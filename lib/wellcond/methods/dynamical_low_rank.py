@@ -23,12 +23,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wellcond.convert import factorize
 from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors
-from wellcond.optim import CheckedOptimizer, Group, State, euclidean
-from wellcond.precision import full_float32
+from wellcond.linalg import full_float32, svd_in_double
+from wellcond.methods.method import Method, Settings, decayed, last_layer, register
+from wellcond.methods.penalties import robustness_penalty
+from wellcond.optim import CheckedOptimizer, Group, State, euclidean, param_groups
 from wellcond.stiefel import qr
 
 
@@ -40,12 +43,6 @@ def multilinear(S: Tensor, M: Tensor, N: Tensor) -> Tensor:
 def unfold(S: Tensor, mode: int) -> Tensor:
     """The matrix whose rows are the slices of S along `mode` (0 or 1)."""
     return S.movedim(mode, 0).flatten(1)
-
-
-def _economy_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In float64: LAPACK's float32 iteration can fail on the repeated singular values that regularization makes."""
-    P, sigma, Qt = torch.linalg.svd(A.double(), full_matrices=False)
-    return P.to(A.dtype), sigma.to(A.dtype), Qt.to(A.dtype)
 
 
 def truncated_rank(sigma: Tensor, tolerance: float, max_rank: int) -> int:
@@ -61,12 +58,12 @@ def truncation_bases(S: Tensor, tolerance: float, max_ranks: tuple[int, int]) ->
     (the truncated higher-order SVD of De Lathauwer, De Moor and Vandewalle, 2000), each mode with its own rank.
     """
     if S.ndim == 2:
-        P, sigma, Qt = _economy_svd(S)
+        P, sigma, Qt = svd_in_double(S)
         r = truncated_rank(sigma, tolerance, min(max_ranks))
         return P[:, :r], Qt[:r].mT
     bases = []
     for mode in (0, 1):
-        P, sigma, _ = _economy_svd(unfold(S, mode))
+        P, sigma, _ = svd_in_double(unfold(S, mode))
         bases.append(P[:, : truncated_rank(sigma, tolerance, max_ranks[mode])])
     return bases[0], bases[1]
 
@@ -82,7 +79,7 @@ def diagonalized(W: Factors) -> Factors:
     With S diagonal, the gradients of the factors are those of K = U S and L = V Sᵀ with scaled columns (see
     `basis_gradients`), each column to full relative accuracy, so that one pass serves both.
     """
-    P, sigma, Qt = _economy_svd(W.S)
+    P, sigma, Qt = svd_in_double(W.S)
     return Factors(W.U @ P, torch.diag(_raised(sigma)), W.V @ Qt.mT)
 
 
@@ -303,3 +300,53 @@ def _check_group(group: Group) -> None:
             raise invalid("params", f"{len(group['params'])} tensors", "[U, S, V] in a low-rank group")
         if group["basis"] == "fixed" and group["params"][1].ndim != 2:
             raise invalid("basis", "fixed", "'augmented' for a Tucker core")
+
+
+def _dlrt(model: nn.Module, settings: Settings) -> nn.Module:
+    return decayed(factorize(model, **settings.size(), skip=last_layer(model)), settings)
+
+
+def bug_groups(basis: str, coefficient_steps: int = 1) -> Callable[[nn.Module, Settings], list[Group]]:
+    def groups(model: nn.Module, settings: Settings) -> list[Group]:
+        options = {"basis": basis, "coefficient_steps": coefficient_steps, "tolerance": settings.tolerance}
+        return param_groups(model, **options)
+
+    return groups
+
+
+register(
+    Method(
+        "dlrt",
+        "DLRT",
+        "Dynamical low-rank training by K-L-S steps at fixed rank; the classifier is dense.",
+        _dlrt,
+        bug_groups("fixed"),
+        frozenset({"ratio"}),
+        optimizer=BUG,
+    )
+)
+
+register(
+    Method(
+        "dlrt_adaptive",
+        "rank-adaptive DLRT",
+        "K-L-S steps with augmented bases, truncated to a relative tolerance; ratio caps the rank.",
+        _dlrt,
+        bug_groups("augmented"),
+        frozenset({"ratio", "tolerance"}),
+        optimizer=BUG,
+    )
+)
+
+register(
+    Method(
+        "robust_dlrt",
+        "RobustDLRT",
+        "Augmented bases with nine coefficient steps, and the penalty β R(S) on the spread of the singular values.",
+        _dlrt,
+        bug_groups("augmented", 9),
+        frozenset({"ratio", "tolerance", "beta"}),
+        optimizer=BUG,
+        penalty=robustness_penalty,
+    )
+)

@@ -25,14 +25,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wellcond.errors import invalid, unknown
+from wellcond.linalg import block_power_iteration
 from wellcond.methods.constraint_sets import (
+    FAMILIES,
+    SINGULAR_VALUES,
     ConstraintSet,
     constraint_set,
     coordinate_count,
@@ -40,8 +43,8 @@ from wellcond.methods.constraint_sets import (
     split_triplets,
     unit_scale,
 )
+from wellcond.methods.method import Method, Settings, register, weights_of
 from wellcond.optim import CheckedOptimizer, Group, State, euclidean
-from wellcond.truncated_svd import block_power_iteration
 
 # ------------------------------------------------------------------------ the step
 
@@ -295,3 +298,69 @@ def frank_wolfe_groups(
     if rest == "euclidean":
         return [*groups, {"params": list(others.values()), "name": "", "kind": "euclidean"}]
     return [*groups, *(_group({name: w}, diameters[name], rest, rescale=rescale) for name, w in others.items())]
+
+
+# ------------------------------------------------------------------------ methods
+
+
+def _groups_of(constraint: str, rescale: str) -> Callable[[nn.Module, Settings], list[Group]]:
+    has_k = FAMILIES[constraint].parameter == "k"
+    engine = "power" if FAMILIES[constraint].coordinates is SINGULAR_VALUES else "exact"
+
+    def groups(model: nn.Module, settings: Settings) -> list[Group]:
+        return frank_wolfe_groups(
+            model,
+            constraint,
+            scale=settings.scale,
+            fraction=settings.fraction if has_k else None,
+            rescale=rescale,
+            engine=engine,
+            constrained=weights_of(model),
+            rest="l2",
+        )
+
+    return groups
+
+
+def _method_of(constraint: str, rescale: str, name: str, label: str) -> Method:
+    groups = _groups_of(constraint, rescale)
+
+    def prepare(model: nn.Module, settings: Settings) -> nn.Module:
+        shift_inside(groups(model, settings))
+        return model
+
+    return Method(
+        name,
+        label,
+        f"Stochastic Frank-Wolfe: each weight in a set of the family {constraint}, rescaling {rescale}, "
+        "and all else in l2 balls.",
+        prepare,
+        groups,
+        frozenset({"scale"} | ({"fraction"} if FAMILIES[constraint].parameter == "k" else set())),
+        optimizer=FrankWolfe,
+        any_start=False,
+    )
+
+
+_LABELS = {
+    "l2": "FW, l2",
+    "k_sparse": "FW, k-sparse",
+    "k_support": "FW, k-support",
+    "group_k_support": "FW, k filters",
+    "nuclear": "FW, nuclear",
+    "spectral_k_sparse": "FW, spectral k-sparse",
+    "spectral_k_support": "FW, spectral k-support",
+}
+_RESCALED = "spectral_k_support"  # the family of the ablation of the rescaling
+
+
+def _methods() -> Iterator[Method]:
+    for constraint, label in _LABELS.items():
+        yield _method_of(constraint, "gradient", f"fw_{constraint}", label)
+    for rescale in (rescale for rescale in RESCALINGS if rescale != "gradient"):
+        label = f"{_LABELS[_RESCALED]}, rescaling {rescale.replace('_', ' ')}"
+        yield _method_of(_RESCALED, rescale, f"fw_{_RESCALED}_{rescale}", label)
+
+
+for _method in _methods():
+    register(_method)

@@ -26,7 +26,9 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from wellcond.convert import convertible, matching, unparametrized
 from wellcond.errors import invalid
 from wellcond.layers import matricize
-from wellcond.precision import upcast
+from wellcond.linalg import upcast
+from wellcond.methods.method import Method, Settings, last_layer, register
+from wellcond.optim import Group
 
 
 def check_depth(depth: int) -> None:
@@ -118,3 +120,25 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def collapse(model: nn.Module) -> nn.Module:
     """A copy of `model` with every product multiplied: plain layers, the same function up to rounding."""
     return unparametrized(model).train(model.training)
+
+
+def _product(model: nn.Module, settings: Settings) -> nn.Module:
+    return overparametrize(model, int(settings.depth), skip=last_layer(model))
+
+
+def _product_groups(model: nn.Module, settings: Settings) -> list[Group]:
+    return [{**group, "kind": "euclidean"} for group in param_groups(model, settings.beta)]
+
+
+register(
+    Method(
+        "lorita",
+        "LoRITa",
+        "Each weight a product of N factors with weight decay β, multiplied after training; N = 1 is weight decay.",
+        _product,
+        _product_groups,
+        frozenset({"depth", "beta"}),
+        finish=collapse,
+        any_start=False,
+    )
+)

@@ -7,16 +7,17 @@ the trained network of another method (`starts_from`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.errors import invalid
-from wellcond.layers import weight_layers
-from wellcond.optim import Group, LowRankSGD
+from wellcond.convert import factorize
+from wellcond.errors import invalid, unknown
+from wellcond.layers import LowRankLayer, full_rank, matricize, weight_layers
+from wellcond.optim import Group, LowRankSGD, param_groups
 
 Penalty = Callable[[nn.Module], Tensor]
 
@@ -100,6 +101,88 @@ class Method:
                 raise invalid(key, None, f"given for {self.name}")
 
 
+METHODS: dict[str, Method] = {}
+"""The methods by name."""
+
+
+def register(method: Method) -> Method:
+    """Add a method to METHODS. Raises ValueError if its name is taken or it starts from an unknown method."""
+    if method.name in METHODS:
+        raise invalid("method", method.name, "a name that is not yet registered")
+    if method.starts_from:
+        find(method.starts_from)
+    METHODS[method.name] = method
+    return method
+
+
+def find(name: str) -> Method:
+    """The method of that name. Raises ValueError, suggesting the nearest name."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+# ------------------------------------------------------------------------ what several methods have in common
+
+
+def dense(model: nn.Module, settings: Settings) -> nn.Module:
+    """The network as it is, its spectra decayed."""
+    return decayed(model, settings)
+
+
+def factors(model: nn.Module, settings: Settings) -> nn.Module:
+    """U Vᵀ in every layer but the classifier."""
+    return decayed(factorize(model, **settings.size(), skip=last_layer(model), core=False), settings)
+
+
+def decayed(model: nn.Module, settings: Settings) -> nn.Module:
+    """The network with decayed spectra; not those of the classifier."""
+    return decay_spectra(model, settings.decay, skip=last_layer(model))
+
+
+def plain_groups(model: nn.Module, settings: Settings) -> list[Group]:
+    """Dense weights and U Vᵀ by plain SGD, U S Vᵀ by the manifold integrator."""
+    return param_groups(model, max_cond=settings.max_cond)
+
+
+def weights_of(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module) -> dict[str, Tensor]:
+    """The weights, by parameter name, of all layers of these kinds but the classifier."""
+    spared = last_layer(model)
+    return {
+        f"{name}.weight": layer.weight
+        for name, layer in weight_layers(model).items()
+        if name not in spared and isinstance(layer, kinds) and isinstance(layer.weight, Tensor)
+    }
+
+
 def last_layer(model: nn.Module) -> list[str]:
     """The name of the last linear or convolution layer, the classifier, in a list; it is never truncated."""
     return list(weight_layers(model))[-1:]
+
+
+@torch.no_grad()
+def decay_spectra(model: nn.Module, alpha: float, skip: Iterable[str] = ()) -> nn.Module:
+    """Multiply, in place, the singular values σ_0 >= σ_1 >= ... of every weight matrix by α^-k, k = 0, 1, ...
+
+    An ill-conditioned start with an unchanged norm; for a network as `factorize` returns it, whose factors are in the
+    order of the singular values. skip: names of layers left alone. Returns the model.
+    Raises ValueError if alpha < 1.
+    """
+    if not 1 <= alpha < math.inf:
+        raise invalid("decay", alpha, ">= 1")
+    for name, layer in weight_layers(model).items():
+        if name in {*skip} or alpha == 1:
+            continue
+        device = next(layer.parameters()).device
+        powers = alpha ** -torch.arange(full_rank(layer), dtype=torch.float64, device=device)
+        if isinstance(layer, LowRankLayer):
+            scale = powers[: layer.rank]
+            if layer.S is None:
+                layer.U.mul_(scale.sqrt())
+                layer.V.mul_(scale.sqrt())
+            else:  # S diagonal, or a Tucker core whose slices are orthogonal
+                layer.S.mul_(scale.view(-1, *(1 for _ in layer.S.shape[1:])))
+        else:
+            P, sigma, Qt = torch.linalg.svd(matricize(layer.weight).double(), full_matrices=False)
+            layer.weight.copy_(((P * (sigma * powers)) @ Qt).reshape(layer.weight.shape))
+    return model

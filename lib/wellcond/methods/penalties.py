@@ -1,12 +1,19 @@
-"""Penalties on the singular values of weights: pure, differentiable functions of matrices.
+"""Penalties on weights, pure and differentiable functions of matrices, and the methods that add one to the loss.
 
-The gradients are products of matrices; no singular value is computed, so that repeated ones do no harm.
+Those on the singular values are products of matrices, so that repeated ones do no harm; those of the second half make
+singular values, or whole filters, small enough to be removed afterwards (`proximal` makes them exactly zero).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from wellcond.layers import LowRankLayer, matricize, weight_layers
+from wellcond.linalg import svd
+from wellcond.methods.method import Method, Penalty, Settings, dense, factors, plain_groups, register, weights_of
 
 
 def _small_gram(A: Tensor) -> Tensor:
@@ -37,3 +44,124 @@ def soft_orthogonality(W: Tensor) -> Tensor:
     gram = _small_gram(W)
     eye = torch.eye(gram.shape[-1], dtype=W.dtype, device=W.device)
     return (gram - eye).square().sum((-2, -1))
+
+
+def nuclear_norm(W: Tensor) -> Tensor:
+    """||W||_* = Σ σ_i of W (..., n, m), shape (...), in the units of W.
+
+    The gradient is P Qᵀ of the thin SVD W = P diag(σ) Qᵀ over the nonzero singular values: the subgradient of least
+    norm, and 0 at W = 0. Repeated singular values do no harm, since P Qᵀ is unique.
+    Source: Fazel, Hindi, Boyd, ACC 2001, for minimizing it in place of the rank; Watson, 1992, for the subgradient.
+    """
+    tall = W if W.shape[-2] >= W.shape[-1] else W.mT
+    P, sigma, Qt = svd(tall.detach())
+    smallest = tall.shape[-2] * torch.finfo(sigma.dtype).eps * sigma[..., :1]  # as torch.linalg.matrix_rank
+    polar = (P * (sigma > smallest).to(P.dtype).unsqueeze(-2)) @ Qt
+    norm: Tensor = (tall * polar.to(W.dtype)).sum((-2, -1))
+    return norm
+
+
+def group_lasso(W: Tensor) -> Tensor:
+    """Σ_f ||w_f||_2 over the rows w_f, the filters, of W (..., n, m), shape (...), in the units of W.
+
+    The gradient is w_f/||w_f||_2, and 0 at w_f = 0.
+    Source: Yuan, Lin, 2006; Wen et al., NeurIPS 2016, for the filters of a convolution.
+    """
+    norms: Tensor = torch.linalg.vector_norm(W, dim=-1)
+    return norms.sum(-1)
+
+
+# ------------------------------------------------------------------------ methods
+
+
+def robustness_penalty(settings: Settings) -> Penalty | None:
+    """β Σ R over all layers: of the core of a factorized layer, else of the weight matrix."""
+
+    def penalty(model: nn.Module) -> Tensor:
+        cores = (
+            layer.core_matrix() if isinstance(layer, LowRankLayer) else matricize(layer.weight)
+            for layer in weight_layers(model).values()
+        )
+        return settings.beta * torch.stack([robustness_regularizer(core) for core in cores if core is not None]).sum()
+
+    return penalty if settings.beta else None
+
+
+def _soft_orthogonality(settings: Settings) -> Penalty | None:
+    """β Σ ||XᵀX - I||² over the factors U, V of factorized layers and the weight matrices of the others."""
+
+    def penalty(model: nn.Module) -> Tensor:
+        matrices = [
+            X
+            for layer in weight_layers(model).values()
+            for X in ((layer.U, layer.V) if isinstance(layer, LowRankLayer) else (matricize(layer.weight),))
+        ]
+        return settings.beta * torch.stack([soft_orthogonality(X) for X in matrices]).sum()
+
+    return penalty if settings.beta else None
+
+
+def _penalized(
+    norm: Callable[[Tensor], Tensor], kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module
+) -> Callable[[Settings], Penalty | None]:
+    """β Σ norm(W) over the weight matrices of these kinds of layers."""
+
+    def of(settings: Settings) -> Penalty | None:
+        def penalty(model: nn.Module) -> Tensor:
+            norms: Iterable[Tensor] = (norm(matricize(weight)) for weight in weights_of(model, kinds).values())
+            return settings.beta * torch.stack(list(norms)).sum()
+
+        return penalty if settings.beta else None
+
+    return of
+
+
+register(
+    Method(
+        "soft_orthogonal_uv",
+        "U Vᵀ, soft orthogonality",
+        "Two factors by momentum SGD with the penalty β ||UᵀU - I||² + β ||VᵀV - I||².",
+        factors,
+        plain_groups,
+        frozenset({"ratio", "beta"}),
+        penalty=_soft_orthogonality,
+    )
+)
+
+register(
+    Method(
+        "soft_orthogonal",
+        "dense, soft orthogonality",
+        "Dense weights by momentum SGD with the penalty β ||WᵀW - I||² (over the smaller side).",
+        dense,
+        plain_groups,
+        frozenset({"beta"}),
+        penalty=_soft_orthogonality,
+    )
+)
+
+register(
+    Method(
+        "nuclear_norm",
+        "nuclear-norm penalty",
+        "Dense weights by momentum SGD with the penalty β Σ ||W||_*.",
+        dense,
+        plain_groups,
+        frozenset({"beta"}),
+        penalty=_penalized(nuclear_norm),
+        any_start=False,
+    )
+)
+
+register(
+    Method(
+        "group_lasso",
+        "group lasso on filters",
+        "Dense weights by momentum SGD with the penalty β Σ ||w_f||_2 over the filters of the convolutions.",
+        dense,
+        plain_groups,
+        frozenset({"beta"}),
+        penalty=_penalized(group_lasso, nn.Conv2d),
+        any_start=False,
+    )
+)

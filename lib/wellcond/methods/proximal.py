@@ -13,10 +13,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from wellcond.errors import invalid, unknown
 from wellcond.layers import matricize
-from wellcond.methods.sparsity import singular_value_threshold
-from wellcond.optim import CheckedOptimizer, Group, State, euclidean
+from wellcond.linalg import svd
+from wellcond.methods.method import Method, Settings, dense, register, weights_of
+from wellcond.optim import CheckedOptimizer, Group, State, euclidean, with_rest
+
+
+@torch.no_grad()
+def singular_value_threshold(W: Tensor, threshold: float) -> Tensor:
+    """argmin_X ||X - W||_F²/2 + t ||X||_* = P diag(max(σ - t, 0)) Qᵀ for W = P diag(σ) Qᵀ (..., n, m).
+
+    t = threshold >= 0, in the units of σ. After a gradient step of length lr on the loss, t = lr·λ makes it a proximal
+    gradient step on loss + λ ||W||_*. Raises ValueError if threshold < 0.
+    Source: Cai, Candès, Shen, 2010, Theorem 2.1.
+    """
+    if not threshold >= 0:
+        raise invalid("threshold", threshold, ">= 0, in the units of the singular values")
+    tall = W if W.shape[-2] >= W.shape[-1] else W.mT
+    P, sigma, Qt = svd(tall)
+    nearest = (P * (sigma - threshold).clamp(min=0).unsqueeze(-2) @ Qt).to(W.dtype)
+    return nearest if tall is W else nearest.mT
 
 
 def _thresholded(group: Group, state: State) -> None:
@@ -73,3 +93,22 @@ class ProximalSGD(CheckedOptimizer):
         flat = [tuple(p.shape) for p in group["params"] if p.ndim < 2]
         if group["kind"] == "thresholded" and flat:
             raise invalid("params", f"a tensor of shape {flat[0]}", "matrices or kernels in a thresholded group")
+
+
+def _thresholded_groups(model: nn.Module, settings: Settings) -> list[Group]:
+    weights = list(weights_of(model).values())
+    return with_rest(model, [{"params": weights, "kind": "thresholded", "threshold": settings.beta}])
+
+
+register(
+    Method(
+        "proximal_sgd",
+        "proximal SGD",
+        "Dense weights by momentum SGD, their singular values thresholded every ten steps, the penalty β Σ ||W||_*.",
+        dense,
+        _thresholded_groups,
+        frozenset({"beta"}),
+        optimizer=ProximalSGD,
+        any_start=False,
+    )
+)

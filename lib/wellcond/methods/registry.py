@@ -1,31 +1,14 @@
-"""The registry of the methods of the study."""
+"""The registry of methods: every file of this folder registers its own, and nothing lists them twice."""
 
 from __future__ import annotations
 
-from wellcond.errors import invalid, unknown
-from wellcond.methods.compression_aware_methods import COMPRESSION_AWARE_METHODS
-from wellcond.methods.low_rank_methods import LOW_RANK_METHODS
-from wellcond.methods.method import Method
+import importlib
+import pkgutil
+from pathlib import Path
 
-METHODS: dict[str, Method] = {}
+from wellcond.methods.method import METHODS as METHODS
+from wellcond.methods.method import find as find
+from wellcond.methods.method import register as register
 
-
-def register(method: Method) -> Method:
-    """Add a method to METHODS. Raises ValueError if its name is taken or it starts from an unknown method."""
-    if method.name in METHODS:
-        raise invalid("method", method.name, "a name that is not yet registered")
-    if method.starts_from:
-        find(method.starts_from)
-    METHODS[method.name] = method
-    return method
-
-
-def find(name: str) -> Method:
-    """The method of that name. Raises ValueError, suggesting the nearest name."""
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]
-
-
-for _method in (*LOW_RANK_METHODS, *COMPRESSION_AWARE_METHODS):
-    register(_method)
+for _file in pkgutil.iter_modules([str(Path(__file__).parent)]):
+    importlib.import_module(f"wellcond.methods.{_file.name}")

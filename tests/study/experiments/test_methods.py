@@ -14,7 +14,7 @@ from study.experiments.grids import check_settings
 from study.settings import title
 from study.training.adversarial import Adversary, adversary_of
 from wellcond import layers, spectrum, stiefel
-from wellcond.convert import count_parameters
+from wellcond.counts import count_parameters
 from wellcond.deployment import deploy
 from wellcond.methods import registry as methods
 from wellcond.methods.constraint_sets import constraint_set

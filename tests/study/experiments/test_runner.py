@@ -124,7 +124,7 @@ def test_rows_describe_the_network(complete):
         assert (row["dataset"], row["model"], row["method"], row["seed"]) == ("digits", "helpers:Tiny", cell.method, 0)
         assert row["label"] == cell.label
         assert row["epochs"] == (0 if cell.method == "svd" else 2)
-        size = convert.count_parameters(model)
+        size = counts.count_parameters(model)
         found_sizes = row[["n_params_dense", "n_params_trained", "n_params_deployed", "rank_fraction"]].tolist()
         trained = METHODS[cell.method].prepare(dense, cell.settings) if cell.method == "lorita" else model
         n_trained = sum(p.numel() for p in trained.parameters())
@@ -609,7 +609,7 @@ def test_ranks_and_sizes_over_training_are_recorded(project):
     }
     assert curves.loc[2, "hidden"] < curves.loc[0, "hidden"] == 12
     sizes = found.curves.query("quantity == 'n_params_deployed'").set_index("epoch")["value"]
-    assert sizes[2] == found.runs["n_params_deployed"].item() == convert.count_parameters(model).deployed
+    assert sizes[2] == found.runs["n_params_deployed"].item() == counts.count_parameters(model).deployed
     assert sizes[2] < sizes[0]
 
 

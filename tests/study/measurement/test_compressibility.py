@@ -15,7 +15,7 @@ from study.measurement.accuracy import count_correct, robustness_curve
 from study.measurement.compressibility import Plan, compressed, compression_rows, filter_rows
 from study.results import store as results
 from wellcond.compression.compressors import COMPRESSORS, compress
-from wellcond.convert import count_flops, count_parameters
+from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.layers import matricize, weight_layers
 from wellcond.methods.lorita import overparametrize

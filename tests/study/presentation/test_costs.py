@@ -44,7 +44,6 @@ def growth(exponents):
                     "step_s": 2 * seconds,
                     "plain_s": 3 * seconds,
                     "products_s": seconds,
-                    "torch_products_s": seconds,
                 }
             )
     return pd.DataFrame(rows)
@@ -73,48 +72,6 @@ def test_recomputation_has_a_table_and_no_bar():
     assert (row["memory, recomputed"], row["step, recomputed"]) == ("0.90", "0.45")
     assert len(costs.training_table(frame).data) == 1
     assert len(costs.fastest_dense(frame)) == len(TRAINING) - 1
-
-
-ROOFLINE = pd.DataFrame(
-    [
-        {
-            "net": "vgg16", "method": "dense" if np.isnan(ratio) else "condlr", "ratio": ratio, "task": task,
-            "flops": 1e9, "products_s": 0.01, "ratio_to_dense": 1.0, "products_ratio": 0.6,
-            "factorizations_ratio": 0.1, "rest_ratio": 0.3, "floor_ratio": 0.5,
-        }
-        for ratio in (np.nan, 0.8)
-        for task in ("step", "latency")
-    ]
-)  # fmt: skip
-
-
-def test_roofline_table():
-    dense, low = costs.roofline_table(ROOFLINE, "step").data.to_dict("records")
-    assert (dense["rank removed"], low["rank removed"]) == ("dense", "80 %")
-    assert low["GFLOP/s"] == "100"
-    assert [low[key] for key in ("at the dense rate", "products", "factorizations", "rest", "together")] == [
-        "0.50", "0.60", "0.10", "0.30", "1.00"
-    ]  # fmt: skip
-
-
-def test_roofline_figure():
-    fig = costs.plot_roofline(ROOFLINE)
-    step, latency = fig.axes
-    assert [ax.get_title(loc="left") for ax in fig.axes] == ["VGG16, training", "VGG16, deployed"]
-    assert [bar.get_width() for bar in step.patches] == pytest.approx([0.6, 0.6, 0.1, 0.1, 0.3, 0.3])
-    assert [bar.get_x() for bar in latency.patches] == pytest.approx([0, 0, 0.6, 0.6, 0.7, 0.7])
-    plt.close(fig)
-
-
-def test_pages_table():
-    row = {"net": "vgg16", "method": "dense", "ratio": np.nan, "task": "step", "gain": 1.5}
-    row |= {"returned_mib": 400.4, "kept_mib": 0.2}
-    low = {**row, "method": "condlr", "ratio": 0.8}
-    frame = pd.DataFrame([row, {**row, "task": "latency"}, low, {**low, "task": "latency", "gain": 2.0}])
-    dense, low_rank = costs.pages_table(frame).data.to_dict("records")
-    assert (dense["rank removed"], low_rank["rank removed"]) == ("dense", "80 %")
-    assert dense["training step: MiB mapped"] == "400 → 0"
-    assert (low_rank["training step: time"], low_rank["deployed, one pass: time"]) == ("1.50", "2.00")
 
 
 def test_integrators_table():

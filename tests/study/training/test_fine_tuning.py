@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from helpers import Tiny, convolutional
 from study import data
-from study.training.fine_tuning import fine_tuned, held_zeros
+from study.training.fine_tuning import fine_tuned
 from wellcond.compression.compressors import compress
+from wellcond.compression.weights import held_zeros
 from wellcond.layers import low_rank_layers, weight_layers
 
 HOW = {"lr": 0.05, "momentum": 0.9, "batch_size": 16, "seed": 0}

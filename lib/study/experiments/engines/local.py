@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from study.allocator import keep_freed_memory
 from study.results.provenance import environment
 from wellcond.errors import invalid
 
@@ -36,6 +35,10 @@ def _end_with_parent() -> None:
         os._exit(1)  # nothing is half-written: a cell is recorded by atomic replacement
 
 
+# glibc returns large blocks to the system when they are freed and maps them anew, page by page, in the next step: a
+# step of WRN16-4 took half as long again. Read when a process starts, so it is set for the workers.
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+
 Work = Callable[..., Iterator[str]]
 """Its arguments -> the run_id of each piece of work as it is recorded."""
 
@@ -43,7 +46,6 @@ Work = Callable[..., Iterator[str]]
 def _drain(work: Work, device: str, *given: Any) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    keep_freed_memory()
     environment(device)  # as in the parent: the code that this process has loaded
     return sum(1 for _ in work(*given))
 
@@ -56,6 +58,7 @@ def carry_out(work: Work, *given: Any, device: str, jobs: int, bar: tqdm[Any], c
             bar.update()
             bar.set_postfix_str(run_id)
         return
+    os.environ.update({key: os.environ.get(key, value) for key, value in KEEP_FREED_MEMORY.items()})
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         workers = [pool.submit(_drain, work, device, *given) for _ in range(jobs)]
         while not all(worker.done() for worker in workers):

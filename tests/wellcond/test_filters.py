@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from study.networks import VGG16, LeNet5, ResNet, WideResNet
-from wellcond.compression.units import Channels, channels
+from wellcond.compression.filters import Channels, channels
 
 
 def test_lenet5():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from study.notebook import check_parameters
+from study.chapters import check_parameters
 
 IMPORTS = "import wellcond as wc\n"
 DECLARED = 'preset = "smoke"  # or "paper"\nrun = False\n'

@@ -11,14 +11,27 @@ Sources: Tucker, Psychometrika 31 (1966); Kim et al., ICLR 2016, for convolution
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wellcond.convert import factorize
 from wellcond.errors import invalid
-from wellcond.layers import LowRankConv2d, LowRankLayer, convolution_arguments, filled, matricize
+from wellcond.layers import (
+    CONVOLUTION,
+    LowRankConv2d,
+    LowRankLayer,
+    convolution_arguments,
+    filled,
+    in_sequence,
+    matricize,
+)
+from wellcond.methods.dynamical_low_rank import BUG, bug_groups
+from wellcond.methods.method import Method, Settings, decayed, last_layer, register
+from wellcond.methods.penalties import robustness_penalty
 from wellcond.spectrum import singular_values
 from wellcond.stiefel import random_stiefel
 
@@ -30,6 +43,7 @@ class Tucker2Conv2d(LowRankLayer):
     same kernel_size, stride, padding, dilation. Raises ValueError if a rank is out of range.
     """
 
+    convolves = True
     S: nn.Parameter
 
     def __init__(
@@ -111,14 +125,14 @@ class Tucker2Conv2d(LowRankLayer):
         return F.conv2d(z, self.U[:, :, None, None], self.bias)
 
     @classmethod
-    def from_dense(cls, layer: nn.Conv2d, ranks: tuple[int, int]) -> Self:
+    def from_dense(cls, layer: nn.Conv2d, rank: tuple[int, int], *, core: bool = True) -> Self:
         """The truncated higher-order SVD of the kernel of `layer`, with its bias."""
         kh, kw = layer.kernel_size
         new = cls(
             layer.in_channels,
             layer.out_channels,
             (kh, kw),
-            ranks,
+            rank,
             **convolution_arguments(layer),
             bias=layer.bias is not None,
             device=layer.weight.device,
@@ -126,9 +140,45 @@ class Tucker2Conv2d(LowRankLayer):
         )
         return filled(new, layer)
 
+    @classmethod
+    def truncated(cls, layer: nn.Linear | nn.Conv2d, rank_of: Callable[[int], int], *, core: bool = True) -> Self:
+        """The ranks are those of the two channel modes; there is always a core."""
+        assert isinstance(layer, nn.Conv2d)
+        return cls.from_dense(layer, (rank_of(layer.out_channels), rank_of(layer.in_channels)))
+
     to_dense = LowRankConv2d.to_dense
+
+    def plain_layers(self) -> nn.Sequential:
+        """Vᵀ, the core and U, the first and the last as 1 x 1 convolutions."""
+        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
+        r_o, r_i = self.S.shape[:2]
+        first = nn.Conv2d(self.in_channels, r_i, 1, bias=False, **like)
+        middle = nn.Conv2d(r_i, r_o, self.kernel_size, **convolution_arguments(self), bias=False, **like)
+        last = nn.Conv2d(r_o, self.out_channels, 1, bias=self.bias is not None, **like)
+        return in_sequence(self, {first: self.V.mT, middle: self.S, last: self.U}, CONVOLUTION)
+
+    def merge_core_(self) -> None:
+        """The core carries stride and padding: it is applied by itself."""
 
     def extra_repr(self) -> str:
         shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         ranks = f"ranks=({self.U.shape[1]}, {self.V.shape[1]})"
         return f"{shape}, padding={self.padding}, dilation={self.dilation}, {ranks}, bias={self.bias is not None}"
+
+
+def _tucker(model: nn.Module, settings: Settings) -> nn.Module:
+    return decayed(factorize(model, **settings.size(), skip=last_layer(model), convolution=Tucker2Conv2d), settings)
+
+
+register(
+    Method(
+        "robust_dlrt_tucker",
+        "RobustDLRT, Tucker",
+        "RobustDLRT with the convolutions in Tucker-2 form.",
+        _tucker,
+        bug_groups("augmented", 9),
+        frozenset({"ratio", "tolerance", "beta"}),
+        optimizer=BUG,
+        penalty=robustness_penalty,
+    )
+)
