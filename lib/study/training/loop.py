@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from study.training.adversarial import Adversary
 from study.training.distributed import ALONE, Processes
 from wellcond.errors import invalid, unknown
-from wellcond.precision import upcast
+from wellcond.linalg import upcast
 
 
 class Images(Protocol):
