@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from architectures import networks as models
 from helpers import DOUBLE, Tiny, randn
-from study import networks as models
 from wellcond import convert
 from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy

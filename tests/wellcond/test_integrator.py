@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import study
 import wellcond as wc
+from architectures import networks
 from helpers import DOUBLE, randn
 from points import N, R, clone, gradient, matrix, start, zeros
 from wellcond import integrator, optim, spectrum, stiefel
@@ -92,7 +92,7 @@ def test_the_fast_retractions_are_retractions_of_the_library():
 def test_a_network_in_bfloat16_trains_float32_factors():
     """Autocast is for the network; the factors, their gradients and retractions stay in float32."""
     torch.manual_seed(0)
-    network = wc.factorize(study.build("lenet5"), ratio=0.8)
+    network = wc.factorize(networks.build("lenet5"), ratio=0.8)
     optimizer = wc.LowRankSGD(wc.param_groups(wc.constrain(network, 1.1), max_cond=1.1), lr=0.05, momentum=0.9)
     x, y = torch.rand(32, 1, 28, 28), torch.arange(32) % 10
     losses = []
@@ -114,7 +114,7 @@ def test_a_network_in_bfloat16_trains_float32_factors():
 
 @pytest.mark.parametrize("recomputes", [False, True])
 def test_a_factorized_network_compiles_to_one_graph(recomputes):
-    network = wc.recompute(wc.factorize(study.build("lenet5"), ratio=0.5), recomputes)
+    network = wc.recompute(wc.factorize(networks.build("lenet5"), ratio=0.5), recomputes)
     x = torch.rand(2, 1, 28, 28)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)  # a graph break is an error
     gradients = []
