@@ -213,6 +213,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"study: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("study: interrupted; run again to go on from the last epoch", file=sys.stderr)
         return 130

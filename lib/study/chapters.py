@@ -31,6 +31,13 @@ def load_or_run(
     go to results/local and never touch the committed ones; rerunning resumes them.
     Raises ValueError if nothing has been computed for these parameters and run is False.
     """
+    given = {"experiment": (experiment, str), "preset": (preset, str), "run": (run, bool), "suite": (suite, bool)}
+    for field, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            accepted = "True or False" if kind is bool else "a name"
+            raise invalid(field, value, f"{accepted} (papermill reads {field} {value} as {type(value).__name__})")
+    if not isinstance(condition_images, int) or isinstance(condition_images, bool) or condition_images < 0:
+        raise invalid("condition_images", condition_images, "a whole number >= 0")
     spec = Experiment.load(experiment, preset, **overrides)
     if not run:
         found = load(spec)

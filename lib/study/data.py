@@ -9,6 +9,7 @@ of a data set, in any order, gives the same ones.
 from __future__ import annotations
 
 import hashlib
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -34,6 +35,14 @@ class Images:
 
     images: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless images and labels are of these shapes and types, as many of one as of the other."""
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise invalid("images", f"{self.images.dtype} {tuple(self.images.shape)}", "torch.uint8 (N, C, H, W)")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            wanted = f"torch.int64 ({len(self.images)},), class numbers"
+            raise invalid("labels", f"{self.labels.dtype} {tuple(self.labels.shape)}", wanted)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,9 +120,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from: its classes, its content hash, and how it is read or downloaded."""
+    """Where a data set comes from: its classes and channels, its content hash, and how it is read or downloaded."""
 
     num_classes: int
+    channels: int
     arrays: Callable[[], dict[str, Bytes]] | None = None  # embedded
     torchvision: str = ""  # class name in torchvision.datasets
     sha256: str = ""
@@ -134,14 +144,16 @@ def _digits(size: int, channels: int) -> dict[str, Bytes]:
 
 
 DATASETS: dict[str, Source] = {
-    "digits": Source(10, arrays=lambda: _digits(28, 1)),
-    "digits32": Source(10, arrays=lambda: _digits(32, 3)),
-    "mnist": Source(10, torchvision="MNIST", sha256="9be47e5e19dad11e167732e7644f08cedf8a85d9efcb37e0ef9a75c0bf133b27"),
+    "digits": Source(10, 1, arrays=lambda: _digits(28, 1)),
+    "digits32": Source(10, 3, arrays=lambda: _digits(32, 3)),
+    "mnist": Source(
+        10, 1, torchvision="MNIST", sha256="9be47e5e19dad11e167732e7644f08cedf8a85d9efcb37e0ef9a75c0bf133b27"
+    ),
     "cifar10": Source(
-        10, torchvision="CIFAR10", sha256="3fdc7a2bdbfd3628e23e5c9dcbe57ef43331b8d19eeb3b14c37f9d0c198e7e0f"
+        10, 3, torchvision="CIFAR10", sha256="3fdc7a2bdbfd3628e23e5c9dcbe57ef43331b8d19eeb3b14c37f9d0c198e7e0f"
     ),
     "cifar100": Source(
-        100, torchvision="CIFAR100", sha256="63eea7eba5c80050b0052b0e794c1b197ba7da7eb518ecc8d29301149adb38fa"
+        100, 3, torchvision="CIFAR100", sha256="63eea7eba5c80050b0052b0e794c1b197ba7da7eb518ecc8d29301149adb38fa"
     ),
 }
 
@@ -169,15 +181,32 @@ def _content_hash(arrays: dict[str, Bytes]) -> str:
     return total.hexdigest()
 
 
+LARGEST = 2**30
+"""Bytes that a data set may declare: an archive is refused before it is inflated."""
+
+_UNREADABLE = (
+    *(OSError, KeyError, ValueError, TypeError, EOFError, NotImplementedError, RuntimeError, struct.error, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
 def _read(path: Path, expected: str) -> tuple[dict[str, Bytes], str]:
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(entry.file_size for entry in archive.infolist())
+        if declared > LARGEST:
+            raise ValueError(f"{declared:,} bytes, of at most {LARGEST:,}")
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in names}
         if any(values.dtype != np.uint8 for values in arrays.values()):
             raise ValueError("not uint8")
+        for split in ("train", "test"):
+            x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+            if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)) or y.shape != x.shape[:1]:
+                raise ValueError(f"{split}: shapes {x.shape} and {y.shape}, not (N, H, W[, 1 or 3]) and (N,)")
         sha256 = _content_hash(arrays)
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise invalid("file", str(path), f"a readable .npz with uint8 {', '.join(names)} ({error})") from error
     if expected and sha256 != expected:
         raise invalid("sha256", sha256, f"{expected} for {path.name}; delete the file to fetch it again")
@@ -248,6 +277,8 @@ def load(
     order = _hash_order(arrays["x_train"], arrays["y_train"], seed)
     held_out = round(validation * len(order))
     fitted = order[held_out:][:n_train]
+    if not len(fitted):
+        raise invalid("validation", validation, f"small enough to leave one of {len(order)} images for training")
     test = _hash_order(arrays["x_test"], arrays["y_test"], 0)[:n_test]
     return Data(
         name,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -230,10 +233,12 @@ def build(name: str, *, num_classes: int = 10, in_channels: int = 1) -> nn.Modul
             raise unknown("model", name, choices)
         return MODELS[name](num_classes=num_classes, in_channels=in_channels)
     module_name, _, attribute = name.partition(":")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name):
+        raise invalid("model", name, "package.module:factory")
     try:
         factory: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty module name
-        raise invalid("model", name, f"an importable package.module:factory ({error})") from error
+    except Exception as error:  # the module runs, and may raise anything
+        raise invalid("model", name, f"an importable package.module:factory ({_said(error)})") from error
     if not callable(factory):
         raise invalid("model", name, f"a factory of nn.Module, not a {type(factory).__name__}")
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
@@ -241,7 +246,28 @@ def build(name: str, *, num_classes: int = 10, in_channels: int = 1) -> nn.Modul
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         accepted = {p.name for p in parameters}
         arguments = {key: value for key, value in arguments.items() if key in accepted}
-    model = factory(**arguments)
+    try:
+        model = factory(**arguments)
+    except Exception as error:
+        raise invalid("model", name, f"a factory that returns a network ({_said(error)})") from error
     if not isinstance(model, nn.Module):
         raise invalid("model", name, f"a factory of nn.Module, not of {type(model).__name__}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise invalid("model", name, "a factory of a network with parameters to train")
     return model
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@functools.lru_cache(maxsize=8)
+def signature(name: str, num_classes: int, in_channels: int) -> str:
+    """What a factory of your own makes: a hash of the names and shapes of its parameters and buffers; "" for a network
+    of MODELS, which the version of the code identifies."""
+    if name in MODELS:
+        return ""
+    with torch.random.fork_rng([]):
+        state = build(name, num_classes=num_classes, in_channels=in_channels).state_dict()
+    shapes = [f"{key} {tuple(value.shape)}" for key, value in state.items()]
+    return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]

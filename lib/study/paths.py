@@ -9,6 +9,10 @@ ROOT = Path(__file__).resolve().parents[2]
 """The project: the folder that holds book/, lib/ and results/."""
 
 
+def _named(variable: str, default: Path) -> Path:
+    return Path(os.environ.get(variable) or default).expanduser()
+
+
 def experiments() -> Path:
     """The TOML files that declare the experiments."""
     return ROOT / "book" / "experiments"
@@ -16,7 +20,7 @@ def experiments() -> Path:
 
 def results() -> Path:
     """$WELLCOND_RESULTS, or results/ of the project."""
-    return Path(os.environ.get("WELLCOND_RESULTS") or ROOT / "results")
+    return _named("WELLCOND_RESULTS", ROOT / "results")
 
 
 def local() -> Path:
@@ -26,4 +30,4 @@ def local() -> Path:
 
 def data() -> Path:
     """$WELLCOND_DATA, or data/ of the project."""
-    return Path(os.environ.get("WELLCOND_DATA") or ROOT / "data")
+    return _named("WELLCOND_DATA", ROOT / "data")

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study.attacks.corruptions import CORRUPTIONS, corrupt
+from study.attacks.logits import correct, logits_of
+from study.attacks.options import Option, complete
 from study.attacks.starts import image_generators
-from wellcond.errors import invalid, unknown
+from wellcond.errors import invalid
 
 
 def advertorch(name: str) -> ModuleType:
@@ -160,7 +162,13 @@ def _autoattack(norm: str, **version: Any) -> Attack:
     ) -> Tensor:
         from pyautoattack import AutoAttack
 
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        if version["version"] == "standard" and classes < 4:
+            raise invalid("classes", classes, "at least 4 for AutoAttack, whose targeted loss compares four logits")
         adversary = AutoAttack(model, eps=eps, norm=norm, seed=seed, device=x.device, **version)
+        for part in (adversary.apgd_targeted, adversary.fab):
+            part.n_target_classes = min(9, classes - 1)
         for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
             part.n_iter = iterations or part.n_iter
         adversary.square.n_queries = queries or adversary.square.n_queries
@@ -201,15 +209,14 @@ def stride_free(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
         if x.requires_grad:
             x = x.view_as(x)  # a node of its own: a hook on a leaf would stay there
             x.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
-        return model(x)
+        return logits_of(model, x)
 
     return forward
 
 
 @torch.no_grad()
 def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    correct: Tensor = model(x).argmax(1) == y
-    return correct
+    return correct(model, x, y)
 
 
 @dataclass(frozen=True)
@@ -225,15 +232,15 @@ class AttackKind:
     name: str
     norm: str
     call: Attack
-    options: tuple[tuple[str, Any], ...] = ()
+    options: tuple[Option, ...] = ()
     nested: bool = True
     follows: tuple[str, ...] = ()
 
 
-_STEPS = (("steps", 40), ("relative_step", 2.5))
-_RESTARTS = (*_STEPS, ("restarts", 1))
-_QUERIES = (("queries", None),)
-_STANDARD = (("iterations", None), *_QUERIES)
+_STEPS = (Option("steps", 40), Option("relative_step", 2.5, whole=False))
+_RESTARTS = (*_STEPS, Option("restarts", 1))
+_QUERIES = (Option("queries", None),)
+_STANDARD = (Option("iterations", None), *_QUERIES)
 
 ATTACKS: dict[str, AttackKind] = {
     kind.name: kind
@@ -274,14 +281,16 @@ def perturb(
 
     eps >= 0 in pixel units; eps = 0 returns x. index (B,): the numbers of the images, 0, 1, ... unless given; with the
     seed they determine random starts. The model, x and the global random state are left as they were found.
-    Raises ValueError for eps < 0 or pixels outside [0, 1].
+    Raises ValueError for eps < 0, pixels outside [0, 1], an option that the attack does not have or out of range, and
+    logits that are not (B, K >= 2) and finite.
     """
     if not len(x):
         return x.clone()
     if not eps >= 0:
         raise invalid("eps", eps, ">= 0, in units of the pixel range")
+    settings = complete(kind.name, kind.options, options)
     low, high = x.amin().item(), x.amax().item()
-    if low < 0 or high > 1:
+    if not (low >= 0 and high <= 1):  # so, that NaN is refused
         raise invalid("x", f"[{low:.4g}, {high:.4g}]", "pixels in [0, 1]; put the normalization into the model")
     if eps == 0:
         return x.clone()
@@ -289,7 +298,6 @@ def perturb(
     index = torch.arange(len(x)) if index is None else index
     with torch.random.fork_rng(devices), frozen(model), torch.enable_grad():
         torch.manual_seed(seed)
-        settings = {**dict(kind.options), **options}
         images = x.detach().contiguous().clone()
         return kind.call(
             stride_free(model), images, y, eps=eps, index=index.to(x.device), seed=seed, **settings
@@ -300,12 +308,10 @@ def options_text(kind: AttackKind, options: Mapping[str, Any]) -> str:
     """ "relative_step=2.5 restarts=1 steps=40": all options of an attack, its defaults included but for None, which
     leaves a number to the authors of the attack.
 
-    Raises ValueError for an option that it does not have.
+    Raises ValueError for an option that it does not have, or out of its range.
     """
-    for name in options.keys() - dict(kind.options).keys():
-        raise unknown(f"option of {kind.name}", name, dict(kind.options))
-    chosen = {name: value for name, value in {**dict(kind.options), **options}.items() if value is not None}
-    return " ".join(f"{name}={value:g}" for name, value in sorted(chosen.items()))
+    chosen = complete(kind.name, kind.options, options)
+    return " ".join(f"{name}={value:g}" for name, value in sorted(chosen.items()) if value is not None)
 
 
 def smallest_perturbation(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 100, seed: int = 0) -> Tensor:

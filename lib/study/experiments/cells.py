@@ -217,6 +217,7 @@ def _run_batch(
             "finished": now(),
             "command": f"python -m study run {experiment.name} --preset {experiment.preset}",
             "training": network.environment,  # of the weights, which may be older than their measurement
+            **({} if network.diverged else {"weights": digest(network.model)}),
             **environment(device),
         }
         results.save(folder, cell.run_id, tables, provenance)

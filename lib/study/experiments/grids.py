@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from study.attacks.options import complete
 from study.attacks.registry import ATTACKS, options_text
 from study.data import AUGMENTATIONS
 from study.results.store import Measurement
@@ -50,11 +51,11 @@ class Train(Strict):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, allow_inf_nan=False)
     momentum: float = Field(0.0, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     milestones: tuple[int, ...] = ()
-    gamma: float = Field(0.3, gt=0)
+    gamma: float = Field(0.3, gt=0, allow_inf_nan=False)
     augment: Annotated[str, one_of("augment", AUGMENTATIONS)] = "none"
     validation: float = Field(0.25, ge=0, lt=1)
     batch_factor: int | None = Field(None, ge=1)
@@ -128,17 +129,22 @@ class AttackGrid(Strict):
     """An attack at several radii, on the first n_examples test images (all if absent)."""
 
     name: Annotated[str, one_of("attack", ATTACKS)]
-    eps: tuple[Annotated[float, Field(ge=0)], ...]
+    eps: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
     n_examples: int | None = Field(None, ge=1)
-    options: dict[str, float | int] = {}
+    options: dict[str, Any] = {}
+
+    @field_validator("eps")
+    @classmethod
+    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("must name each radius once")
+        return value
 
     @field_validator("options")
     @classmethod
-    def _accepted(cls, value: dict[str, float | int], info: ValidationInfo) -> dict[str, float | int]:
+    def _accepted(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "name" in info.data:  # else its own error is reported
-            accepted = dict(ATTACKS[info.data["name"]].options)
-            for key in value.keys() - accepted.keys():
-                raise unknown(f"option of {info.data['name']}", key, accepted)
+            complete(info.data["name"], ATTACKS[info.data["name"]].options, value)
         return value
 
     def measurements(self) -> list[Measurement]:
@@ -182,7 +188,7 @@ class CompressionGrid(Selective):
     amount: tuple[Annotated[float, Field(ge=0, lt=1)], ...]
     phases: int = Field(1, ge=1)
     epochs: int = Field(0, ge=0, validate_default=True)
-    lr: float = Field(0.01, gt=0)
+    lr: float = Field(0.01, gt=0, allow_inf_nan=False)
     momentum: float = Field(0.9, ge=0, lt=1)
     reestimated: bool = False
     attack: tuple[AttackGrid, ...] = ()

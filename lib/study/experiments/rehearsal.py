@@ -23,7 +23,7 @@ FEW: dict[str, int] = {"steps": 2, "restarts": 2, "iterations": 1, "queries": 2}
 
 
 def _attack(grid: Mapping[str, Any]) -> dict[str, Any]:
-    names = dict(ATTACKS[grid["name"]].options)
+    names = {option.name for option in ATTACKS[grid["name"]].options}
     options = {**grid["options"], **{key: few for key, few in FEW.items() if key in names}}
     return {**grid, "options": options, "n_examples": None if grid["n_examples"] is None else IMAGES // 2}
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -29,6 +31,7 @@ from study.experiments.grids import (
     Train,
     one_of,
 )  # fmt: skip
+from study.networks import signature
 from study.results.store import Measurement
 from study.settings import SETTINGS, suffix, title
 from study.training.adversarial import SETTINGS as ADVERSARIAL
@@ -36,6 +39,9 @@ from study.training.adversarial import Adversary, adversary_of
 from wellcond.errors import invalid, unknown
 from wellcond.methods.method import Settings
 from wellcond.methods.registry import METHODS, find
+
+NAME = r"^[A-Za-z0-9_-]{1,80}$"
+"""Names of experiments and presets: they become names of folders."""
 
 
 class Cell(Strict):
@@ -61,6 +67,7 @@ class Cell(Strict):
     n_test: int | None = None
     train: Train
     base: Cell | None = None
+    architecture: str | None = None  # of a network by its factory: `networks.signature`
 
     @property
     def run_id(self) -> str:
@@ -107,13 +114,13 @@ class Experiment(Strict):
     are recorded besides the last (0: before training). suite, confidence, distortion, transfer, compression: what is
     measured afterwards on the trained networks (`study.experiments.tasks`)."""
 
-    name: str
+    name: str = Field(pattern=NAME)
     title: str
     dataset: Annotated[str, one_of("dataset", DATASETS)]
     model: str
-    seeds: tuple[int, ...]
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31, strict=True)], ...] = Field(min_length=1)
     train: Train
-    method: tuple[MethodGrid, ...]
+    method: tuple[MethodGrid, ...] = Field(min_length=1)
     attack: tuple[AttackGrid, ...] = ()
     suite: tuple[SuiteGrid, ...] = ()
     confidence: ConfidenceGrid | None = None
@@ -140,27 +147,49 @@ class Experiment(Strict):
                 raise unknown("experiment", str(experiment), known)
             path = known[str(experiment)]
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise invalid("experiment", str(experiment), f"a readable TOML file ({error})") from error
-        presets = {"paper": {}, **raw.pop("presets", {})}
+            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise invalid("experiment", str(experiment), f"a readable TOML file in UTF-8 ({error})") from error
+        presets = {"paper": {}, **_table(raw.pop("presets", {}), f"{path.name}: presets")}
+        for name in presets:
+            if not re.match(NAME, name):
+                raise invalid(f"{path.name}: preset", name, "1 to 80 letters, digits, _ and -")
         if preset not in presets:
             raise unknown("preset", preset, presets)
-        chosen = dict(presets[preset])
-        keep = chosen.pop("keep", {})
+        chosen = dict(_table(presets[preset], f"{path.name}: presets.{preset}"))
+        keep = _table(chosen.pop("keep", {}), f"{path.name}: presets.{preset}.keep")
         raw = _merged(raw, chosen)
         raw = _merged(raw, {key: value for key, value in overrides.items() if value not in ("", None)})
         raw["preset"] = preset
-        raw["method"] = [kept for entry in raw.get("method", []) if (kept := _kept(entry, keep))]
+        methods = raw.get("method", [])
+        if not isinstance(methods, list) or not all(isinstance(entry, dict) for entry in methods):
+            raise invalid(f"{path.name}: method", methods, "tables [[method]]")
+        raw["method"] = [kept for entry in methods if (kept := _kept(entry, keep))]
         try:
             spec = cls.model_validate(raw)
             run_ids = [cell.run_id for cell in spec.cells()]  # checks every method's settings and protocol
         except ValidationError as error:
             raise _one_line(error, path.name) from error
-        for run_id in run_ids:
-            if run_ids.count(run_id) > 1:
-                raise ValueError(f"{path.name}: cell {run_id} is declared twice")
+        twice = next((run_id for run_id, count in Counter(run_ids).items() if count > 1), None)
+        if twice:
+            raise ValueError(f"{path.name}: cell {twice} is declared twice")
+        spec._check_measurements(path.name, run_ids)
         return spec
+
+    def _check_measurements(self, file: str, run_ids: Sequence[str]) -> None:
+        """Raise ValueError for what is declared twice, or of no network."""
+        for grids, table in ((self.attack, "attack"), (self.suite, "suite")):
+            declared = Counter((*m, *getattr(grid, "only", ())) for grid in grids for m in grid.measurements())
+            for (name, eps, *_), count in declared.items():
+                if count > 1:
+                    raise ValueError(f"{file}: {table} {name} at eps = {eps:g} is declared twice")
+        given = {"suite": self.suite, "compression": self.compression}
+        single = {"confidence": self.confidence, "distortion": self.distortion, "transfer": self.transfer}
+        every = [*given.items(), *((name, (grid,)) for name, grid in single.items() if grid is not None)]
+        for table, selective in every:
+            for entry in selective:
+                if not any(entry.applies(run_id) for run_id in run_ids):
+                    raise unknown(f"{file}: {table}.only", ", ".join(entry.only), run_ids)
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed, in the order of the file."""
@@ -169,6 +198,8 @@ class Experiment(Strict):
             "model": self.model,
             "n_train": self.n_train,
             "n_test": self.n_test,
+            "architecture": signature(self.model, DATASETS[self.dataset].num_classes, DATASETS[self.dataset].channels)
+            or None,
         }
         cells = []
         for seed in self.seeds:
@@ -208,6 +239,12 @@ class Experiment(Strict):
         return paths.local() / self.name / f"{self.preset}-{canonical_hash(self.model_dump(mode='json'))[:8]}"
 
 
+def _table(value: Any, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise invalid(field, value, "a table")
+    return value
+
+
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
@@ -222,6 +259,8 @@ def _kept(entry: dict[str, Any], keep: Mapping[str, list[Any]]) -> dict[str, Any
     for key, allowed in keep.items():
         if key not in MethodGrid.model_fields:
             raise unknown("presets.keep", key, MethodGrid.model_fields)
+        if not isinstance(allowed, list):
+            raise invalid(f"presets.keep.{key}", allowed, "a list of what is kept")
         value = entry.get(key)
         if isinstance(value, list):
             entry = {**entry, key: [v for v in value if v in allowed]}

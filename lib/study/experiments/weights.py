@@ -36,6 +36,7 @@ from study.training.ensemble import fit_together
 from study.training.loop import STEPS, Diverged, Keeper
 from wellcond.counts import count_parameters
 from wellcond.diagnostics import layer_reports
+from wellcond.errors import invalid
 from wellcond.methods.registry import find
 
 CURVE_IMAGES = 5000  # validation images behind the accuracy recorded after each epoch
@@ -287,16 +288,33 @@ def _keep(cell: Cell, network: Trained) -> None:
     if network.diverged:
         return
     record = {field.name: getattr(network, field.name) for field in fields(Trained) if field.name != "diverged"}
+    about = {"spec_hash": cell.spec_hash, "digest": digest(network.model)}
     with results.replacing(weights_file(cell)) as part:
-        torch.save({**record, "model": network.model.state_dict()}, part)
+        torch.save({**record, **about, "model": network.model.state_dict()}, part)
 
 
 def kept(cell: Cell, device: str) -> Trained:
-    """The network that `trained` has kept. Raises FileNotFoundError if there is none."""
-    saved = torch.load(weights_file(cell), map_location=device, weights_only=True)
-    model = skeleton(cell, device)
-    model.load_state_dict(saved["model"], strict=True)
-    return Trained(**{**saved, "model": model.eval()})
+    """The network that `trained` has kept. Raises FileNotFoundError if there is none, ValueError if the file is damaged,
+    of another cell, or not what it was."""
+    path = weights_file(cell)
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        model = skeleton(cell, device)
+        model.load_state_dict(saved["model"], strict=True)
+        about = {key: saved.pop(key, None) for key in ("spec_hash", "digest")}
+        network = Trained(**{**saved, "model": model.eval()})
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch.load raises almost anything on a damaged file
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise invalid(
+            "weights", path.name, f"a whole file of {cell.run_id}; delete it to train again ({reason})"
+        ) from error
+    if about["spec_hash"] not in (None, cell.spec_hash) or about["digest"] not in (None, digest(model)):
+        raise invalid("weights", path.name, f"those of {cell.run_id}; delete the file to train again")
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise invalid("weights", path.name, "finite; delete the file to train again")
+    return network
 
 
 def digest(model: nn.Module) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from study.attacks.logits import correct, logits_of
 from study.attacks.registry import ATTACKS, AttackKind, frozen, input_gradient, options_text, perturb
 from study.data import Images
 from wellcond.errors import unknown
@@ -40,19 +41,19 @@ class Score:
 @torch.no_grad()
 def predictions(model: nn.Module, images: Images) -> tuple[Tensor, float]:
     """Which images are classified correctly (N,), and the summed cross-entropy."""
-    correct, loss = [torch.zeros(0, dtype=torch.bool, device=images.labels.device)], 0.0  # there may be no images
+    found, loss = [torch.zeros(0, dtype=torch.bool, device=images.labels.device)], 0.0  # there may be no images
     with frozen(model):
         for x, y in images.chunks(CHUNK):
-            logits = model(x)
-            correct.append(logits.argmax(1) == y)
+            logits = logits_of(model, x)
+            found.append(logits.argmax(1) == y)
             loss += F.cross_entropy(logits, y, reduction="sum").item()
-    return torch.cat(correct), loss
+    return torch.cat(found), loss
 
 
 def count_correct(model: nn.Module, images: Images) -> Score:
     """Counts over all images, the last short batch included; the model is left as it was found."""
-    correct, loss = predictions(model, images)
-    return Score(len(images), int(correct.sum()), loss)
+    right, loss = predictions(model, images)
+    return Score(len(images), int(right.sum()), loss)
 
 
 def zero_gradients(model: nn.Module, images: Images) -> int:
@@ -87,7 +88,7 @@ def survivors(
             y = images.labels[index]
             adversarial = perturb(kind, model, images.pixels(index), y, eps, index=index, seed=seed, **options)
             with torch.no_grad(), frozen(model):
-                return [int(correct) for correct in model(adversarial).argmax(1) == y]
+                return [int(stands) for stands in correct(model, adversarial, y)]
 
         about = f"{kind.name} {eps:g} {options_text(kind, options)} seed={seed} images={part_key(index)}"
         alive[index] = torch.tensor(once(about, outcomes), dtype=torch.bool, device=alive.device)

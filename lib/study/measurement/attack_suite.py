@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from study.attacks.logits import correct
 from study.attacks.registry import ATTACKS, AttackKind, options_text, perturb, smallest_perturbation
 from study.data import Images
 from study.measurement.accuracy import Once, at_once, attacked_together, part_key, predictions, survivors
@@ -113,9 +114,9 @@ def distortion_row(
     """The l2 distance of the smallest perturbation that DDN finds for each image: 0 where an image is misclassified as
     it is, inf where none is found. Columns: attack, norm, options, n_examples, distances, wall_s."""
     started = time.perf_counter()
-    correct, _ = predictions(model, images)
-    distances = torch.zeros(len(images), device=correct.device)
-    for index in attacked_together(correct.nonzero().flatten()):
+    right, _ = predictions(model, images)
+    distances = torch.zeros(len(images), device=right.device)
+    for index in attacked_together(right.nonzero().flatten()):
 
         def smallest(index: Tensor = index) -> list[float]:
             pixels, labels = images.pixels(index), images.labels[index]
@@ -156,8 +157,8 @@ def transfer_rows(
             x, y = images.pixels(index), images.labels[index]
             crafted = perturb(kind, source, x, y, trial.eps, index=index, seed=seed, **dict(trial.options))
             with torch.no_grad():
-                correct = {name: (f(crafted).argmax(1) == y) & (f(x).argmax(1) == y) for name, f in targets.items()}
-            return {name: [int(value) for value in bits] for name, bits in correct.items()}
+                stands = {name: correct(f, crafted, y) & correct(f, x, y) for name, f in targets.items()}
+            return {name: [int(value) for value in bits] for name, bits in stands.items()}
 
         about = f"transfer {','.join(targets)} {trial.measurement} seed={seed} images={part_key(index)}"
         for name, bits in once(about, outcomes).items():

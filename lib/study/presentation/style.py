@@ -97,7 +97,12 @@ def table(frame: pd.DataFrame) -> Styler:
         {"selector": "th.col0, td.col0", "props": "text-align: left; white-space: normal; min-width: 7em"},
     ]
     text: dict[Any, Any] = {column: unbroken for column in frame if not is_numeric_dtype(frame[column])}
-    return frame.style.hide(axis="index").set_table_styles(styles).format(text)
+    return (
+        frame.style.hide(axis="index")
+        .set_table_styles(styles)
+        .format(text, escape="html")
+        .format_index(axis=1, escape="html")
+    )
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

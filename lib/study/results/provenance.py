@@ -31,9 +31,20 @@ def _device_name(device: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-@functools.cache
 def environment(device: str) -> dict[str, Any]:
-    """What the numbers may depend on besides the specification; read once, when the process starts to compute."""
+    """What the numbers may depend on besides the specification: the code as it was when the process started to compute,
+    and the settings of now."""
+    return {
+        **_started(device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if device == "cuda" else None,
+    }
+
+
+@functools.cache
+def _started(device: str) -> dict[str, Any]:
     packages = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "advertorch", "wellcond")
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -41,10 +52,6 @@ def environment(device: str) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "cuda": torch.version.cuda if device == "cuda" else None,
         "device": _device_name(device),
-        "threads": torch.get_num_threads(),
-        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if device == "cuda" else None,
     }
 
 

@@ -112,7 +112,35 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
     absent = [column for column in _columns(table) if column not in frame]
     if absent:
         raise invalid("columns", list(frame.columns), f"including {', '.join(absent)} in {path}")
+    _check(frame, path)
     return frame
+
+
+COUNTS = ("n_examples", "n_test", "n_correct", "n_attacked", "n_zero_gradient", "epoch", "index")
+STATUS = ("done", "diverged")
+
+
+def _check(frame: pd.DataFrame, path: Path) -> None:
+    """Raise ValueError, naming file, line and column, for what no run writes: a table that was edited by hand."""
+
+    def refuse(bad: pd.Series[Any], column: str, accepted: str) -> None:
+        if bad.any():
+            line = int(bad.to_numpy().argmax())
+            raise invalid(f"{path}, line {line + 2}: {column}", frame[column].iloc[line], accepted)
+
+    for column in (c for c in COUNTS if c in frame):
+        number = pd.to_numeric(frame[column], errors="coerce")
+        refuse(number.isna() & frame[column].notna() | (number < 0) | (number % 1 > 0), column, "a whole number >= 0")
+    for column in ("n_correct", "n_attacked", "n_zero_gradient"):
+        whole = "n_examples" if "n_examples" in frame else "n_test"
+        if column in frame and whole in frame:
+            refuse(frame[column] > frame[whole], column, f"at most {whole}")
+    if "outcomes" in frame:
+        refuse(~frame["outcomes"].fillna("").str.fullmatch(r"([0-9a-f]{2})*"), "outcomes", "hexadecimal digits")
+    if "status" in frame:
+        refuse(~frame["status"].isin(STATUS), "status", " or ".join(STATUS))
+        refuse(frame["run_id"].duplicated(), "run_id", "given once")
+        refuse((frame["status"] == "done") & frame["n_test"].isna(), "n_test", "given for a run that is done")
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
@@ -160,14 +188,16 @@ def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]
 
     attacks: what a run must have been measured under, unless it diverged.
     """
-    runs = read_table(folder, "runs")
+    runs, sources = read_table(folder, "runs"), read_provenance(folder)
     measured = {(row["run_id"], *measurement(row)) for row in read_table(folder, "robustness").to_dict("records")}
     wanted = list(attacks)
     complete = set()
     for run_id, spec_hash, status, n_test in zip(
         runs["run_id"], runs["spec_hash"], runs["status"], runs["n_test"], strict=True
     ):
-        if hashes.get(run_id) == spec_hash and (
+        # a writer that was killed leaves the provenance of one specification beside the row of another
+        source = sources.get(run_id, {}).get("spec_hash", spec_hash)
+        if hashes.get(run_id) == spec_hash == source and (
             status == "diverged" or all((run_id, *attack.among(int(n_test))) in measured for attack in wanted)
         ):
             complete.add(run_id)
@@ -202,6 +232,10 @@ def load(
 
     Raises ValueError, naming the changed keys, if a run of that name is of another specification.
     """
+    if (folder / "runs.csv").exists():
+        for table in COLUMNS:
+            if not (folder / f"{table}.csv").exists():
+                raise invalid("results", str(folder), f"a folder with {table}.csv beside runs.csv")
     provenance = read_provenance(folder)
     tables = {table: read_table(folder, table) for table in (*COLUMNS, *AFTERWARDS)}
     runs = tables["runs"]
@@ -233,7 +267,12 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if the block succeeds, and vanishes otherwise."""
+    """A temporary file beside `path` that takes its place if the block succeeds, and vanishes otherwise.
+
+    The caller holds the lock that guards `path`: temporaries that are there are those of writers that were killed.
+    """
+    for dead in path.parent.glob(f".{path.name}.*"):
+        dead.unlink(missing_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
@@ -283,12 +322,27 @@ def _record(folder: Path, entries: Mapping[str, Any]) -> None:
 
 
 def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provenance: Mapping[str, Any]) -> None:
-    """Add a completed cell: its rows replace those of the same run_id; runs.csv is written last."""
+    """Add a completed cell: its rows replace those of the same run_id; runs.csv is written last.
+
+    What was measured afterwards stays where the weights are those that it was measured on, and goes where they are not.
+    """
     with lock(f"results-{folder_key(folder)}"):
         check_writable(folder)
-        _record(folder, {run_id: dict(provenance)})
-        for table in (*(t for t in AFTERWARDS if (folder / f"{t}.csv").exists()), *COLUMNS):
+        old, new = read_provenance(folder).get(run_id, {}), dict(provenance)
+        same = same_weights(old, new)
+        _record(folder, {run_id: {**{table: old[table] for table in AFTERWARDS if same and table in old}, **new}})
+        if not same:
+            for table in (t for t in AFTERWARDS if (folder / f"{t}.csv").exists()):
+                _replace_rows(folder, table, run_id, ())
+        for table in COLUMNS:
             _replace_rows(folder, table, run_id, tables.get(table, ()))
+
+
+def same_weights(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two records of provenance are of the same weights: by their hash, and in records that have none, by the
+    specification and by where and from which code they were trained."""
+    key = "weights" if "weights" in old and "weights" in new else "training"
+    return bool(old) and all(old.get(k) == new.get(k) for k in ("spec_hash", key))
 
 
 def _replace_rows(folder: Path, table: str, run_id: str, rows: Iterable[Row]) -> None:

@@ -23,9 +23,9 @@ def hundred_classes():
 def small(monkeypatch):
     """Embedded images in the shapes of MNIST and CIFAR, and the networks as they are but narrow."""
     shapes = {
-        "mnist": Source(10, arrays=lambda: data._digits(28, 1)),
-        "cifar10": Source(10, arrays=lambda: data._digits(32, 3)),
-        "cifar100": Source(100, arrays=hundred_classes),
+        "mnist": Source(10, 1, arrays=lambda: data._digits(28, 1)),
+        "cifar10": Source(10, 3, arrays=lambda: data._digits(32, 3)),
+        "cifar100": Source(100, 3, arrays=hundred_classes),
     }
     narrow = {
         "vgg16": partial(models.VGG16, widths=[[8] * len(stage) for stage in models.VGG16.WIDTHS]),
