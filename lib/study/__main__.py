@@ -213,6 +213,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__module__.split(".")[0] != "study":
+            raise
+        print(f"study: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"study: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 2

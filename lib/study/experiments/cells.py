@@ -10,9 +10,8 @@ import fnmatch
 import math
 import sys
 import time
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from torch import nn
 from tqdm import tqdm
 
 from study import data, paths
+from study.experiments import failures
 from study.experiments.engines.local import carry_out, deadline_of, pick_device
+from study.experiments.failures import noted
 from study.experiments.specification import Cell, Experiment
 from study.experiments.weights import (
     Trained,
@@ -137,10 +138,6 @@ def run_cell(
     return {table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()}
 
 
-def _failure(folder: Path, cell: Cell) -> Path:
-    return paths.local() / "failed" / folder.name / f"{cell.run_id}.txt"
-
-
 def _done(experiment: Experiment, folder: Path) -> set[str]:
     return results.done(folder, experiment.hashes(), experiment.attacks())
 
@@ -155,20 +152,6 @@ def selected(experiment: Experiment, only: Sequence[str]) -> list[Cell]:
             raise unknown("only", pattern, cells)
         chosen.update({run_id: cells[run_id] for run_id in hits})
     return list(chosen.values())
-
-
-@contextmanager
-def _failures_noted(folder: Path, cells: Iterable[Cell]) -> Iterator[None]:
-    """Write the traceback of an exception where `status` finds it."""
-    try:
-        yield
-    except OutOfTime:
-        raise
-    except Exception:
-        for failure in (_failure(folder, cell) for cell in cells):
-            failure.parent.mkdir(parents=True, exist_ok=True)
-            failure.write_text(traceback.format_exc(), encoding="utf-8")
-        raise
 
 
 def _alike(cell: Cell, other: Cell) -> bool:
@@ -203,10 +186,10 @@ def _run_batch(
 ) -> Iterator[str]:
     """Train cells that differ only in their seeds, measure and record one after the other, yielding its run_id."""
     started = now()
-    with _failures_noted(folder, cells):
+    with noted(folder, [cell.run_id for cell in cells]):
         networks = trained_together(cells, device, deadline)
     for cell, network in zip(cells, networks, strict=True):
-        with _failures_noted(folder, [cell]):
+        with noted(folder, [cell.run_id]):
             measured = results.measured_rows(folder, cell.run_id, cell.spec_hash)
             tables = run_cell(cell, network, experiment, device, deadline, measured)
         provenance = {
@@ -222,7 +205,6 @@ def _run_batch(
         }
         results.save(folder, cell.run_id, tables, provenance)
         Journal(f"grid {digest(network.model)}").close()
-        _failure(folder, cell).unlink(missing_ok=True)
         yield cell.run_id
 
 
@@ -236,8 +218,12 @@ def _work(
             return
         with ExitStack() as locks, suppress(OutOfTime):
             batch = _claim(locks, experiment, folder, cell, cells, together)
-            if batch:
-                yield from _run_batch(batch, experiment, folder, device, deadline)
+            try:
+                if batch:
+                    yield from _run_batch(batch, experiment, folder, device, deadline)
+            except Exception:  # noted; the other cells go on, but for processes that wait for this one
+                if distributed.current().size > 1:
+                    raise
 
 
 def run_experiment(
@@ -255,11 +241,12 @@ def run_experiment(
 
     device: auto, cpu or cuda. max_minutes: start nothing after that time and drop what is unfinished. jobs: processes
     of one thread each. only: glob patterns of run_ids, the first pattern first; all cells if empty. together: cells
-    that differ only in their seeds are trained so many at a time, which fills a GPU. An exception in a cell ends the
-    run; the finished cells stay. Where torch.distributed has a default group, all its processes call this and train
+    that differ only in their seeds are trained so many at a time, which fills a GPU. A cell that raises an exception is
+    noted, the others go on. Where torch.distributed has a default group, all its processes call this and train
     one network after the other, and the first one alone measures and records.
-    Raises ValueError for a device or folder that cannot be used, jobs < 1, together not an integer >= 1, more than
-    one of either for several processes, max_minutes <= 0, or a pattern that matches no cell.
+    Raises Failed at the end if cells have failed; ValueError for a device or folder that cannot be used, jobs < 1,
+    together not an integer >= 1, more than one of either for several processes, max_minutes <= 0, or a pattern that
+    matches no cell.
     """
     device = pick_device(device)
     processes = distributed.current()
@@ -282,6 +269,7 @@ def run_experiment(
         given = (experiment, folder, device, deadline, only, together)
         carry_out(_work, *given, device=device, jobs=jobs, bar=bar, count=count)
     processes.first([])  # the others may go
+    failures.check(folder, chosen)
     return load(experiment, folder)
 
 
@@ -333,7 +321,7 @@ def status() -> list[dict[str, Any]]:
         complete = _done(spec, folder)
         runs = results.read_runs(folder)
         diverged = set(runs.loc[runs["status"] == "diverged", "run_id"]) & complete
-        failed = [cell.run_id for cell in cells if _failure(folder, cell).exists()]
+        failed = [cell.run_id for cell in cells if failures.note(folder, cell.run_id).exists()]
         missing = [cell.run_id for cell in cells if cell.run_id not in complete]
         rows.append(
             {

@@ -19,8 +19,10 @@ from filelock import Timeout
 from torch import nn
 from tqdm import tqdm
 
+from study.experiments import failures
 from study.experiments.cells import load, selected
 from study.experiments.engines.local import carry_out, deadline_of, pick_device
+from study.experiments.failures import noted
 from study.experiments.grids import AttackGrid, CompressionGrid, SuiteGrid
 from study.experiments.specification import Cell, Experiment
 from study.experiments.weights import cell_data, trained
@@ -58,6 +60,11 @@ class Task(NamedTuple):
     known: Callable[[Sequence[Row]], bool]
     measure: Callable[[Sequence[Row], str, float, Once], list[dict[str, Any]]]
     key: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the note of a failure."""
+        return f"{self.run_id}.{self.table}"
 
 
 def _model(cell: Cell, device: str, deadline: float) -> nn.Module:
@@ -217,9 +224,22 @@ def progress(
     return _progress(experiment, folder or experiment.folder(), Chosen(only, attacks, tables))
 
 
+def _do(task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, device: str, deadline: float) -> None:
+    """Measure and record; rows: what the table has of the run."""
+    started, where = now(), environment(device)
+    journal = Journal(f"{folder.name} {task.key}", deadline) if task.key else None
+    new = task.measure(rows, device, deadline, journal.once if journal else at_once)
+    about = {"run_id": task.run_id, "device": where["device"], "commit": where["commit"]}
+    command = "compress" if task.table in COMPRESSION else "attack"
+    command = f"python -m study {command} {experiment.name} --preset {experiment.preset}"
+    provenance = {"command": command, "started": started, "finished": now(), **where}
+    results.add(folder, task.run_id, task.table, [*rows, *({**row, **about} for row in new)], provenance)
+    if journal:
+        journal.close()
+
+
 def _work(experiment: Experiment, folder: Path, device: str, deadline: float, chosen: Chosen) -> Iterator[str]:
     """Do the tasks that are missing and that nobody else is doing, yielding the run_id of each."""
-    where = environment(device)
     for task in _open(experiment, folder, chosen):
         if time.monotonic() > deadline:
             return
@@ -228,16 +248,11 @@ def _work(experiment: Experiment, folder: Path, device: str, deadline: float, ch
             rows = results.rows_of(folder, task.table, task.run_id)
             if task.known(rows):
                 continue
-            started = now()
-            journal = Journal(f"{folder.name} {task.key}", deadline) if task.key else None
-            new = task.measure(rows, device, deadline, journal.once if journal else at_once)
-            about = {"run_id": task.run_id, "device": where["device"], "commit": where["commit"]}
-            command = "compress" if task.table in COMPRESSION else "attack"
-            command = f"python -m study {command} {experiment.name} --preset {experiment.preset}"
-            provenance = {"command": command, "started": started, "finished": now(), **where}
-            results.add(folder, task.run_id, task.table, [*rows, *({**row, **about} for row in new)], provenance)
-            if journal:
-                journal.close()
+            try:
+                with noted(folder, [task.name]):
+                    _do(task, rows, experiment, folder, device, deadline)
+            except Exception:  # noted; the other measurements go on
+                continue
             yield task.run_id
 
 
@@ -258,9 +273,9 @@ def assess(
 
     attacks: names or glob patterns of attacks of the suite, and then nothing else is measured. tables: only these of
     TABLES; ROBUSTNESS and COMPRESSION are the two halves. device, max_minutes, jobs, only: as of `run_experiment`; what
-    is unfinished when the time is up is dropped.
-    Raises ValueError for a device that cannot be used, jobs < 1, max_minutes <= 0, or a pattern that matches no cell,
-    or no attack of the suite.
+    is unfinished when the time is up goes on in the next run.
+    Raises Failed at the end if measurements have failed; ValueError for a device that cannot be used, jobs < 1,
+    max_minutes <= 0, or a pattern that matches no cell, or no attack of the suite.
     """
     device = pick_device(device)
     deadline = deadline_of(jobs, max_minutes)
@@ -272,4 +287,5 @@ def assess(
         count = lambda: _progress(experiment, folder, chosen)[0]  # noqa: E731
         given = (experiment, folder, device, deadline, chosen)
         carry_out(_work, *given, device=device, jobs=jobs, bar=shown, count=count)
+    failures.check(folder, dict.fromkeys(task.name for task in _open(experiment, folder, chosen)))
     return load(experiment, folder)

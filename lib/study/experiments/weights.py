@@ -294,8 +294,10 @@ def _keep(cell: Cell, network: Trained) -> None:
 
 
 def kept(cell: Cell, device: str) -> Trained:
-    """The network that `trained` has kept. Raises FileNotFoundError if there is none, ValueError if the file is damaged,
-    of another cell, or not what it was."""
+    """The network that `trained` has kept.
+
+    Raises FileNotFoundError if there is none, ValueError if the file is damaged, of another cell, or not what it was.
+    """
     path = weights_file(cell)
     try:
         saved = torch.load(path, map_location=device, weights_only=True)

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
-from multiprocessing import get_context, parent_process
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ def carry_out(work: Work, *given: Any, device: str, jobs: int, bar: tqdm[Any], c
             bar.set_postfix_str(run_id)
         return
     os.environ.update({key: os.environ.get(key, value) for key, value in KEEP_FREED_MEMORY.items()})
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        workers = [pool.submit(_drain, work, device, *given) for _ in range(jobs)]
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    workers = [pool.submit(_drain, work, device, *given) for _ in range(jobs)]
+    try:
         while not all(worker.done() for worker in workers):
             started = time.monotonic()
             bar.update(count() - bar.n)
@@ -69,6 +71,18 @@ def carry_out(work: Work, *given: Any, device: str, jobs: int, bar: tqdm[Any], c
         for worker in workers:
             worker.result()
         bar.update(count() - bar.n)
+    except BrokenProcessPool as error:
+        raise Interrupted("a worker was killed; run again to go on from what is kept") from error
+    except BaseException:  # Ctrl-C: what the workers have begun goes on in the next run
+        for process in active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class Interrupted(RuntimeError):
+    """A worker ended before its work did."""
 
 
 def deadline_of(jobs: int, max_minutes: float | None) -> float:
