@@ -33,7 +33,7 @@ test: $(INSTALLED) ## run the tests
 	MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 
 # The wheel of the library, in an environment with torch alone, trains README's example; then its tests, whose oracles
-# are written with NumPy and SciPy.
+# are written with NumPy and SciPy, and some of whose networks are those of torchvision.
 LIBRARY := build/library
 library: $(INSTALLED) ## build the library's wheel, install it beside torch alone, run its tests
 	rm -rf $(LIBRARY) lib/build
@@ -43,7 +43,7 @@ library: $(INSTALLED) ## build the library's wheel, install it beside torch alon
 	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --no-deps $(LIBRARY)/*.whl
 	cd $(LIBRARY) && venv/bin/python $(CURDIR)/tests/wellcond/readme_example.py
 	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --constraints requirements.lock \
-		pytest pytest-xdist hypothesis numpy scipy
+		pytest pytest-xdist hypothesis numpy scipy torchvision
 	$(LIBRARY)/venv/bin/python -m pytest -n 2 tests/wellcond
 
 lint: $(INSTALLED) ## check style and types
