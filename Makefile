@@ -36,8 +36,9 @@ test: $(INSTALLED) ## run the tests
 # are written with NumPy and SciPy, and some of whose networks are those of torchvision.
 LIBRARY := build/library
 library: $(INSTALLED) ## build the library's wheel, install it beside torch alone, run its tests
-	rm -rf $(LIBRARY) lib/build
+	rm -rf $(LIBRARY)
 	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir $(LIBRARY) lib
+	rm -rf lib/build # copies of the modules, which mypy would find twice
 	$(BIN)/uv venv --quiet --python $(BIN)/python $(LIBRARY)/venv
 	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --constraints requirements.lock torch
 	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --no-deps $(LIBRARY)/*.whl
