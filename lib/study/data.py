@@ -123,7 +123,7 @@ class Source:
     """Where a data set comes from: its classes and channels, its content hash, and how it is read or downloaded."""
 
     num_classes: int
-    channels: int
+    channels: int = 3
     arrays: Callable[[], dict[str, Bytes]] | None = None  # embedded
     torchvision: str = ""  # class name in torchvision.datasets
     sha256: str = ""
