@@ -1,6 +1,6 @@
 # Everything a reader or contributor runs.  A machine needs Python 3.11 and make beforehand, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test lint lock clean
+.PHONY: help setup book serve test library lint lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +31,21 @@ serve: ## show the built book on localhost (PORT=8000)
 
 test: $(INSTALLED) ## run the tests
 	MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
+
+# The wheel of the library, in an environment with torch alone, trains README's example; then its tests, whose oracles
+# are written with NumPy and SciPy, and some of whose networks are those of torchvision.
+LIBRARY := build/library
+library: $(INSTALLED) ## build the library's wheel, install it beside torch alone, run its tests
+	rm -rf $(LIBRARY)
+	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir $(LIBRARY) lib
+	rm -rf lib/build # copies of the modules, which mypy would find twice
+	$(BIN)/uv venv --quiet --python $(BIN)/python $(LIBRARY)/venv
+	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --constraints requirements.lock torch
+	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --no-deps $(LIBRARY)/*.whl
+	cd $(LIBRARY) && venv/bin/python $(CURDIR)/tests/wellcond/readme_example.py
+	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --constraints requirements.lock \
+		pytest pytest-xdist hypothesis numpy scipy torchvision
+	$(LIBRARY)/venv/bin/python -m pytest -n 2 tests/wellcond
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check lib tests book/*.py

@@ -26,26 +26,27 @@ from sphinx.util.inspect import stringify_signature
 
 from docstrings import convert, inline, parameters_of
 
-PACKAGE = "wellcond"
-FOLDER = "lib"  # of the package, in the repository
+PACKAGES = ("wellcond.", "study.")
+FACES = ("wellcond", "wellcond.methods", "wellcond.compression", "study")  # where a name may be meant
+FOLDER = "lib"  # of the packages, in the repository
 
 
 def definition(name: str, value: Any) -> tuple[str, int, int]:
-    """Where the package defines a function, a class or an annotated variable: module, first and last line.
+    """Where the packages define a function, a class or an annotated variable: module, first and last line.
 
     Raises LookupError if it does not.
     """
     if inspect.isroutine(value) or inspect.isclass(value):
         value = inspect.unwrap(value)
         lines, first = inspect.getsourcelines(value)
-        if value.__module__.startswith(f"{PACKAGE}."):
+        if value.__module__.startswith(PACKAGES):
             return value.__module__, first, first + len(lines) - 1
-    for module in [module for module in sys.modules if module.startswith(f"{PACKAGE}.")]:
+    for module in [module for module in sys.modules if module.startswith(PACKAGES)]:
         if vars(sys.modules[module]).get(name) is value:
             for node in ast.parse(ModuleAnalyzer.for_module(module).code).body:
                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
                     return module, node.lineno, node.end_lineno or node.lineno
-    raise LookupError(f"{PACKAGE} does not define {name}")
+    raise LookupError(f"neither package defines {name}")
 
 
 def keys(registry: Mapping[str, object]) -> list[str]:
@@ -101,13 +102,14 @@ def skip_member(app: Sphinx, what: str, name: str, member: Any, skip: bool, opti
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Any) -> Any:
-    """What Sphinx calls for a name that it does not find: in a module of the package, it may be that of the package."""
+    """What Sphinx calls for a name that it does not find: in a module of a package, it may be that of the package."""
     if node.get("refdomain") != "py":
         return None
-    node["py:module"] = PACKAGE
-    return env.get_domain("py").resolve_xref(
-        env, node["refdoc"], app.builder, node["reftype"], node["reftarget"], node, content
-    )
+    domain, target = env.get_domain("py"), (node["reftype"], node["reftarget"], node, content)
+    for node["py:module"] in FACES:
+        if (found := domain.resolve_xref(env, node["refdoc"], app.builder, *target)) is not None:
+            return found
+    return None
 
 
 def link(repository: str, domain: str, info: Mapping[str, str]) -> str:

@@ -1,25 +1,16 @@
-"""What several test files share: random instances, orders of accuracy, a network small enough to train in a test."""
+"""What several test files share: random instances, orders of accuracy, a network small enough to train in a test.
+
+It needs nothing of the study, for the tests of the library run where that is not installed.
+"""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from study import paths
-from study.attacks.registry import ATTACKS
-from study.experiments.cells import run_experiment
-from study.experiments.specification import Experiment
-
 DOUBLE = torch.float64
-GRADIENT_ATTACKS = [  # AutoAttack and its parts take seconds
-    name
-    for name, kind in ATTACKS.items()
-    if kind.norm != "corruption" and not name.startswith(("square", "autoattack"))
-]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -82,25 +73,3 @@ def convolutional() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 8, 5), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(72, 10)
     )
-
-
-TINY_EXPERIMENT = """
-name = "tiny"
-title = "Tiny"
-dataset = "digits"
-model = "helpers:Tiny"
-seeds = [0, 1]
-n_train = 96
-n_test = 40
-train = { epochs = 2, batch_size = 32, lr = 0.1 }
-"""
-
-
-def trained_experiment(toml: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
-    """TINY_EXPERIMENT with more lines, as the only experiment, run in `folder`."""
-    monkeypatch.setenv("WELLCOND_RESULTS", str(folder / "results"))
-    monkeypatch.setattr(paths, "experiments", lambda: folder)
-    (folder / "tiny.toml").write_text(TINY_EXPERIMENT + toml, encoding="utf-8")
-    spec = Experiment.load("tiny")
-    run_experiment(spec, device="cpu", progress=False)
-    return spec

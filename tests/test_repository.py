@@ -12,10 +12,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+import study
 import wellcond
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LIBRARY = tomllib.loads((ROOT / "lib" / "pyproject.toml").read_text(encoding="utf-8"))
 NOTEBOOKS = sorted((ROOT / "book").rglob("*.ipynb"))
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|tmp|root|home)/")
 
@@ -25,8 +27,9 @@ def read_yaml(name: str):
 
 
 def declared(*groups: str) -> list[Requirement]:
-    """The package's dependencies, with those of the named dependency groups."""
-    lines = [*PROJECT["project"]["dependencies"]]
+    """The dependencies of library and study, with those of the named dependency groups."""
+    lines = [*LIBRARY["project"]["dependencies"], *PROJECT["project"]["dependencies"]]
+    lines.remove("wellcond")  # is here, in lib/
     for group in groups:
         lines += PROJECT["dependency-groups"][group]
     return [Requirement(line) for line in lines]
@@ -81,8 +84,9 @@ def test_conda_environment_repeats_pyproject():
     assert environment["name"] == "wellcond"
     assert {"python=3.11", "pip"} <= {entry for entry in environment["dependencies"] if isinstance(entry, str)}
     (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pip.count("-e .") == 1
-    listed = [key(Requirement(line)) for line in pip if line != "-e ."]
+    here = ["-e ./lib", "-e ."]
+    assert pip[-2:] == here
+    listed = [key(Requirement(line)) for line in pip if line not in here]
     assert sorted(listed) == sorted(key(requirement) for requirement in declared("book"))
 
 
@@ -98,7 +102,7 @@ def test_binder_environment_repeats_the_torch_versions():
 def test_citation_has_the_version_of_the_package():
     citation = read_yaml("CITATION.cff")
     assert citation["cff-version"] == "1.2.0"
-    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["version"] == PROJECT["project"]["version"] == LIBRARY["project"]["version"]
     assert citation["license"] == PROJECT["project"]["license"]
     assert citation["title"]
     assert citation["authors"]
@@ -113,8 +117,10 @@ def test_toc_lists_exactly_the_pages():
 
 def test_reference_has_an_entry_for_every_public_name():
     page = (ROOT / "book" / "reference.md").read_text(encoding="utf-8")
-    entries = re.findall(r"^\.\. auto\w+:: (?:wellcond\.)?(\S+)$", page, re.MULTILINE)
-    assert set(wellcond.__all__) <= set(entries)
+    entries = re.findall(r"^\.\. auto\w+:: (\S+)$", page, re.MULTILINE)
+    listed = {entry.rpartition(".")[2] for entry in entries}
+    for package in (wellcond, wellcond.methods, wellcond.compression, study):
+        assert set(package.__all__) - {"methods", "compression"} <= listed
     assert len(entries) == len(set(entries)), "an entry is there twice"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+import study
 import wellcond
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,18 +135,13 @@ def test_links_to_binder_and_colab_name_the_notebook(page):
 
 
 def public_names() -> set[str]:
-    """The names of the package, and those that its public modules define, as the page of reference spells them."""
+    """The names of the packages, and of the modules among them, as the page of reference spells them."""
     names = set()
-    for name in wellcond.__all__:
-        value = getattr(wellcond, name)
-        if not inspect.ismodule(value):
-            names.add(f"wellcond.{name}")
-            continue
-        names.add(f"module-wellcond.{name}")
-        for key, member in vars(value).items():
-            own = inspect.isroutine(member) or inspect.isclass(member)
-            if own and member.__module__ == value.__name__ and key[0] != "_" and key not in wellcond.__all__:
-                names.add(f"wellcond.{name}.{key}")
+    for package in (wellcond, wellcond.methods, wellcond.compression, study):
+        for name in set(package.__all__) - {"methods", "compression"}:
+            value = getattr(package, name)
+            module = inspect.ismodule(value)
+            names.add(f"module-{value.__name__}" if module else f"{package.__name__}.{name}")
     return names
 
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from architectures import networks as models
 from helpers import DOUBLE, Tiny, randn
-from study import networks as models
 from wellcond import convert
 from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers, matricize
 from wellcond.methods import method
+from wellcond.methods.tucker import Tucker2Conv2d
 
 
 class Residual(nn.Module):
@@ -304,7 +305,7 @@ def test_torchvision_resnet_stays_residual():
     assert small(x).shape == (1, 1000)
 
 
-@pytest.mark.parametrize("form", [{}, {"core": False}, {"tucker": True}, None])
+@pytest.mark.parametrize("form", [{}, {"core": False}, {"convolution": Tucker2Conv2d}, None])
 def test_decayed_spectra(form):
     """The k-th singular value of every weight is multiplied by α^-k, k = 0, 1, ...; vectors and biases stay."""
     torch.manual_seed(0)

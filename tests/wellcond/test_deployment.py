@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from architectures import networks as models
 from helpers import DOUBLE, Tiny, randn
-from study import networks as models
 from wellcond import convert, counts
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers

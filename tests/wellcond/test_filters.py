@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from study.networks import VGG16, LeNet5, ResNet, WideResNet
+from architectures import networks
 from wellcond.compression.filters import Channels, channels
+
+VGG16, LeNet5, ResNet, WideResNet = networks.VGG16, networks.LeNet5, networks.ResNet, networks.WideResNet
 
 
 def test_lenet5():

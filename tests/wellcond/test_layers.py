@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from architectures import clocks
 from helpers import DOUBLE, matrix_with, randn
-from study.benches.clocks import peak_bytes
 from wellcond import layers
 from wellcond.layers import LowRankConv2d, LowRankLinear
 
@@ -288,7 +288,7 @@ def test_recomputing_changes_no_number_and_saves_the_tensors_between_the_factors
 
     for a, b in zip(gradients(kept), gradients(recomputed), strict=True):
         assert torch.equal(a, b)
-    saved = peak_bytes(lambda: gradients(kept), "cpu") - peak_bytes(lambda: gradients(recomputed), "cpu")
+    saved = clocks.peak_bytes(lambda: gradients(kept), "cpu") - clocks.peak_bytes(lambda: gradients(recomputed), "cpu")
     between = x.numel() * 4 // 2 + (channels * 8 * 4 if core else 0)  # U S is forgotten too
     assert (depth - 2) * between <= saved <= depth * between  # at the peak one of five may be there again
     assert torch.equal(layers.recompute(recomputed, on=False)(x), kept(x))

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from architectures import networks
 from helpers import DOUBLE, Tiny, matrix_with, randn
-from study.networks import LeNet5
 from wellcond.counts import count_parameters
 from wellcond.methods.lorita import balanced_factors, collapse, factors, overparametrize, param_groups
+
+LeNet5 = networks.LeNet5
 
 DEPTHS = [1, 2, 3]
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from helpers import DOUBLE, matrix_with, order, randn
 from wellcond import convert, layers, optim, spectrum, stiefel
+from wellcond.methods import condlr
 from wellcond.optim import Factors, LowRankSGD
 
 N, M, R = 8, 6, 3
@@ -76,7 +77,7 @@ class TestOrderOfAccuracy:
         """Its defect divided by h does not vanish: it follows another flow, with either value of its scale."""
         c = torch.tensor(scale, dtype=DOUBLE)
         W = factors([0.6, 0.59, 0.58])  # inside the band: the mean-centred clamp does not act either
-        step = lambda W, g, m, h: optim.published_band_step(W, g, m, c, lr=h, beta=0.0, max_cond=3.0)  # noqa: E731
+        step = lambda W, g, m, h: condlr.published_band_step(W, g, m, c, lr=h, beta=0.0, max_cond=3.0)  # noqa: E731
         defect = self.defect(W, step)
         assert order(defect) == pytest.approx(1, abs=0.1)
         assert defect(1e-5) / 1e-5 > 0.1 * tangent_projection(W, G).norm()
@@ -89,7 +90,7 @@ class TestOrderOfAccuracy:
         scale = torch.tensor(1 / a0, dtype=DOUBLE)
 
         def defect(h):
-            new = optim.published_mean_step(W, grad, zeros(W), scale, lr=h, beta=0.0)[0]
+            new = condlr.published_mean_step(W, grad, zeros(W), scale, lr=h, beta=0.0)[0]
             return (matrix(new) - (matrix(W) - h * target)).norm().item()
 
         assert order(defect) == pytest.approx(1, abs=0.1)

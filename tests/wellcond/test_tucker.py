@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import study
 import wellcond as wc
+from architectures import networks
 from helpers import DOUBLE, randn
 from wellcond.layers import matricize
 from wellcond.methods.tucker import Tucker2Conv2d
@@ -100,7 +100,7 @@ def test_deployed_as_three_plain_layers_with_folded_normalization(geometry):
 
 
 def test_factorize_with_tucker_kernels():
-    net = study.build("lenet5")
+    net = networks.build("lenet5")
     new = wc.factorize(net, ratio=0.8, convolution=Tucker2Conv2d, skip=["fc2"])
     assert tuple(new.conv1.S.shape) == (4, 1, 5, 5)
     assert tuple(new.conv2.S.shape) == (10, 4, 5, 5)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import DOUBLE, GRADIENT_ATTACKS, generator, randn
+from experiments import GRADIENT_ATTACKS
+from helpers import DOUBLE, generator, randn
 from study.attacks import registry as attacks
 from study.attacks.registry import ATTACKS, perturb
 

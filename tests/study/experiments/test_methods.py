@@ -246,7 +246,7 @@ def test_titles_name_tau():
 
 
 def test_registration(monkeypatch):
-    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    monkeypatch.setattr("wellcond.methods.method.METHODS", dict(METHODS))
     mine = Method("mine", "Mine", "One of my own.", lambda model, _: model, lambda model, _: [], starts_from="dense")
     assert methods.register(mine) is methods.find("mine") is mine
     with pytest.raises(ValueError, match="method = 'mine': must be a name that is not yet registered"):

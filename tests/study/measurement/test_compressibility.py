@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import Tiny, convolutional, trained_experiment
+from experiments import trained_experiment
+from helpers import Tiny, convolutional
 from study import data
 from study.experiments import tasks as assessment
 from study.experiments.specification import Experiment

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import GRADIENT_ATTACKS, Tiny, generator
+from experiments import GRADIENT_ATTACKS
+from helpers import Tiny, generator
 from study import networks as models
 from study.attacks.registry import ATTACKS, perturb
 from study.data import Images

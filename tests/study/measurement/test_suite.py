@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import GRADIENT_ATTACKS, Tiny, generator, trained_experiment
+from experiments import GRADIENT_ATTACKS, trained_experiment
+from helpers import Tiny, generator
 from study.attacks.registry import ATTACKS, smallest_perturbation
 from study.data import Images
 from study.experiments import weights as networks

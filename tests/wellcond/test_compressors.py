@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from architectures import networks
 from helpers import DOUBLE, Tiny, generator
-from study.networks import VGG16, LeNet5, ResNet, WideResNet
 from wellcond.compression.batch_norm import reestimate_batch_norm
 from wellcond.compression.compressors import COMPRESSORS, compress, iterated
 from wellcond.compression.filters import channels
@@ -20,6 +20,8 @@ from wellcond.convert import densify, factorize, rank_for_ratio
 from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankLayer, low_rank_layers, matricize, weight_layers
+
+VGG16, LeNet5, ResNet, WideResNet = networks.VGG16, networks.LeNet5, networks.ResNet, networks.WideResNet
 
 
 class SmallVGG16(VGG16):

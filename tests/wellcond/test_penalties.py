@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import study
+from architectures import networks
 from helpers import DOUBLE, matrix_with, randn
 from wellcond.methods.method import Settings
 from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
@@ -81,7 +81,7 @@ def _spread(W):
 def _net(method, **given):
     chosen = Settings(**given)
     torch.manual_seed(0)
-    model = METHODS[method].prepare(study.build("lenet5"), chosen)
+    model = METHODS[method].prepare(networks.build("lenet5"), chosen)
     return model, METHODS[method].penalty(chosen)
 
 
