@@ -183,20 +183,19 @@ UPDATES: dict[str, Callable[[Group, State], None]] = {
 """The rule of each kind of group; a file of methods/ may add its own."""
 
 
-ONE_POINT = ("lowrank", "frank_wolfe")
-"""How the names of kinds begin whose parameters are one point; those of other kinds move each by itself."""
-
-
 def move(rule: Callable[[Group, State], None], group: Group, state: State) -> None:
     """Call the rule of a group for the parameters that have a gradient: what is frozen or unused stays where it is, and
-    so do its momenta, as in torch.optim. Half precision is moved in single precision, and rounded afterwards."""
+    so do its momenta, as in torch.optim. Of a Frank-Wolfe set, which is one point, all move if one has a gradient.
+    Half precision is moved in single precision, and rounded afterwards."""
     params: list[Tensor] = group["params"]
     moving = [p for p in params if p.grad is not None]
     if not moving:
         return
-    if not group["kind"].startswith(ONE_POINT):
+    if group["kind"] == "frank_wolfe":
+        moving = params
+    elif not group["kind"].startswith("lowrank"):
         params = moving
-    if group["kind"] == "euclidean" or all(p.grad is not None and upcast(p) is p for p in params):
+    if group["kind"] == "euclidean" or (len(moving) == len(params) and all(upcast(p) is p for p in params)):
         rule(group if params is group["params"] else {**group, "params": params}, state)
         return
     copies, memory = [upcast(p).clone() for p in params], {}
@@ -205,7 +204,7 @@ def move(rule: Callable[[Group, State], None], group: Group, state: State) -> No
         memory[q] = {key: upcast(v).clone() if isinstance(v, Tensor) else v for key, v in state[p].items()}
     rule({**group, "params": copies}, memory)
     for p, q in zip(params, copies, strict=True):
-        if p.grad is not None:
+        if p.grad is not None or moving is params:
             p.copy_(q)
             state[p].update({k: v.to(p.dtype) if isinstance(v, Tensor) else v for k, v in memory[q].items()})
 

@@ -209,7 +209,9 @@ class BUG(CheckedOptimizer):
             )
 
     def _lowrank(self) -> list[Group]:
-        return [group for group in self.param_groups if group["kind"] == "lowrank"]
+        """The groups of low rank that are not frozen: a basis cannot change without the core."""
+        groups = [group for group in self.param_groups if group["kind"] == "lowrank"]
+        return [group for group in groups if all(p.requires_grad for p in group["params"])]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -225,7 +227,7 @@ class BUG(CheckedOptimizer):
             loss = _evaluated(closure)
             self.check_gradients()
             for group in self._lowrank():
-                if _rests(group):
+                if any(p.grad is None for p in group["params"]):  # unused: as it was
                     self._restore(before.pop(id(group)))
             if starting := [group for group in starting if id(group) in before]:
                 with full_float32():
@@ -254,8 +256,7 @@ class BUG(CheckedOptimizer):
 
     def _restore(self, values: Iterable[tuple[Tensor, Tensor, dict[str, Any]]]) -> None:
         for p, value, state in values:
-            if p.data is not value:
-                _resize(p, value)
+            _resize(p, value)
             self.state[p] = state
 
     def end_epoch(self) -> None:
@@ -287,11 +288,6 @@ class BUG(CheckedOptimizer):
         for p, value in zip(W, (W.U @ P, S, W.V @ Q), strict=True):
             _resize(p, value)
         group["steps_taken"] = 0
-
-
-def _rests(group: Group) -> bool:
-    """Whether a factor is frozen or unused: a basis cannot change without the core."""
-    return any(p.grad is None for p in group["params"])
 
 
 def _evaluated(closure: Callable[[], Any]) -> Any:

@@ -1,7 +1,7 @@
 """Stochastic Frank-Wolfe: training inside a convex set, without projections.
 
-A parameter group is one point of one set C of `constraint_sets`: a tensor, or several as one vector. With the
-stochastic gradient g and the momentum m <- β m + g (at first m = g),
+A parameter group is one point of one set C of `constraint_sets`: a tensor, or several as one vector, of which one that
+is not used has the gradient 0. With the stochastic gradient g and the momentum m <- β m + g (at first m = g),
 
     V = argmin_{V in C} <V, m>,    γ = clip(lr · f, 0, 1),    W <- W + γ (V - W),
 
@@ -139,16 +139,16 @@ def shift_inside(groups: Iterable[Group]) -> None:
     """Scale the parameters of every Frank-Wolfe group that lies outside its set to the boundary, in place; what is
     frozen stays. Raises ValueError for a group of which a part is frozen."""
     for group in groups:
-        if group["kind"] == "frank_wolfe" and _whole([p.requires_grad for p in group["params"]], group):
+        if group["kind"] == "frank_wolfe" and not _frozen(group):
             _assign(group["params"], _set_of(group).shift_inside(_joined(group["params"])))
 
 
-def _whole(moves: Iterable[bool], group: Group) -> bool:
-    """Whether the point of a group moves. Raises ValueError, naming the group, if a part of it does."""
-    moves = set(moves)
-    if len(moves) > 1:
-        raise invalid("params", group.get("name", ""), "frozen or unused all of them, or none, in one set")
-    return moves == {True}
+def _frozen(group: Group) -> bool:
+    """Whether the point of a group is frozen. Raises ValueError, naming the group, if a part of it is."""
+    trained = {p.requires_grad for p in group["params"]}
+    if len(trained) > 1:
+        raise invalid("params", group.get("name", ""), "frozen all of them, or none, in one set")
+    return trained == {False}
 
 
 class FrankWolfe(CheckedOptimizer):
@@ -201,11 +201,11 @@ class FrankWolfe(CheckedOptimizer):
         _check_group(group)
 
     def check_gradients(self) -> None:
-        """As of every optimizer here; and all parameters of a set must have gradients, or none."""
+        """As of every optimizer here; and a set is frozen as a whole."""
         super().check_gradients()
         for group in self.param_groups:
             if group["kind"] == "frank_wolfe":
-                _whole([p.grad is not None for p in group["params"]], group)
+                _frozen(group)
 
 
 def _check_group(group: Group) -> None:
