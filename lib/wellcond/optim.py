@@ -219,7 +219,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
     """An optimizer that refuses a group with unknown options, or options out of range; the groups it has stay.
 
     A step with a gradient that is not finite raises NonFiniteGradient, before anything is changed. On a GPU it is not
-    looked for: reading the answer would stop the queue at every step.
+    looked for, since reading the answer would stop the queue at every step, nor in a stack, whose members rest alone.
     updates: the rule of each kind of group, called with the group and the state.
     """
 
@@ -257,6 +257,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         named = [
             (p.grad, group.get("name", ""))
             for group in self.param_groups
+            if not group.get("stacked", False)
             for p in group["params"]
             if p.grad is not None and not p.is_cuda and p.grad.layout == torch.strided and p.numel()
         ]
