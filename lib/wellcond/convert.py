@@ -11,17 +11,16 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from wellcond.errors import invalid, unknown
-from wellcond.layers import (
-    LowRankConv2d,
-    LowRankLayer,
-    LowRankLinear,
-    low_rank_layers,
-)
+from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, inherit, low_rank_layers
+
+T = TypeVar("T")
 
 
 def rank_for_ratio(ratio: float, full: int) -> int:
@@ -32,76 +31,120 @@ def rank_for_ratio(ratio: float, full: int) -> int:
     return max(1, math.ceil((1 - ratio) * full - 1e-9))
 
 
-def matching(patterns: Iterable[str], names: Iterable[str], field: str) -> set[str]:
-    """The names that match a pattern; raises ValueError, naming `field`, for a pattern that matches none."""
+def assigned(values: Mapping[str, T], names: Iterable[str], field: str) -> dict[str, T]:
+    """{name: the value of its own key, or else of the first pattern among the keys that matches it}, of the names that
+    have one; raises ValueError, naming `field`, for a key that matches none."""
     names = list(names)
-    matched: set[str] = set()
-    for pattern in patterns:
-        hits = fnmatch.filter(names, pattern)
+    chosen: dict[str, T] = {}
+    for key in sorted(values, key=lambda key: key not in names):  # a name is taken as it is, before all patterns
+        hits = [key] if key in names else fnmatch.filter(names, key)
         if not hits:
-            raise unknown(field, pattern, names)
-        matched.update(hits)
-    return matched
+            raise unknown(field, key, names)
+        chosen = dict.fromkeys(hits, values[key]) | chosen
+    return chosen
+
+
+def matching(patterns: str | Iterable[str], names: Iterable[str], field: str) -> set[str]:
+    """The names that match a pattern; raises ValueError, naming `field`, for a pattern that matches none."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return set(assigned(dict.fromkeys(patterns), names, field))
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of `model`, to be changed. Raises ValueError for a scripted one, whose layers cannot be replaced."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise invalid("model", type(model).__name__, "an nn.Module as it was before torch.jit")
+    return copy.deepcopy(model)
+
+
+def tied(model: nn.Module) -> dict[str, str]:
+    """{module: another one that holds one of its parameters too}, by name: tied weights."""
+    holders: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for p in module.parameters(recurse=False):
+            holders.setdefault(p, []).append(name)
+    return {name: names[names[0] == name] for names in holders.values() if len(names) > 1 for name in names}
+
+
+def check_finite(layers: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError, naming the layer, for a weight with nan or inf."""
+    for name, layer in layers.items():
+        weight = layer.weight
+        if isinstance(weight, Tensor) and not weight.is_meta and not weight.isfinite().all():
+            raise invalid(f"{name}.weight".lstrip("."), "one with nan or inf", "finite")
 
 
 def convertible(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers whose weight is one plain matrix, by name; warns of the convolutions that have none."""
+    """The layers whose weight is one plain matrix of their own, by name; warns of those that have none.
+
+    Raises ValueError, naming the layer, for weights that are not finite.
+    """
     # Exact types: a subclass may use its weight in other ways (nn.MultiheadAttention's output projection does).
     layers = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
-    grouped = [name for name, m in layers.items() if isinstance(m, nn.Conv2d) and (m.groups > 1)]
-    other = [name for name, m in layers.items() if isinstance(m, nn.Conv2d) and m.padding_mode != "zeros"]
-    if grouped or other:
-        warnings.warn(
-            f"left dense: {', '.join(grouped + other)} (a grouped convolution, or padding other than zeros)",
-            stacklevel=3,
-        )
-    return {name: m for name, m in layers.items() if name not in {*grouped, *other}}
+    shared = tied(model)
+    dense: dict[str, str] = {}
+    for name, m in layers.items():
+        if isinstance(m, nn.Conv2d) and m.groups > 1:
+            dense[name] = "a grouped convolution"
+        elif isinstance(m, nn.Conv2d) and m.padding_mode != "zeros":
+            dense[name] = "padding other than zeros"
+        elif m._parameters.get("weight") is None:
+            dense[name] = "its weight is computed from others"
+        elif name in shared:
+            dense[name] = f"tied to {shared[name]}"
+    if dense:
+        listed = ", ".join(f"{name} ({reason})" for name, reason in dense.items())
+        warnings.warn(f"left dense: {listed}", stacklevel=3)
+    plain = {name: m for name, m in layers.items() if name not in dense}
+    check_finite(plain)
+    return plain
 
 
 def factorize(
     model: nn.Module,
     *,
-    ratio: float | None = None,
+    ratio: float | Mapping[str, float] | None = None,
     rank: int | Mapping[str, int] | None = None,
-    skip: Iterable[str] = (),
-    keep_full_rank: Iterable[str] = (),
+    skip: str | Iterable[str] = (),
+    keep_full_rank: str | Iterable[str] = (),
     core: bool = True,
     convolution: type[LowRankLayer] = LowRankConv2d,
 ) -> nn.Module:
     """A copy of `model` with every nn.Linear and nn.Conv2d factorized by truncated SVD of its own weights.
 
     model: any module; its forward code, residual connections included, is kept. It is not modified.
-    ratio: fraction of the rank removed, in [0, 1); or rank: an int, capped at each layer's full rank, or
-        {layer name: rank}, which converts only the layers it names. Give exactly one.
+    ratio: fraction of the rank removed, in [0, 1); or rank: an int, capped at each layer's full rank. Give exactly one;
+        either may be {name or glob pattern: number}, which converts only the layers it matches, a name before the
+        patterns and these in their order; the rank of a name is not capped.
     skip, keep_full_rank: names or glob patterns of layers left dense, or factorized at full rank.
     core: True for U S Vᵀ, False for U Vᵀ. convolution: the form of convolutions, such as methods.Tucker2Conv2d, whose
         two ranks are then fractions of the numbers of channels.
 
-    Grouped convolutions are left dense, with a warning that names them.
-    Raises ValueError for ratio or rank out of range, both or neither given, or a pattern that matches no layer.
+    A layer in the place of another has its hooks, and is frozen where that was. Grouped convolutions, and weights that
+    several modules share, are left dense, with a warning that names them.
+    Raises ValueError for ratio or rank out of range, both or neither given, a pattern that matches no layer, weights
+    that are not finite, or a scripted module.
     """
     if (ratio is None) == (rank is None):
         raise ValueError(f"ratio = {ratio}, rank = {rank}: give exactly one of them")
-    new = copy.deepcopy(model)
+    new = copied(model)
     layers = convertible(new)
     skipped = matching(skip, layers, "skip")
     at_full_rank = matching(keep_full_rank, layers, "keep_full_rank")
-    if isinstance(rank, Mapping):
-        matching(rank, layers, "rank")
-        skipped |= layers.keys() - rank.keys()
+    given: Any = ratio if rank is None else rank
+    size: Mapping[str, Any] = given if isinstance(given, Mapping) else dict.fromkeys(layers, given)
+    sizes = assigned(size, layers, "ratio" if rank is None else "rank")
     for name, layer in layers.items():
-        if name in skipped:
+        if name in skipped or name not in sizes:
             continue
 
         def chosen(full: int, name: str = name) -> int:
             if name in at_full_rank:
                 return full
-            if isinstance(rank, Mapping):
-                return rank[name]
-            if rank is not None:
-                return min(rank, full)
-            assert ratio is not None
-            return rank_for_ratio(ratio, full)
+            if rank is None:
+                return rank_for_ratio(sizes[name], full)
+            r: int = sizes[name]
+            return r if isinstance(rank, Mapping) and name in rank else min(r, full)
 
         kind = LowRankLinear if isinstance(layer, nn.Linear) else convolution
         new = replace_module(new, name, kind.truncated(layer, chosen, core=core))
@@ -110,9 +153,10 @@ def factorize(
 
 def replace_module(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     """`model` with `layer` in the place of the module of that name; `layer` itself where the name is empty."""
+    old = model.get_submodule(name)
+    inherit(layer, old)
     if name == "":  # the model is itself the layer
         return layer
-    old = model.get_submodule(name)
     for alias, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:  # a layer shared under several names stays shared
             model.set_submodule(alias, layer)
@@ -122,7 +166,7 @@ def replace_module(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
 def unparametrized(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose weights are plain parameters, with the values that spectral normalization and the
     like give them now."""
-    new = copy.deepcopy(model).eval()
+    new = copied(model).eval()
     for name, module in list(new.named_modules()):
         if is_parametrized(module):
             new = replace_module(new, name, _plain(module))
@@ -143,7 +187,10 @@ def _plain(module: nn.Module) -> nn.Module:
 
 def densify(model: nn.Module) -> nn.Module:
     """A copy of `model` with every factorized layer replaced by the dense layer W = U S Vᵀ."""
-    new = copy.deepcopy(model)
+    new = copied(model)
+    made: dict[tuple[Tensor | None, ...], Any] = {}
     for name, layer in low_rank_layers(new).items():
-        new = replace_module(new, name, layer.to_dense())
+        dense = layer.to_dense()
+        dense.weight = made.setdefault((layer.U, layer.S, layer.V), dense.weight)  # tied factors, a tied weight
+        new = replace_module(new, name, dense)
     return new

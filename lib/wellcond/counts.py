@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from wellcond.layers import LowRankLayer, full_rank, weight_layers
@@ -32,7 +32,13 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     trained = sum(p.numel() for p in model.parameters())
     dense = deployed = trained
     kept = full = 0
+    seen: set[Tensor] = set()
     for layer in weight_layers(model).values():
+        own = layer.U if isinstance(layer, LowRankLayer) else layer.weight
+        assert isinstance(own, Tensor)
+        if own in seen:  # tied: one matrix
+            continue
+        seen.add(own)
         if isinstance(layer, LowRankLayer):
             factors = sum(p.numel() for p in (layer.U, layer.S, layer.V) if p is not None)
             dense += math.prod(layer.matrix_shape) - factors

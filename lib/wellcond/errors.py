@@ -5,6 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+import torch
+
+
+class NonFiniteGradient(torch.linalg.LinAlgError, ValueError):  # type: ignore[misc, name-defined]
+    """A gradient with nan or inf; nothing has been changed."""
+
 
 def invalid(field: str, value: object, accepted: str) -> ValueError:
     """``ratio = 1.5: must be in [0, 1)``, as an exception to raise."""

@@ -25,16 +25,23 @@ class Factors(NamedTuple):
     V: Tensor
 
 
-def _inverse(A: Tensor) -> Tensor:
-    """(A + δI)^-1 for symmetric positive semidefinite A (..., r, r), δ relative to its mean eigenvalue.
+def _inverse(A: Tensor, step: Tensor) -> Tensor:
+    """(A + δI)^-1 for A = SSᵀ or SᵀS (..., r, r), δ relative to its mean eigenvalue; 0 where S is negligible against
+    its own next step (..., r, r), so that the bases of a layer that starts at zero wait until its core has moved.
 
     δ only keeps the Cholesky factorization alive when κ(S) is beyond the working precision: it is 1e-8 in float64
     and about 1e-6 in float32, and has no visible effect while κ(S) is bounded by a small constant.
     """
+    info = torch.finfo(A.dtype)
     diagonal = A.diagonal(dim1=-2, dim2=-1)
-    delta = max(1e-8, 10 * torch.finfo(A.dtype).eps) * diagonal.mean(-1, keepdim=True)
-    L = torch.linalg.cholesky_ex(A + torch.diag_embed(delta.expand_as(diagonal)))[0]
-    return torch.cholesky_inverse(L)  # one product with a tall matrix is cheaper than two triangular solves
+    mean = diagonal.mean(-1, keepdim=True)
+    delta = max(1e-8, 10 * info.eps) * mean
+    L, failed = torch.linalg.cholesky_ex(A + torch.diag_embed(delta.expand_as(diagonal)))
+    least = info.eps * step.square().mean((-2, -1)) * A.shape[-1]
+    waits = ((failed != 0) | (mean[..., 0] <= least.clamp(min=info.tiny / info.eps)))[..., None, None]
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    inverse = torch.cholesky_inverse(torch.where(waits, eye, L))  # one product with a tall matrix is cheaper than two
+    return torch.where(waits, 0.0, inverse)  # triangular solves
 
 
 def lowrank_step(
@@ -57,7 +64,7 @@ def lowrank_step(
     The momenta are stored before preconditioning, so that a change of S does not rescale them, and transported to the
     new tangent space by the projection, which is needed there anyway. While the constraint
     is inactive and β = 0, the new U S Vᵀ is W - h P_W(G) + O(h²); the constants do not depend on small singular
-    values once κ(S) is bounded.
+    values once κ(S) is bounded. Where S is 0, or negligible against h m_S, the bases stay for that step.
 
     W, grad, momentum: factors and autograd gradients; returns new W and momentum. lr: step h > 0; beta in [0, 1).
     Source: Koch and Lubich, SIAM J. Matrix Anal. Appl. 29 (2007), for the flow; Savostianova et al., NeurIPS 2023,
@@ -67,8 +74,8 @@ def lowrank_step(
     m_U = project_horizontal(U, beta * momentum.U + grad.U)
     m_S = beta * momentum.S + grad.S
     m_V = project_horizontal(V, beta * momentum.V + grad.V)
-    d_U = m_U @ _inverse(S @ S.mT)
-    d_V = m_V @ _inverse(S.mT @ S)
+    d_U = m_U @ _inverse(S @ S.mT, lr * m_S)
+    d_V = m_V @ _inverse(S.mT @ S, lr * m_S)
     new = Factors(
         retract(U, -lr * d_U, retraction),
         clip_condition_number(S - lr * m_S, max_cond, rule),
@@ -116,8 +123,10 @@ def lowrank_step_(
     orthogonality error does not accumulate, since YᵀY is computed from the stored basis and not from the formula
     I + h² A^-1 mᵀm A^-1.
     """
-    left, right = _inverse(W.S @ W.S.mT), _inverse(W.S.mT @ W.S)
+    m_S = torch.add(grad.S, momentum.S, alpha=beta)
+    left, right = _inverse(W.S @ W.S.mT, lr * m_S), _inverse(W.S.mT @ W.S, lr * m_S)
+    S = clip_after_step(torch.add(W.S, m_S, alpha=-lr), max_cond, rule)  # may fail, so before anything is changed
     _move_basis_(W.U, grad.U, momentum.U, left, lr, beta, retraction)
     _move_basis_(W.V, grad.V, momentum.V, right, lr, beta, retraction)
-    torch.add(grad.S, momentum.S, alpha=beta, out=momentum.S)
-    W.S.copy_(clip_after_step(torch.add(W.S, momentum.S, alpha=-lr), max_cond, rule))
+    momentum.S.copy_(m_S)
+    W.S.copy_(S)

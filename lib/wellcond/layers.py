@@ -13,12 +13,13 @@ U, S and V are ordinary nn.Parameters: deepcopy, ``.to()``, ``state_dict`` and `
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -30,6 +31,13 @@ from wellcond.stiefel import random_stiefel
 L = TypeVar("L", bound="LowRankLayer")
 D = TypeVar("D", nn.Linear, nn.Conv2d)
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""The attributes of a module that hold its hooks; each other one of `_HOOK_OPTIONS` says how they are called."""
+_HOOK_OPTIONS = (
+    *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
+    "_is_full_backward_hook",
+)
+SMALL = 2**16  # entries of U and V up to which printing a layer computes its condition number
 INTERMEDIATE = 1.2  # the r-channel tensor between the factors is written and read: worth a fifth of their multiply-adds
 
 
@@ -137,7 +145,10 @@ class LowRankLayer(nn.Module):
         return self.left() @ self.V.mT
 
     def _merges(self, positions: int) -> bool:
-        """Whether forming W once is cheaper than applying its factors at every position (B·H'·W')."""
+        """Whether forming W once is cheaper than applying its factors at every position (B·H'·W'); not where torch.fx
+        traces the code, and the number is not known."""
+        if isinstance(positions, fx.Proxy):
+            return False
         n, r, m = self.U.shape[0], self.rank, self.V.shape[0]
         return n * m * positions + n * r * m < INTERMEDIATE * r * (n + m) * positions
 
@@ -163,22 +174,26 @@ class LowRankLayer(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """The rank is data: a state with factors of another rank gives this layer that rank."""
         new = {name: state_dict.get(prefix + name) for name in "USV" if getattr(self, name) is not None}
-        if all(factor is not None and self._fits(name, factor) for name, factor in new.items()):
-            for name, factor in new.items():
-                own = getattr(self, name)
-                if factor is not None and own.shape != factor.shape:
-                    own.data = own.new_empty(factor.shape)
+        found = {name: factor for name, factor in new.items() if factor is not None}
+        if found.keys() == new.keys() and self._fit(found):  # if not, torch says what does not
+            for name, factor in found.items():
+                resize_(getattr(self, name), factor.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _fits(self, name: str, factor: Tensor) -> bool:
-        """Whether a factor U, S or V belongs to a weight of this shape, at whatever rank."""
-        own: Tensor = getattr(self, name)
-        if name == "S":
-            return factor.ndim == own.ndim and factor.shape[2:] == own.shape[2:]
-        return factor.ndim == 2 and factor.shape[0] == own.shape[0]
+    def _fit(self, new: Mapping[str, Tensor]) -> bool:
+        """Whether factors U, S and V belong together and to a weight of this shape, at whatever rank."""
+        U, V = new["U"], new["V"]
+        if any(X.ndim != 2 or len(X) != len(own) or X.shape[1] > len(X) for X, own in ((U, self.U), (V, self.V))):
+            return False
+        ranks = (U.shape[1], V.shape[1])
+        if self.S is None or self.S.ndim == 2:
+            return ranks[0] == ranks[1] and (self.S is None or new["S"].shape == ranks)
+        return new["S"].shape == (*ranks, *self.S.shape[2:])  # a Tucker core, whose modes have their own ranks
 
     def _describe(self) -> str:
         form = "U Vᵀ" if self.S is None else "U S Vᵀ"
+        if self.U.numel() + self.V.numel() > SMALL:
+            return f"rank={self.rank}, form={form}, bias={self.bias is not None}"
         try:
             sigma = self.singular_values()
             kappa = (sigma[0] / sigma[-1]).item()
@@ -334,6 +349,31 @@ class LowRankConv2d(LowRankLayer):
 
 CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "in_channels", "out_channels")
 """What forward code may read of a convolution."""
+
+
+def resize_(p: Tensor, shape: Iterable[int]) -> None:
+    """Give a parameter a shape, in place; where it is another one, values and gradient are lost."""
+    if p.shape == (shape := tuple(shape)):
+        return
+    p.grad = None
+    new = p.data.new_empty(shape)
+    # while an old graph is alive, autograd remembers the shape of p in it; a change of type makes it forget
+    p.data = new.new_empty(0, dtype=torch.float16 if p.dtype != torch.float16 else torch.float32)
+    p.data = new
+
+
+def inherit(new: nn.Module, old: nn.Module) -> nn.Module:
+    """Give `new`, which takes the place of `old`, its hooks, its mode, and what of its weight and bias is frozen."""
+    for name in (*HOOKS, *_HOOK_OPTIONS):
+        setattr(new, name, copy.copy(getattr(old, name)))
+    for of_bias in (False, True):
+        theirs, ours = (
+            [p for name, p in module.named_parameters() if ("bias" in name.split(".")) == of_bias]
+            for module in (old, new)
+        )
+        for p in ours:
+            p.requires_grad_(any(q.requires_grad for q in theirs) or not theirs)
+    return new.train(old.training)
 
 
 def in_sequence(

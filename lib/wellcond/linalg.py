@@ -6,7 +6,7 @@ A (n, m) ≈ U diag(σ) Vᵀ,    U (n, k), V (m, k) with orthonormal columns,  �
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 import torch
@@ -24,11 +24,16 @@ def upcast(A: Tensor) -> Tensor:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 products in float32, whatever torch.set_float32_matmul_precision allows the network (TF32, bfloat16)."""
+    """Float32 products in float32, whatever torch.set_float32_matmul_precision allows the network (TF32, bfloat16), and
+    whatever region of torch.autocast is open."""
     allowed = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
     finally:
         torch.set_float32_matmul_precision(allowed)
 

@@ -20,16 +20,17 @@ g_V = Gᵀ U S. Learning rates are in units of the gradient flow's time.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.errors import invalid, unknown
+from wellcond.errors import NonFiniteGradient, invalid, unknown
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import low_rank_layers, matricize
-from wellcond.linalg import full_float32
+from wellcond.linalg import full_float32, upcast
 from wellcond.spectrum import CLIP_RULES, check_max_cond, clip_condition_number
 from wellcond.stiefel import RETRACTIONS, polar, project_tangent, retract
 
@@ -50,11 +51,16 @@ State = dict[Tensor, Any]
 Group = dict[str, Any]
 
 
+def momentum_of(p: Tensor, state: State) -> Tensor:
+    """The momentum of a parameter: zero at first, and when a state of another rank has been loaded."""
+    buffer: Tensor | None = state[p].get("momentum_buffer")
+    if buffer is None or buffer.shape != p.shape:
+        buffer = state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return buffer
+
+
 def _buffers(params: Iterable[Tensor], state: State) -> list[Tensor]:
-    for p in params:
-        if "momentum_buffer" not in state[p]:
-            state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return [state[p]["momentum_buffer"] for p in params]
+    return [momentum_of(p, state) for p in params]
 
 
 def euclidean(group: Group, state: State) -> None:
@@ -114,7 +120,11 @@ def _lowrank_together(groups: Sequence[Group], state: State) -> None:
 
 def _stackable(group: Group) -> bool:
     """Low-rank layers on a GPU, where small products are slow one by one; on a CPU stacking only moves memory."""
-    return group["kind"] == "lowrank" and not group["stacked"] and group["params"][0].is_cuda
+    return (
+        group["kind"] == "lowrank"
+        and not group["stacked"]
+        and all(p.is_cuda and p.grad is not None and upcast(p) is p for p in group["params"])
+    )
 
 
 def _stack_key(group: Group) -> tuple[Any, ...]:
@@ -173,9 +183,43 @@ UPDATES: dict[str, Callable[[Group, State], None]] = {
 """The rule of each kind of group; a file of methods/ may add its own."""
 
 
-class CheckedOptimizer(torch.optim.Optimizer):
-    """An optimizer that refuses a group with options out of range; the groups it has stay.
+def move(rule: Callable[[Group, State], None], group: Group, state: State) -> None:
+    """Call the rule of a group for the parameters that have a gradient: what is frozen or unused stays where it is, and
+    so do its momenta, as in torch.optim. Of a Frank-Wolfe set, which is one point, all move if one has a gradient.
+    Half precision is moved in single precision, and rounded afterwards."""
+    params: list[Tensor] = group["params"]
+    moving = [p for p in params if p.grad is not None]
+    if not moving:
+        return
+    if group["kind"] == "frank_wolfe":
+        moving = params
+    elif not group["kind"].startswith("lowrank"):
+        params = moving
+    if group["kind"] == "euclidean" or (len(moving) == len(params) and all(upcast(p) is p for p in params)):
+        rule(group if params is group["params"] else {**group, "params": params}, state)
+        return
+    copies, memory = [upcast(p).clone() for p in params], {}
+    for p, q in zip(params, copies, strict=True):
+        q.grad = None if p.grad is None else upcast(p.grad)
+        memory[q] = {key: upcast(v).clone() if isinstance(v, Tensor) else v for key, v in state[p].items()}
+    rule({**group, "params": copies}, memory)
+    for p, q in zip(params, copies, strict=True):
+        if p.grad is not None or moving is params:
+            p.copy_(q)
+            state[p].update({k: v.to(p.dtype) if isinstance(v, Tensor) else v for k, v in memory[q].items()})
 
+
+OF_TORCH = frozenset(
+    {"params", "param_names", "initial_lr", "min_lr", "max_lr", "swa_lr", "base_momentum", "max_momentum"}
+)
+"""The keys of a group that torch's optimizers and schedulers put there."""
+
+
+class CheckedOptimizer(torch.optim.Optimizer):
+    """An optimizer that refuses a group with unknown options, or options out of range; the groups it has stay.
+
+    A step with a gradient that is not finite raises NonFiniteGradient, before anything is changed. On a GPU it is not
+    looked for, since reading the answer would stop the queue at every step, nor in a stack, whose members rest alone.
     updates: the rule of each kind of group, called with the group and the state.
     """
 
@@ -192,12 +236,37 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """As torch.optim.Optimizer (whose constructor calls it too), with the options checked."""
+        for option in sorted(param_group.keys() - OF_TORCH - {"name"} - self.defaults.keys()):
+            raise unknown("option", option, ["name", "params", *self.defaults])
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            self.check(self.param_groups[-1])
+            self.check(group)
         except ValueError:
             del self.param_groups[-1]
             raise
+        if group["kind"] == "euclidean" and _has_factors(group["params"]):
+            warnings.warn(
+                "U, S and V of a factorized layer in a Euclidean group: its steps leave the manifold, and bound no "
+                "condition number; wc.param_groups(model) makes the groups of a factorized network",
+                stacklevel=2,
+            )
+
+    def check_gradients(self) -> None:
+        """Raise NonFiniteGradient, naming the group and the parameter, unless the gradients are finite."""
+        named = [
+            (p.grad, group.get("name", ""))
+            for group in self.param_groups
+            if not group.get("stacked", False)
+            for p in group["params"]
+            if p.grad is not None and not p.is_cuda and p.grad.layout == torch.strided and p.numel()
+        ]
+        largest = [torch.linalg.vector_norm(grad, math.inf).double() for grad, _ in named]  # squares could overflow
+        if largest and not (finite := torch.stack(largest).isfinite()).all():
+            grad, name = named[int(finite.logical_not().nonzero()[0])]
+            raise NonFiniteGradient(
+                f"gradient = nan or inf, of a parameter of shape {tuple(grad.shape)} in group {name!r}: must be finite"
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -206,6 +275,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.check_gradients()
         with full_float32():  # a frame is orthonormal to the precision of its products
             self.update()
         return loss
@@ -213,7 +283,22 @@ class CheckedOptimizer(torch.optim.Optimizer):
     def update(self) -> None:
         """Move the parameters of every group, by the rule of its kind."""
         for group in self.param_groups:
-            self.updates[group["kind"]](group, self.state)
+            move(self.updates[group["kind"]], group, self.state)
+
+
+def _has_factors(params: Sequence[Tensor]) -> bool:
+    """Whether three successive parameters are a core between two frames, one of them at least not square."""
+    return any(
+        U.ndim == V.ndim == 2 <= S.ndim
+        and S.shape[:2] == (U.shape[1], V.shape[1]) != (len(U), len(V))
+        and all(_is_frame(X.detach()) for X in (U, V))
+        for U, S, V in zip(params, params[1:], params[2:], strict=False)
+    )
+
+
+def _is_frame(X: Tensor) -> bool:
+    X = upcast(X)
+    return len(X) >= X.shape[1] and not X.is_meta and bool((X.mT @ X - torch.eye(X.shape[1]).to(X)).norm() < 0.1)
 
 
 class LowRankSGD(CheckedOptimizer):
@@ -262,7 +347,7 @@ class LowRankSGD(CheckedOptimizer):
             if len(groups) > 1:
                 _lowrank_together(groups, self.state)
             else:
-                self.updates[groups[0]["kind"]](groups[0], self.state)
+                move(self.updates[groups[0]["kind"]], groups[0], self.state)
 
 
 def _check_group(group: Group) -> None:
@@ -273,8 +358,12 @@ def _check_group(group: Group) -> None:
     if group["retraction"] not in RETRACTIONS:
         raise unknown("retraction", group["retraction"], RETRACTIONS)
     check_max_cond(group["max_cond"])
-    if group["kind"].startswith("lowrank") and len(group["params"]) != 3:
-        raise invalid("params", f"{len(group['params'])} tensors", "[U, S, V] in a low-rank group")
+    if group["kind"].startswith("lowrank"):
+        if len(group["params"]) != 3:
+            raise invalid("params", f"{len(group['params'])} tensors", "[U, S, V] in a low-rank group")
+        U, S, V = (tuple(p.shape) for p in group["params"])
+        if U[-1:] != V[-1:] or (*U[:-2], *U[-1:], *V[-1:]) != S:
+            raise invalid("params", [U, S, V], "U (n, r), S (r, r), V (m, r); methods.BUG trains Tucker cores")
 
 
 def param_groups(model: nn.Module, **lowrank: Any) -> list[Group]:
@@ -302,10 +391,18 @@ def with_rest(model: nn.Module, groups: Sequence[Group]) -> list[Group]:
 
 @torch.no_grad()
 def constrain(model: nn.Module, max_cond: float, rule: str = "nearest") -> nn.Module:
-    """Clip κ(S) of every U S Vᵀ layer of `model` in place, so that training starts inside the constraint."""
+    """Clip κ(S) of every U S Vᵀ layer of `model` in place, so that training starts inside the constraint; of a Tucker
+    core, κ of its unfolding along the output mode. A frozen core stays. Raises ValueError unless max_cond >= 1."""
+    check_max_cond(max_cond)
+    if rule not in CLIP_RULES:
+        raise unknown("rule", rule, CLIP_RULES)
     for layer in low_rank_layers(model).values():
-        if layer.S is not None:
+        if layer.S is None or not layer.S.requires_grad:
+            continue
+        if layer.S.ndim == 2:
             layer.S.copy_(clip_condition_number(layer.S, max_cond, rule))
+        else:
+            clip_weight(layer.S, max_cond, rule)
     return model
 
 

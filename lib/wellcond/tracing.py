@@ -1,8 +1,8 @@
 """Who calls a layer, who reads its weight, and what becomes of its output: seen by tracing the forward code.
 
 torch.fx runs the code once with placeholders, so no input is needed. What it cannot follow (control flow that depends
-on values) is taken as a whole, and the modules inside it are traced by themselves: of those it is assumed that their
-parent calls them, and does not reach into them. Only what is certain is reported.
+on values) is taken as a whole, and all that is inside it may be used in any way. Only what is certain is reported,
+unless `assume` asks for what is likely: that such code calls the modules inside it, and does not reach into them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from wellcond.layers import LowRankLayer, LowRankLinear
+from wellcond.layers import HOOKS, LowRankLayer, LowRankLinear
 
 ELEMENTWISE = (
     *(nn.Identity, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid),
@@ -37,10 +37,10 @@ class Dataflow:
     normalized: dict[str, str]
 
 
-def dataflow(model: nn.Module) -> Dataflow:
-    """The data flow of `model` in evaluation mode; the model is not changed."""
+def dataflow(model: nn.Module, *, assume: bool = False) -> Dataflow:
+    """The data flow of `model` in evaluation mode; the model is not changed. assume: see this module."""
     model = copy.deepcopy(model).eval()  # forward code may keep what it is given, placeholders included
-    graphs, hidden = traced(model)
+    graphs, hidden = traced(model, assume=assume)
     every = [uses_in(root, graph) for root, graph in graphs]
     called = {module for uses in every for module in uses.calls}
     for uses in every:
@@ -50,6 +50,11 @@ def dataflow(model: nn.Module) -> Dataflow:
         pairs = {pair for pair in pairs if pair in uses.pairs or uses.untouched(pair)}
     names = {module: name for name, module in model.named_modules()}
     return Dataflow({names[m] for m in called - hidden}, {names[layer]: names[norm] for layer, norm in pairs})
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody watches, or changes, what the module is given, returns, or passes back."""
+    return any(getattr(module, hooks) for hooks in HOOKS)
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -86,8 +91,9 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
-def traced(model: nn.Module) -> tuple[list[tuple[nn.Module, fx.Graph]], set[nn.Module]]:
-    """Graphs, each with the module whose code it is; and the modules that are used where no graph shows it."""
+def traced(model: nn.Module, *, assume: bool = False) -> tuple[list[tuple[nn.Module, fx.Graph]], set[nn.Module]]:
+    """Graphs, each with the module whose code it is; and the modules that are used where no graph shows it.
+    assume: see this module."""
     graphs: list[tuple[nn.Module, fx.Graph]] = []
     hidden: set[nn.Module] = set()
     todo, seen = [model], set()
@@ -108,8 +114,11 @@ def traced(model: nn.Module) -> tuple[list[tuple[nn.Module, fx.Graph]], set[nn.M
                 warnings.simplefilter("ignore")  # of fx, that a default value is not checked
                 graphs += [(root, tracer.trace(root, values)) for values in _arguments(root)]
         except Exception:
-            todo += root.children()
-        todo += [child for module in tracer.opaque for child in module.children()]
+            tracer.opaque.add(root)
+        inside = [child for module in tracer.opaque for child in module.children()]
+        todo += inside
+        if not assume:
+            hidden.update(part for child in inside for part in child.modules())
     return graphs, hidden
 
 
@@ -164,7 +173,7 @@ def _adjacent(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[nn.Module, nn.
             and norm.running_mean is not None
             and list(source.users) == [node]
             and _fits(layer, norm, source, root)
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in (layer, norm))
+            and not (hooked(layer) or hooked(norm))
         ):
             yield layer, norm
 

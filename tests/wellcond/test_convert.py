@@ -165,7 +165,7 @@ def test_bad_choices(arguments, message):
 def test_layers_without_a_single_matrix_stay_dense_with_a_warning():
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding_mode="reflect", padding=1))
     model.append(nn.Conv2d(4, 2, 3))
-    with pytest.warns(UserWarning, match="left dense: 0, 1"):
+    with pytest.warns(UserWarning, match=r"left dense: 0 \(a grouped convolution\), 1 \(padding other than zeros\)"):
         factorized = convert.factorize(model, rank=1)
     assert list(low_rank_layers(factorized)) == ["2"]
 

@@ -1,6 +1,7 @@
 """Deployment: the same function, in plain layers, whatever the forward code does."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -258,15 +259,88 @@ def block():
 
 @pytest.mark.parametrize("rank", [None, 1])
 def test_where_tracing_fails_neighbours_in_a_sequence_are_folded(rank):
-    """In the gate itself nothing is; around it everything is."""
+    """In the gate nothing is, which may reach into its blocks, unless an example shows that it does not; in the gate
+    itself nothing is even then; around it everything is."""
     gate = Gate(block(), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), Gate(block()))
     model = settled(nn.Sequential(block(), gate, *block()))
     if rank is not None:
         model = convert.factorize(model, rank=rank)
-    small = deployed(model, randn(2, 3, 7, 7))
-    assert norms(small) == {"1.inside.2"}
-    assert low_rank_layers(small).keys() == (set() if rank is None else {"1.inside.1"})  # the gate may read its weight
-    assert norms(deployed(gate.float().double(), randn(2, 3, 7, 7))) == {"inside.2"}
+    x = randn(2, 3, 7, 7)
+    small = deployed(model, x)
+    inside = {"1.inside.0", "1.inside.3.inside.0"}
+    assert norms(small) == {"1.inside.2", *(f"{name}.1" for name in inside)}
+    kept = {"1.inside.1"}  # the gate may read its weight
+    low = {*kept, *(f"{name}.0" for name in inside)}
+    assert low_rank_layers(small).keys() == (set() if rank is None else low)
+    by_example = deploy(model, x)
+    torch.testing.assert_close(by_example(x), small(x), rtol=0, atol=1e-10)
+    assert norms(by_example) == {"1.inside.2"}
+    assert low_rank_layers(by_example).keys() == (set() if rank is None else kept)
+    assert norms(deployed(gate.float().double(), x)) == {"inside.0.1", "inside.2", "inside.3.inside.0.1"}
+
+
+class ReachesIn(nn.Module):
+    """Cannot be traced, and reads the convolution of a block before its normalization."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = block()
+
+    def forward(self, x):
+        y = self.block(x)
+        return y + self.block[0](x) if y.sum() > -1e9 else y
+
+
+class ReadsRank(ReachesIn):
+    """Fails where the layer is another one."""
+
+    def forward(self, x):
+        y = self.block(x)
+        return y * self.block[0].U.shape[1] if y.sum() > -1e9 else y
+
+
+@pytest.mark.parametrize(("kind", "rank"), [(ReachesIn, None), (ReachesIn, 1), (ReadsRank, 1)])
+def test_what_untraceable_code_reaches_into_stays(kind, rank):
+    model, x = settled(nn.Sequential(*block(), kind(), *block())), randn(2, 3, 7, 7)
+    if rank is not None:
+        model = convert.factorize(model, rank=rank)
+    small = deployed(model, x)
+    assert norms(small) == {"3.block.1"}
+    for example in (x, (x,), {"input": x}):
+        by_example = deploy(model, example)
+        assert norms(by_example) == {"3.block.1"}
+        torch.testing.assert_close(by_example(x), small(x), rtol=0, atol=1e-10)
+
+
+class Outputs(nn.Module):
+    """Returns what `of` makes of its output."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.gate, self.of = Gate(block()), of
+
+    def forward(self, x):
+        return self.of(self.gate(x))
+
+
+@pytest.mark.parametrize(
+    "of", [lambda y: (y, [y, {"a": y}]), lambda y: {"a": y, "label": y.argmax(), "none": None}, lambda y: [y.sum()]]
+)
+def test_an_example_compares_all_tensors_of_the_output(of):
+    assert not norms(deploy(settled(Outputs(of)), randn(2, 3, 5, 5)))
+
+
+@pytest.mark.parametrize(
+    ("of", "what"),
+    [
+        (lambda y: torch.rand_like(y), "returns the same output every time"),
+        (lambda y: y * math.nan, "returns the same output every time"),
+        (lambda y: {"none": None}, "returns tensors"),
+    ],
+)
+def test_an_example_that_shows_nothing_is_refused(of, what):
+    with pytest.raises(ValueError, match=f"example = 'Tensor': must be one .*{what}"):
+        deploy(settled(Outputs(of)), randn(2, 3, 5, 5))
 
 
 def test_a_layer_used_again_inside_untraceable_code():

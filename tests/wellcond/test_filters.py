@@ -182,6 +182,23 @@ class Optional(Net):
         return x if features else self.b(x)
 
 
+class InTrainingOnly(Net):
+    def forward(self, x):
+        x = self.a(x)
+        return (self.b(x), x.mean((2, 3))) if self.training else self.b(x)
+
+
+class Inside(Net):
+    """Untraceable code around a block that could be followed by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3))
+
+    def forward(self, x):
+        return self.block(x) if x.sum() > 0 else self.block[0](x)
+
+
 NOT_FOLLOWED = [
     (Returned, "the caller"),
     (Concatenated, "cat"),
@@ -197,6 +214,7 @@ NOT_FOLLOWED = [
     (Unread, "no layer reads it"),
     (Untraceable, "nowhere that can be traced"),
     (Optional, "several ways|the caller"),
+    (InTrainingOnly, "several ways|the caller|mean"),
 ]
 
 
@@ -205,6 +223,12 @@ def test_not_followed(kind, reason):
     found, whole = channels(kind())
     assert "a" not in found
     assert any(word in whole["a"] for word in reason.split("|"))
+
+
+def test_nothing_inside_untraceable_code_is_followed():
+    found, whole = channels(Inside())
+    assert not found
+    assert "where that cannot be traced" in whole["block.0"]
 
 
 def test_modules_that_others_use_too():

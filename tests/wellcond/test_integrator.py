@@ -129,7 +129,9 @@ def test_a_factorized_network_compiles_to_one_graph(recomputes):
 def test_the_step_is_in_float32_whatever_the_network_may_use(monkeypatch):
     seen = []
     monkeypatch.setitem(optim.UPDATES, "lowrank", lambda *_: seen.append(torch.get_float32_matmul_precision()))
-    optimizer = wc.LowRankSGD(wc.param_groups(wc.factorize(nn.Linear(4, 3), rank=2)))
+    layer = wc.factorize(nn.Linear(4, 3), rank=2)
+    optimizer = wc.LowRankSGD(wc.param_groups(layer))
+    layer(torch.ones(1, 4)).sum().backward()
     torch.set_float32_matmul_precision("medium")
     try:
         optimizer.step()

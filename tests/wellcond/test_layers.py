@@ -194,6 +194,25 @@ def test_repr_tells_shape_rank_form_and_condition():
     assert "2, 4, kernel_size=(1, 3), stride=2, padding=0, dilation=1, rank=2, form=U Vᵀ, kappa=1, bias=False" in text
 
 
+def test_printing_a_large_layer_decomposes_nothing(monkeypatch):
+    layer = LowRankLinear(6, 5, 3)
+    monkeypatch.setattr(LowRankLinear, "singular_values", lambda self: pytest.fail("a decomposition"))
+    assert "rank=9, form=U S Vᵀ, bias=True" in repr(LowRankLinear(20_000, 9, 9, dtype=DOUBLE))
+    with pytest.raises(pytest.fail.Exception):
+        repr(layer)
+
+
+@pytest.mark.parametrize("core", [True, False])
+def test_torch_fx_traces_the_layers(core):
+    model = nn.Sequential(
+        LowRankConv2d(2, 4, 3, 2, core=core, dtype=DOUBLE),
+        nn.Flatten(),
+        LowRankLinear(36, 5, 2, core=core, dtype=DOUBLE),
+    )
+    trace, x = torch.fx.symbolic_trace(model), randn(3, 2, 5, 5)
+    torch.testing.assert_close(trace(x), model(x))
+
+
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_repr_of_a_broken_layer_does_not_raise(value):
     """One prints a network to see what has gone wrong with it."""

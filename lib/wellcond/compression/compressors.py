@@ -23,8 +23,10 @@ from torch import nn
 
 from wellcond.compression.units import COMPRESSORS as COMPRESSORS
 from wellcond.compression.units import AtAmount, Compressed
+from wellcond.convert import check_finite
 from wellcond.counts import count_parameters
 from wellcond.errors import invalid, unknown
+from wellcond.layers import weight_layers
 
 for _file in pkgutil.iter_modules([str(Path(__file__).parent)]):  # each registers its own
     importlib.import_module(f"wellcond.compression.{_file.name}")
@@ -38,7 +40,7 @@ def compress(
     *,
     amount: float | None = None,
     share: float | None = None,
-    skip: Iterable[str] = (),
+    skip: str | Iterable[str] = (),
 ) -> Compressed:
     """`model`, smaller; it is not changed itself. Parametrized weights are left whole: collapse products first.
 
@@ -46,7 +48,7 @@ def compress(
     reach, as a fraction of the parameters of the dense network, in (0, 1], by the smallest amount that does. Give
     exactly one. skip: names or patterns of layers left whole.
     Raises ValueError for an unknown compressor or pattern, amount or share out of range, both or neither given, a
-    share that the compressor cannot reach, or a network with nothing to compress.
+    share that the compressor cannot reach, a network with nothing to compress, or weights that are not finite.
     """
     if (amount is None) == (share is None):
         raise ValueError(f"amount = {amount}, share = {share}: give exactly one of them")
@@ -63,9 +65,10 @@ def compress(
     return found
 
 
-def _at_amount(model: nn.Module, compressor: str, skip: Iterable[str]) -> AtAmount:
+def _at_amount(model: nn.Module, compressor: str, skip: str | Iterable[str]) -> AtAmount:
     if compressor not in COMPRESSORS:
         raise unknown("compressor", compressor, COMPRESSORS)
+    check_finite(weight_layers(model))
     return COMPRESSORS[compressor](model, skip=skip)
 
 
@@ -89,7 +92,7 @@ def iterated(
     *,
     phases: int,
     train: Callable[[nn.Module], nn.Module],
-    skip: Iterable[str] = (),
+    skip: str | Iterable[str] = (),
 ) -> Compressed:
     """Compress and train in turn, `phases` times; after phase j, the fraction (1 - amount)^(j/phases) of the units is
     left. phases = 1 is compression followed by training. The scores of a phase are those of the network it finds.

@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from wellcond.compression.units import COMPRESSORS, AtAmount, Compressed, ranked
-from wellcond.convert import densify, matching
+from wellcond.convert import densify, matching, tied
 from wellcond.counts import count_parameters
 from wellcond.layers import matricize, weight_layers
-from wellcond.tracing import ELEMENTWISE, Uses, called_module, flattens, traced, uses_in
+from wellcond.tracing import ELEMENTWISE, Uses, called_module, flattens, hooked, traced, uses_in
 
 POOLING = (
     *(nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
@@ -50,19 +50,28 @@ class Channels:
 def channels(model: nn.Module) -> tuple[dict[str, Channels], dict[str, str]]:
     """{convolution: its channels} where they can be followed, and {convolution: why not} for all others, by name.
 
-    The forward code is that of evaluation mode; the model is not changed.
+    The forward code is that of both modes; the model is not changed.
     """
-    model = copy.deepcopy(model).eval()  # forward code may keep what it is given, placeholders included
-    graphs, hidden = traced(model)
-    every = [(root, graph, uses_in(root, graph)) for root, graph in graphs]
+    model = copy.deepcopy(model)  # forward code may keep what it is given, placeholders included
+    hidden: set[nn.Module] = set()
+    every: list[tuple[nn.Module, fx.Graph, Uses]] = []
+    for mode in (False, True):
+        graphs, unseen = traced(model.train(mode))
+        hidden |= unseen
+        every += [(root, graph, uses_in(root, graph)) for root, graph in graphs]
     names = {module: name for name, module in model.named_modules()}
+    shared = tied(model)
     found: dict[str, Channels] = {}
     whole: dict[str, str] = {}
     for layer in names:
         if not isinstance(layer, nn.Conv2d):
             continue
         try:
-            found[names[layer]] = _in_all_graphs(layer, every, hidden, names)
+            own = _in_all_graphs(layer, every, hidden, names)
+            for name in (names[layer], *own.norms, *own.readers):
+                if name in shared:
+                    raise _Lost(f"{name} is tied to {shared[name]}")
+            found[names[layer]] = own
         except _Lost as reason:
             whole[names[layer]] = str(reason)
     return found, whole
@@ -125,7 +134,7 @@ def _follow(
 
 def _check_sole(module: nn.Module, uses: Uses) -> None:
     """Called once, without hooks, and its parameters read by nobody else."""
-    if len(uses.calls[module]) > 1 or module in uses.reads or module._forward_hooks or module._forward_pre_hooks:
+    if len(uses.calls[module]) > 1 or module in uses.reads or hooked(module):
         raise _Lost("it, or what reads it, is used more than once")
 
 
@@ -185,7 +194,9 @@ def _said(node: fx.Node) -> str:
 
 
 @torch.no_grad()
-def pruned_filters(model: nn.Module, *, p: float = 2.0, together: bool = False, skip: Iterable[str] = ()) -> AtAmount:
+def pruned_filters(
+    model: nn.Module, *, p: float = 2.0, together: bool = False, skip: str | Iterable[str] = ()
+) -> AtAmount:
     """Remove filters of convolutions, with their normalization and what later layers read of them.
 
     The score is (Σ |w|^p / number)^(1/p) over the entries of a filter: of a layer that is the order of the l_p norms,

@@ -37,7 +37,7 @@ def truncated_svd(
     *,
     scale: Callable[[Tensor], Tensor] = _as_is,
     together: bool = False,
-    skip: Iterable[str] = (),
+    skip: str | Iterable[str] = (),
 ) -> AtAmount:
     """Remove singular values: each weight matrix becomes its best approximation of the rank that is left to it.
 

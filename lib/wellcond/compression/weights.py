@@ -10,22 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.compression.units import COMPRESSORS, AtAmount, Compressed, ranked
-from wellcond.convert import densify, matching
+from wellcond.convert import densify, matching, tied
 from wellcond.counts import count_parameters
 from wellcond.layers import weight_layers
 
 
 @torch.no_grad()
-def pruned_weights(model: nn.Module, *, together: bool = True, skip: Iterable[str] = ()) -> AtAmount:
+def pruned_weights(model: nn.Module, *, together: bool = True, skip: str | Iterable[str] = ()) -> AtAmount:
     """Set single weights to zero, those of least magnitude; biases and normalization are left alone.
 
     No tensor becomes smaller, and training the network further fills the zeros again. skip: names or patterns of
     layers left whole. Source: Han et al., NeurIPS 2015.
     """
     dense = densify(model)
+    shared = tied(dense)
     layers = {name: layer for name, layer in weight_layers(dense).items() if type(layer) in (nn.Linear, nn.Conv2d)}
-    skipped = matching(skip, layers, "skip")
+    skipped = matching(skip, layers, "skip") | shared.keys()
     whole = {name: "skipped, or not a plain layer" for name in weight_layers(dense) if name not in {*layers} - skipped}
+    whole |= {name: f"tied to {shared[name]}" for name in whole.keys() & shared.keys()}
     weights = {name: dense.get_parameter(f"{name}.weight") for name in layers if name not in skipped}
     survivors = ranked({name: weight.abs().flatten() for name, weight in weights.items()}, together=together)
 

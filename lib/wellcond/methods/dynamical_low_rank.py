@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from wellcond.convert import factorize
 from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors
+from wellcond.layers import resize_
 from wellcond.linalg import full_float32, svd_in_double
 from wellcond.methods.method import Method, Settings, decayed, last_layer, register
 from wellcond.methods.penalties import robustness_penalty
-from wellcond.optim import CheckedOptimizer, Group, State, euclidean, param_groups
+from wellcond.optim import CheckedOptimizer, Group, State, euclidean, momentum_of, param_groups
 from wellcond.stiefel import qr
 
 
@@ -100,19 +101,8 @@ def augmented_basis(X: Tensor, direction: Tensor) -> Tensor:
 
 def _resize(p: Tensor, value: Tensor) -> None:
     """Give a parameter a value of any shape."""
-    value = value.to(p.dtype).contiguous()
-    if value.shape != p.shape:
-        p.grad = None  # of another shape
-        # while an old graph is alive, autograd remembers the shape of p in it; a change of type makes it forget
-        p.data = value.new_empty(0, dtype=torch.float16 if p.dtype != torch.float16 else torch.float32)
-    p.data = value
-
-
-def _momentum(state: State, p: Tensor) -> Tensor:
-    if "momentum_buffer" not in state[p]:
-        state[p]["momentum_buffer"] = torch.zeros_like(p)
-    buffer: Tensor = state[p]["momentum_buffer"]
-    return buffer
+    resize_(p, value.shape)
+    p.data = value.to(p.dtype).contiguous()
 
 
 def _gradients(group: Group) -> tuple[Factors, Factors]:
@@ -125,7 +115,7 @@ def _fixed_bases(group: Group, state: State) -> tuple[Tensor, Tensor]:
     W, grad = _gradients(group)
     GV, GtU = basis_gradients(W, grad)
     K, L = W.U @ W.S, W.V @ W.S.mT
-    m_K, m_L = _momentum(state, W.U), _momentum(state, W.V)
+    m_K, m_L = momentum_of(W.U, state), momentum_of(W.V, state)
     m_K = group["momentum"] * m_K + GV + group["weight_decay"] * K
     m_L = group["momentum"] * m_L + GtU + group["weight_decay"] * L
     U, V = qr(K - group["lr"] * m_K), qr(L - group["lr"] * m_L)
@@ -149,7 +139,7 @@ def _change_bases(group: Group, state: State, U: Tensor, V: Tensor) -> None:
     """Express the core and its momentum in other bases: S ×₀ (UᵀU_old) ×₁ (VᵀV_old)."""
     W = Factors(*group["params"])
     M, N = U.mT @ W.U, V.mT @ W.V
-    state[W.S]["momentum_buffer"] = multilinear(_momentum(state, W.S), M, N)
+    state[W.S]["momentum_buffer"] = multilinear(momentum_of(W.S, state), M, N)
     for p, value in zip(W, (U, multilinear(W.S, M, N), V), strict=True):
         _resize(p, value)
 
@@ -158,8 +148,8 @@ def _rotate_basis_momenta(group: Group, state: State, P: Tensor, Q: Tensor) -> N
     """m_K Vᵀ and U m_Lᵀ do not change when V becomes V Q and U becomes U P."""
     if group["basis"] == "fixed":
         U, _, V = group["params"]
-        state[U]["momentum_buffer"] = _momentum(state, U) @ Q
-        state[V]["momentum_buffer"] = _momentum(state, V) @ P
+        state[U]["momentum_buffer"] = momentum_of(U, state) @ Q
+        state[V]["momentum_buffer"] = momentum_of(V, state) @ P
 
 
 class BUG(CheckedOptimizer):
@@ -199,6 +189,7 @@ class BUG(CheckedOptimizer):
             "max_rank": max_rank,
             "coefficient_steps": coefficient_steps,
             "steps_taken": 0,  # in the present bases
+            "max_ranks": None,
         }
         super().__init__(params, defaults)
 
@@ -218,33 +209,55 @@ class BUG(CheckedOptimizer):
             )
 
     def _lowrank(self) -> list[Group]:
-        return [group for group in self.param_groups if group["kind"] == "lowrank"]
+        """The groups of low rank that are not frozen: a basis cannot change without the core."""
+        groups = [group for group in self.param_groups if group["kind"] == "lowrank"]
+        return [group for group in groups if all(p.requires_grad for p in group["params"])]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the batch of `closure`; returns the loss before it, detached."""
         if closure is None:
             raise invalid("closure", closure, "given: a function that evaluates the loss and calls backward")
+        before = {id(group): self._values(group) for group in self._lowrank()}
         starting = [group for group in self._lowrank() if group["steps_taken"] == 0]
-        with full_float32():
-            for group in starting:
-                self._diagonalize(group)
-        loss = _evaluated(closure)
-        if starting:
+        try:
             with full_float32():
                 for group in starting:
-                    _change_bases(group, self.state, *BASES[group["basis"]](group, self.state))
-            _evaluated(closure)
+                    self._diagonalize(group)
+            loss = _evaluated(closure)
+            self.check_gradients()
+            for group in self._lowrank():
+                if any(p.grad is None for p in group["params"]):  # unused: as it was
+                    self._restore(before.pop(id(group)))
+            if starting := [group for group in starting if id(group) in before]:
+                with full_float32():
+                    for group in starting:
+                        _change_bases(group, self.state, *BASES[group["basis"]](group, self.state))
+                _evaluated(closure)
+                self.check_gradients()
+        except BaseException:
+            for values in before.values():
+                self._restore(values)
+            raise
         with full_float32():
             for group in self.param_groups:
-                if group["kind"] == "lowrank":
+                if group["kind"] != "lowrank":
+                    euclidean(group, self.state)
+                elif id(group) in before:
                     euclidean({**group, "params": [group["params"][1]]}, self.state)
                     group["steps_taken"] += 1
                     if group["steps_taken"] == group["coefficient_steps"]:
                         self._truncate(group)
-                else:
-                    euclidean(group, self.state)
         return loss
+
+    def _values(self, group: Group) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:
+        """The factors, what they hold, and their state: nothing is copied, since bases are replaced as a whole."""
+        return [(p, p.data, dict(self.state[p])) for p in group["params"]]
+
+    def _restore(self, values: Iterable[tuple[Tensor, Tensor, dict[str, Any]]]) -> None:
+        for p, value, state in values:
+            _resize(p, value)
+            self.state[p] = state
 
     def end_epoch(self) -> None:
         """End the cycle, so that the network has the ranks that it is measured with."""
@@ -260,7 +273,7 @@ class BUG(CheckedOptimizer):
             P, Q = W.U.mT @ new.U, W.V.mT @ new.V
             _rotate_basis_momenta(group, self.state, P, Q)
             state = self.state[W.S]
-            state["momentum_buffer"] = multilinear(_momentum(self.state, W.S), P.mT, Q.mT)
+            state["momentum_buffer"] = multilinear(momentum_of(W.S, self.state), P.mT, Q.mT)
             for p, value in zip(W, new, strict=True):
                 _resize(p, value)
 
@@ -270,7 +283,7 @@ class BUG(CheckedOptimizer):
         S = multilinear(W.S, P.mT, Q.mT)
         if S.ndim == 2:
             S = torch.diag(_raised(S.diagonal()))  # what is off the diagonal is rounding
-        self.state[W.S]["momentum_buffer"] = multilinear(_momentum(self.state, W.S), P.mT, Q.mT)
+        self.state[W.S]["momentum_buffer"] = multilinear(momentum_of(W.S, self.state), P.mT, Q.mT)
         _rotate_basis_momenta(group, self.state, P, Q)
         for p, value in zip(W, (W.U @ P, S, W.V @ Q), strict=True):
             _resize(p, value)

@@ -1,7 +1,7 @@
 """Stochastic Frank-Wolfe: training inside a convex set, without projections.
 
-A parameter group is one point of one set C of `constraint_sets`: a tensor, or several as one vector. With the
-stochastic gradient g and the momentum m <- β m + g (at first m = g),
+A parameter group is one point of one set C of `constraint_sets`: a tensor, or several as one vector, of which one that
+is not used has the gradient 0. With the stochastic gradient g and the momentum m <- β m + g (at first m = g),
 
     V = argmin_{V in C} <V, m>,    γ = clip(lr · f, 0, 1),    W <- W + γ (V - W),
 
@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wellcond.convert import matching
 from wellcond.errors import invalid, unknown
 from wellcond.linalg import block_power_iteration
 from wellcond.methods.constraint_sets import (
@@ -44,7 +45,7 @@ from wellcond.methods.constraint_sets import (
     unit_scale,
 )
 from wellcond.methods.method import Method, Settings, register, weights_of
-from wellcond.optim import CheckedOptimizer, Group, State, euclidean
+from wellcond.optim import CheckedOptimizer, Group, State, euclidean, momentum_of
 
 # ------------------------------------------------------------------------ the step
 
@@ -115,22 +116,17 @@ def _set_of(group: Group) -> ConstraintSet:
     return constraint_set(group["constraint"], _shape(group["params"]), radius=group["radius"], **parameter)
 
 
-def _momentum(p: Tensor, beta: float, state: dict[str, Any]) -> Tensor:
+def _momentum(p: Tensor, beta: float, state: State) -> Tensor:
     grad = torch.zeros_like(p) if p.grad is None else p.grad
     if not beta:
         return grad
-    if "momentum_buffer" not in state:
-        state["momentum_buffer"] = torch.zeros_like(p)
-    buffer: Tensor = state["momentum_buffer"]
-    return buffer.mul_(beta).add_(grad)
+    return momentum_of(p, state).mul_(beta).add_(grad)
 
 
 def _frank_wolfe(group: Group, state: State) -> None:
     params = group["params"]
-    if all(p.grad is None for p in params):
-        return
     C, W = _set_of(group), _joined(params)
-    m = _joined([_momentum(p, group["momentum"], state[p]) for p in params])
+    m = _joined([_momentum(p, group["momentum"], state) for p in params])
     V = ENGINES[group["engine"]](C, m, group, state[params[0]])
     _assign(params, frank_wolfe_step(W, m, V, C, lr=group["lr"], rescale=group["rescale"]))
 
@@ -140,10 +136,19 @@ UPDATES: dict[str, Callable[[Group, State], None]] = {"euclidean": euclidean, "f
 
 @torch.no_grad()
 def shift_inside(groups: Iterable[Group]) -> None:
-    """Scale the parameters of every Frank-Wolfe group that lies outside its set to the boundary, in place."""
+    """Scale the parameters of every Frank-Wolfe group that lies outside its set to the boundary, in place; what is
+    frozen stays. Raises ValueError for a group of which a part is frozen."""
     for group in groups:
-        if group["kind"] == "frank_wolfe":
+        if group["kind"] == "frank_wolfe" and not _frozen(group):
             _assign(group["params"], _set_of(group).shift_inside(_joined(group["params"])))
+
+
+def _frozen(group: Group) -> bool:
+    """Whether the point of a group is frozen. Raises ValueError, naming the group, if a part of it is."""
+    trained = {p.requires_grad for p in group["params"]}
+    if len(trained) > 1:
+        raise invalid("params", group.get("name", ""), "frozen all of them, or none, in one set")
+    return trained == {False}
 
 
 class FrankWolfe(CheckedOptimizer):
@@ -194,6 +199,13 @@ class FrankWolfe(CheckedOptimizer):
     def check(self, group: Group) -> None:
         super().check(group)
         _check_group(group)
+
+    def check_gradients(self) -> None:
+        """As of every optimizer here; and a set is frozen as a whole."""
+        super().check_gradients()
+        for group in self.param_groups:
+            if group["kind"] == "frank_wolfe":
+                _frozen(group)
 
 
 def _check_group(group: Group) -> None:
@@ -259,7 +271,7 @@ def frank_wolfe_groups(
     rescale: str = "gradient",
     engine: str = "exact",
     iterations: int = 1,
-    constrained: Iterable[str] | None = None,
+    constrained: str | Iterable[str] | None = None,
     together: bool = False,
     rest: str = "euclidean",
     draws: int = 100,
@@ -269,7 +281,7 @@ def frank_wolfe_groups(
     constraint: a key of FAMILIES; scale: w > 0; E‖θ‖_2: see `initial_norms`, with its draws;
     fraction in (0, 1]: k = max(1, ⌊fraction N⌋) of each set; or k, the same of each, at most its N; p, of "lp";
     rescale, engine, iterations: see FrankWolfe;
-    constrained: names of parameters, by default the weights of two or more dimensions;
+    constrained: names or patterns of parameters, by default the weights of two or more dimensions that are not frozen;
     together: one set for all of them as one vector, with the root of the sum of the squared norms (not for sets of
     rows or singular values, which are those of one matrix);
     rest: "euclidean", plain SGD of biases, normalization and what else is not constrained, or the name of a family
@@ -281,10 +293,11 @@ def frank_wolfe_groups(
     if fraction is not None and k is not None:
         raise invalid("k", k, "absent where fraction is given")
     parameters = dict(model.named_parameters())
-    chosen = [name for name, w in parameters.items() if w.ndim >= 2] if constrained is None else list(constrained)
-    for name in chosen:
-        if name not in parameters:
-            raise unknown("constrained", name, parameters)
+    if constrained is None:
+        chosen = [name for name, w in parameters.items() if w.ndim >= 2 and w.requires_grad]
+    else:
+        found = matching(constrained, parameters, "constrained")
+        chosen = [name for name in parameters if name in found]
     diameters = {name: 2 * scale * norm for name, norm in initial_norms(model, draws).items()}
     groups = []
     for names in [chosen] if together else [[name] for name in chosen]:

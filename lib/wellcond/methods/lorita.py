@@ -15,7 +15,6 @@ Source: Zhang, Alkhouri, Wang, arXiv:2405.03089; Shang, Liu, Cheng, AAAI 2016, f
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
-from wellcond.convert import convertible, matching, unparametrized
+from wellcond.convert import convertible, copied, matching, unparametrized
 from wellcond.errors import invalid
 from wellcond.layers import matricize
 from wellcond.linalg import upcast
@@ -73,7 +72,7 @@ class FactorProduct(nn.Module):
         return f"depth={self.depth}"
 
 
-def overparametrize(model: nn.Module, depth: int = 2, *, skip: Iterable[str] = ()) -> nn.Module:
+def overparametrize(model: nn.Module, depth: int = 2, *, skip: str | Iterable[str] = ()) -> nn.Module:
     """A copy of `model` with the weight of every nn.Linear and nn.Conv2d a product of `depth` factors.
 
     The factors begin balanced with the product that `model` has, so that the function is the same up to rounding, and
@@ -82,10 +81,12 @@ def overparametrize(model: nn.Module, depth: int = 2, *, skip: Iterable[str] = (
     skip: names or glob patterns of layers left alone. Raises ValueError if depth < 1, or a pattern matches no layer.
     """
     check_depth(depth)
-    new = copy.deepcopy(model)
+    new = copied(model)
     layers = convertible(new)
     for name in layers.keys() - matching(skip, layers, "skip"):
-        register_parametrization(layers[name], "weight", FactorProduct(layers[name].weight.shape, depth))
+        weight = layers[name].weight
+        register_parametrization(layers[name], "weight", FactorProduct(weight.shape, depth))
+        layers[name].get_submodule("parametrizations.weight").requires_grad_(weight.requires_grad)
     return new
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wellcond.convert import factorize
+from wellcond.convert import factorize, matching
 from wellcond.errors import invalid, unknown
 from wellcond.layers import LowRankLayer, full_rank, matricize, weight_layers
 from wellcond.optim import Group, LowRankSGD, param_groups
@@ -161,17 +161,18 @@ def last_layer(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def decay_spectra(model: nn.Module, alpha: float, skip: Iterable[str] = ()) -> nn.Module:
+def decay_spectra(model: nn.Module, alpha: float, skip: str | Iterable[str] = ()) -> nn.Module:
     """Multiply, in place, the singular values σ_0 >= σ_1 >= ... of every weight matrix by α^-k, k = 0, 1, ...
 
     An ill-conditioned start with an unchanged norm; for a network as `factorize` returns it, whose factors are in the
-    order of the singular values. skip: names of layers left alone. Returns the model.
-    Raises ValueError if alpha < 1.
+    order of the singular values. skip: names or patterns of layers left alone. Returns the model.
+    Raises ValueError if alpha < 1, or a pattern matches no layer.
     """
     if not 1 <= alpha < math.inf:
         raise invalid("decay", alpha, ">= 1")
+    skipped = matching(skip, weight_layers(model), "skip")
     for name, layer in weight_layers(model).items():
-        if name in {*skip} or alpha == 1:
+        if name in skipped or alpha == 1:
             continue
         device = next(layer.parameters()).device
         powers = alpha ** -torch.arange(full_rank(layer), dtype=torch.float64, device=device)

@@ -142,9 +142,11 @@ class Tucker2Conv2d(LowRankLayer):
 
     @classmethod
     def truncated(cls, layer: nn.Linear | nn.Conv2d, rank_of: Callable[[int], int], *, core: bool = True) -> Self:
-        """The ranks are those of the two channel modes; there is always a core."""
+        """The ranks are those of the two channel modes, whose unfoldings may have fewer columns than there are
+        channels; there is always a core."""
         assert isinstance(layer, nn.Conv2d)
-        return cls.from_dense(layer, (rank_of(layer.out_channels), rank_of(layer.in_channels)))
+        n_o, n_i, positions = layer.out_channels, layer.in_channels, math.prod(layer.kernel_size)
+        return cls.from_dense(layer, (rank_of(min(n_o, n_i * positions)), rank_of(min(n_i, n_o * positions))))
 
     to_dense = LowRankConv2d.to_dense
 
