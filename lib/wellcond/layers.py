@@ -177,7 +177,10 @@ class LowRankLayer(nn.Module):
         found = {name: factor for name, factor in new.items() if factor is not None}
         if found.keys() == new.keys() and self._fit(found):  # if not, torch says what does not
             for name, factor in found.items():
-                resize_(getattr(self, name), factor.shape)
+                own = getattr(self, name)
+                resize_(own, factor.shape)
+                if own.stride() != factor.stride():  # products round by strides: what is resumed has those it had
+                    own.data = torch.empty_like(factor, dtype=own.dtype, device=own.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _fit(self, new: Mapping[str, Tensor]) -> bool:
