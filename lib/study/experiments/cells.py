@@ -239,19 +239,21 @@ def _work(
     Then those that others were running and have left, as a worker of a cluster does that is cancelled; but not what
     has failed in the meantime.
     """
-    cells, found = selected(experiment, only), True
-    while found:
-        found = False
+    cells, again = selected(experiment, only), True
+    while again:
+        mine: list[str] = []
         for cell in cells:
             if time.monotonic() > deadline:
                 return
             with ExitStack() as locks, suppress(OutOfTime):
                 batch = _claim(locks, experiment, folder, cell, cells, together)
                 if batch:
-                    yield from _run_batch(batch, experiment, folder, device, deadline)
-                    found = True
-        done = _done(experiment, folder)
-        cells = [cell for cell in cells if cell.run_id not in done and not _failure(folder, cell).exists()]
+                    for run_id in _run_batch(batch, experiment, folder, device, deadline):
+                        mine.append(run_id)
+                        yield run_id
+        again = bool(mine)
+        over = {*mine, *_done(experiment, folder)}
+        cells = [cell for cell in cells if cell.run_id not in over and not _failure(folder, cell).exists()]
 
 
 def run_experiment(

@@ -225,9 +225,9 @@ def progress(
 def _work(experiment: Experiment, folder: Path, device: str, deadline: float, chosen: Chosen) -> Iterator[str]:
     """Do the tasks that are missing and that nobody else is doing, yielding the run_id of each; then those that others
     were doing and have left."""
-    where, missing, found = environment(device), _open(experiment, folder, chosen), True
-    while found:
-        found = False
+    where, missing, again = environment(device), _open(experiment, folder, chosen), True
+    while again:
+        mine: set[int] = set()
         for task in missing:
             if time.monotonic() > deadline:
                 return
@@ -247,8 +247,9 @@ def _work(experiment: Experiment, folder: Path, device: str, deadline: float, ch
                 if journal:
                     journal.close()
                 yield task.run_id
-                found = True
-        missing = _missing(missing, folder, chosen)
+                mine.add(id(task))
+        again = bool(mine)
+        missing = _missing([task for task in missing if id(task) not in mine], folder, chosen)
 
 
 def assess(
