@@ -56,7 +56,7 @@ lint: $(INSTALLED) ## check style and types
 lock: $(BIN)/uv ## rewrite requirements.lock, keeping its pins where they fit (UPGRADE=--upgrade takes the newest)
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--generate-hashes --no-annotate --no-emit-package wellcond --custom-compile-command 'make lock' $(UPGRADE) \
-		--group install --group book --group test --group lint pyproject.toml --output-file requirements.lock
+		--group install --group book --group test --group lint --group cluster pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was built and cached (not the environment)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,6 +7,19 @@ import os
 import sys
 
 
+def _engines() -> argparse.ArgumentParser:
+    """The options that say where the work is done, and that a worker is not given."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--engine", default="local", help="local (default) or slurm: jobs that share the work")
+    parser.add_argument("--workers", type=int, metavar="N", help="with --engine slurm: how many jobs (default 1)")
+    parser.add_argument("--time", help="of a worker, as sbatch takes it (default 4:00:00); then it is queued again")
+    parser.add_argument("--partition", help="of the cluster (default: its own)")
+    parser.add_argument(
+        "--slurm", nargs="+", metavar="KEY=VALUE", help="more options of sbatch, e.g. gres=gpu:1 cpus-per-task=4"
+    )
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m study", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -16,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--only", nargs="+", default=[], metavar="GLOB", help="only these run_ids, e.g. 'dense-*' '*-s0'"
     )
-    how = argparse.ArgumentParser(add_help=False, parents=[which])
+    how = argparse.ArgumentParser(add_help=False, parents=[which, _engines()])
     how.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     how.add_argument("--max-minutes", type=float, help="stop after this; what is unfinished goes on in the next run")
     how.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default 1)")
@@ -60,6 +73,55 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="print JSON rows instead of a table")
     bench.add_argument("--save", action="store_true", help="also write results/bench/<device>/<table>.csv")
     return parser
+
+
+def _submit(options: argparse.Namespace, arguments: list[str]) -> None:
+    """Submit workers that run the command with `arguments`, after the checks that need none of their devices."""
+    from study.experiments.cells import check_together, selected
+    from study.experiments.engines import slurm
+    from study.experiments.engines.local import check_device_name, deadline_of
+    from study.experiments.specification import Experiment
+    from study.results import store as results
+    from wellcond.convert import matching
+    from wellcond.errors import invalid
+
+    spec = Experiment.load(options.experiment, options.preset)
+    selected(spec, options.only)
+    check_device_name(options.device)
+    deadline_of(options.jobs, options.max_minutes)
+    if options.jobs > 1:
+        raise invalid("jobs", options.jobs, "1 with --engine slurm, where --workers says how many share the work")
+    if options.command == "run":
+        check_together(options.together)
+        if options.rehearse:
+            raise invalid("rehearse", options.rehearse, "absent with --engine slurm")
+    elif options.attacks:
+        matching(options.attacks, [grid.name for grid in spec.suite], "attacks")
+    results.check_writable(spec.folder())
+    results.check_locks()
+    name = f"{spec.name}-{spec.preset}"
+    jobs = slurm.submit(
+        arguments,
+        name=name,
+        workers=1 if options.workers is None else options.workers,
+        time=options.time or slurm.TIME,
+        partition=options.partition,
+        options=options.slurm or (),
+    )
+    ids = jobs[0] if len(jobs) == 1 else f"{jobs[0]} to {jobs[-1]}"
+    print(f"{spec.name} ({spec.preset}): submitted {ids}; logs in {slurm.logs(name)}; see python -m study status")
+
+
+def _is_local(options: argparse.Namespace) -> bool:
+    """Whether this process does the work. Raises ValueError for an unknown engine, and for options of another one."""
+    from wellcond.errors import invalid
+
+    if options.engine not in ("local", "slurm"):
+        raise invalid("engine", options.engine, "local or slurm")
+    for field in ("workers", "time", "partition", "slurm") if options.engine == "local" else ():
+        if (value := getattr(options, field)) is not None:
+            raise invalid(field, value, "absent without --engine slurm")
+    return bool(options.engine == "local")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -135,8 +197,11 @@ def _status(options: argparse.Namespace) -> None:
         counts = [row["cells"], row["done"], *(len(row[key]) for key in ("missing", "diverged", "failed"))]
         counts += [measured, wanted - measured]
         print(f"{row['experiment']:<36}" + "".join(f" {count:>10}" for count in counts))
-        for run_id, header in row["progress"].items():
-            print(f"  in progress: {run_id}, epoch {header.epoch} of {header.epochs}")
+        for run_id in dict.fromkeys([*row["progress"], *row["workers"]]):
+            header, worker = row["progress"].get(run_id), row["workers"].get(run_id)
+            what = "in progress" if run_id in row["missing"] else "being measured"
+            how_far = f", epoch {header.epoch} of {header.epochs}" if header else ""
+            print(f"  {what}: {run_id}{how_far}" + (f"; {worker}" if worker else ""))
         for key in ("missing", "diverged", "failed") if options.verbose else ():
             for run_id in row[key]:
                 print(f"  {key}: {run_id}")
@@ -207,9 +272,13 @@ def main(arguments: list[str] | None = None) -> int:
     # before torch starts its thread pool: spinning threads cost far more than they bring on a shared machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler, which counts memory, reports every start otherwise
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given)
     try:
-        COMMANDS[options.command](options)
+        if "engine" not in options or _is_local(options):
+            COMMANDS[options.command](options)
+        else:
+            _submit(options, _engines().parse_known_args(given)[1])
     except (ValueError, FileNotFoundError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2

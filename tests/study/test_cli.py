@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ from study.__main__ import main
 from study.benches import tables as bench
 from study.benches.training import INPUTS
 from study.experiments import cells as runner
+from study.experiments.specification import Experiment
+from study.results import claims
+from study.results.checkpoints import Header, write_checkpoint
 
 TOML = """
 name = "tiny"
@@ -63,6 +67,25 @@ def test_seeds_are_trained_together(project, capsys):
 def test_status_lists_what_is_missing(project, capsys):
     assert main(["status", "--verbose"]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == ["  missing: dense-s0", "  missing: uv-r0.5-s0"]
+
+
+def test_status_says_who_is_at_work(project, monkeypatch, capsys):
+    """On the cells that are missing, and on those that are measured afterwards; with how far they are."""
+    spec = Experiment.load("tiny")
+    dense, uv = spec.cells()
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    write_checkpoint(Header((dense.spec_hash,), 3, 10), {})
+    with claims.claimed(claims.key("cell", spec.folder(), uv.run_id)):
+        worker = f"job 12, process {os.getpid()} on {socket.gethostname()} since 20"
+        assert main(["status"]) == 0
+        lines = capsys.readouterr().out.splitlines()[2:]
+        assert lines[0] == "  in progress: dense-s0, epoch 3 of 10"
+        assert lines[1].startswith(f"  in progress: uv-r0.5-s0; {worker}")
+    assert main(["run", "tiny", "--device", "cpu", "--only", "uv-*"]) == 0
+    with claims.claimed(claims.key("assess", spec.folder(), uv.run_id)):
+        capsys.readouterr()
+        assert main(["status"]) == 0
+        assert capsys.readouterr().out.splitlines()[3].startswith(f"  being measured: uv-r0.5-s0; {worker}")
 
 
 def test_run_a_preset_of_a_file_and_stop_in_time(project, capsys):
@@ -149,7 +172,7 @@ def test_an_interruption_is_said_in_a_line(project, monkeypatch, capsys):
 
     monkeypatch.setattr(runner, "run_cell", interrupt)
     assert main(["run", "tiny", "--device", "cpu"]) == 130
-    assert capsys.readouterr().err.endswith("finished cells are kept, run again to resume\n")
+    assert capsys.readouterr().err.endswith("interrupted; run again to go on from the last epoch\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["run", "tiny", "--job", "x"], ["data"], ["stats"]])

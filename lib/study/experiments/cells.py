@@ -37,6 +37,7 @@ from study.experiments.weights import (
 )
 from study.measurement import accuracy as evaluate
 from study.measurement.conditioning import condition_rows
+from study.results import claims
 from study.results import store as results
 from study.results.checkpoints import Journal, OutOfTime, in_progress
 from study.results.provenance import environment, now
@@ -154,6 +155,12 @@ def selected(experiment: Experiment, only: Sequence[str]) -> list[Cell]:
     return list(chosen.values())
 
 
+def check_together(together: int) -> None:
+    """Raise ValueError unless it is a number of cells."""
+    if not isinstance(together, int) or together < 1:
+        raise invalid("together", together, "an integer >= 1")
+
+
 def _alike(cell: Cell, other: Cell) -> bool:
     """Whether two cells differ only in their seeds, and can be trained as one batched network."""
     alone = cell.adversary is not None or not find(cell.method).stackable
@@ -167,7 +174,7 @@ def _claim(
 
     def lock(candidate: Cell) -> bool:
         try:
-            locks.enter_context(results.lock(f"cell-{results.folder_key(folder)}-{candidate.run_id}", timeout=0))
+            locks.enter_context(claims.claimed(claims.key("cell", folder, candidate.run_id)))
         except Timeout:
             return False
         return True
@@ -211,19 +218,30 @@ def _run_batch(
 def _work(
     experiment: Experiment, folder: Path, device: str, deadline: float, only: Sequence[str] = (), together: int = 1
 ) -> Iterator[str]:
-    """Run the missing cells that nobody else is running, yielding each run_id as it is recorded."""
-    cells = selected(experiment, only)
-    for cell in cells:
-        if time.monotonic() > deadline:
-            return
-        with ExitStack() as locks, suppress(OutOfTime):
-            batch = _claim(locks, experiment, folder, cell, cells, together)
-            try:
-                if batch:
-                    yield from _run_batch(batch, experiment, folder, device, deadline)
-            except Exception:  # noted; the other cells go on, but for processes that wait for this one
-                if distributed.current().size > 1:
-                    raise
+    """Run the missing cells that nobody else is running, yielding each run_id as it is recorded.
+
+    Then those that others were running and have left, as a worker of a cluster does that is cancelled; but not what
+    has failed in the meantime.
+    """
+    cells, again = selected(experiment, only), True
+    while again:
+        mine: list[str] = []
+        for cell in cells:
+            if time.monotonic() > deadline:
+                return
+            with ExitStack() as locks, suppress(OutOfTime):
+                batch = _claim(locks, experiment, folder, cell, cells, together)
+                try:
+                    if batch:
+                        for run_id in _run_batch(batch, experiment, folder, device, deadline):
+                            mine.append(run_id)
+                            yield run_id
+                except Exception:  # noted; the other cells go on, but for processes that wait for this one
+                    if distributed.current().size > 1:
+                        raise
+        again = bool(mine)
+        over = {*mine, *_done(experiment, folder)}
+        cells = [cell for cell in cells if cell.run_id not in over and not failures.note(folder, cell.run_id).exists()]
 
 
 def run_experiment(
@@ -251,13 +269,13 @@ def run_experiment(
     device = pick_device(device)
     processes = distributed.current()
     deadline = deadline_of(jobs, max_minutes)
-    if not isinstance(together, int) or together < 1:
-        raise invalid("together", together, "an integer >= 1")
+    check_together(together)
     for field, value in (("jobs", jobs), ("together", together)):
         if processes.size > 1 and value > 1:
             raise invalid(field, value, f"1 for {processes.size} processes that train one network")
     folder = folder or experiment.folder()
     results.check_writable(folder)
+    results.check_locks()
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     chosen = {cell.run_id for cell in selected(experiment, only)}
     if processes.rank > 0:
@@ -312,8 +330,9 @@ def load(experiment: Experiment, folder: Path | None = None) -> Results:
 
 
 def status() -> list[dict[str, Any]]:
-    """Per experiment of book/experiments: cells done, missing, diverged, failed, and those in progress."""
-    rows, begun = [], in_progress()
+    """Per experiment of book/experiments: cells done, missing, diverged, failed, how far those are that have been
+    begun, and who is at work on them."""
+    rows, begun, works = [], in_progress(), {False: "cell", True: "assess"}
     for path in sorted(paths.experiments().glob("*.toml")):
         spec = Experiment.load(path.stem)
         folder = spec.folder()
@@ -335,6 +354,11 @@ def status() -> list[dict[str, Any]]:
                     cell.run_id: begun[cell.spec_hash]
                     for cell in cells
                     if cell.spec_hash in begun and cell.run_id not in complete
+                },
+                "workers": {
+                    cell.run_id: worker
+                    for cell in cells
+                    if (worker := claims.holder(claims.key(works[cell.run_id in complete], folder, cell.run_id)))
                 },
             }
         )

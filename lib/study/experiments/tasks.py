@@ -31,6 +31,7 @@ from study.measurement.accuracy import Once, at_once, count_correct
 from study.measurement.attack_suite import Trial
 from study.measurement.calibration import confidence_rows
 from study.measurement.compressibility import Plan, compression_rows, filter_rows
+from study.results import claims
 from study.results import store as results
 from study.results.checkpoints import Journal, OutOfTime
 from study.results.provenance import environment, now
@@ -202,14 +203,18 @@ def _open(experiment: Experiment, folder: Path, chosen: Chosen) -> list[Task]:
     return [task for task in every if task.table in chosen.tables]
 
 
-def _progress(experiment: Experiment, folder: Path, chosen: Chosen) -> tuple[int, int]:
-    wanted = _open(experiment, folder, chosen)
+def _missing(wanted: Sequence[Task], folder: Path, chosen: Chosen) -> list[Task]:
     rows = {
         (table, run_id): results.records(part)
         for table in chosen.tables
         for run_id, part in results.read_table(folder, table).groupby("run_id")
     }
-    return sum(task.known(rows.get((task.table, task.run_id), [])) for task in wanted), len(wanted)
+    return [task for task in wanted if not task.known(rows.get((task.table, task.run_id), []))]
+
+
+def _progress(experiment: Experiment, folder: Path, chosen: Chosen) -> tuple[int, int]:
+    wanted = _open(experiment, folder, chosen)
+    return len(wanted) - len(_missing(wanted, folder, chosen)), len(wanted)
 
 
 def progress(
@@ -239,21 +244,29 @@ def _do(task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, d
 
 
 def _work(experiment: Experiment, folder: Path, device: str, deadline: float, chosen: Chosen) -> Iterator[str]:
-    """Do the tasks that are missing and that nobody else is doing, yielding the run_id of each."""
-    for task in _open(experiment, folder, chosen):
-        if time.monotonic() > deadline:
-            return
-        with ExitStack() as locks, suppress(OutOfTime, Timeout):
-            locks.enter_context(results.lock(f"assess-{results.folder_key(folder)}-{task.run_id}", timeout=0))
-            rows = results.rows_of(folder, task.table, task.run_id)
-            if task.known(rows):
-                continue
-            try:
-                with noted(folder, [task.name]):
-                    _do(task, rows, experiment, folder, device, deadline)
-            except Exception:  # noted; the other measurements go on
-                continue
-            yield task.run_id
+    """Do the tasks that are missing and that nobody else is doing, yielding the run_id of each; then those that others
+    were doing and have left."""
+    missing, again = _open(experiment, folder, chosen), True
+    while again:
+        mine: set[int] = set()
+        for task in missing:
+            if time.monotonic() > deadline:
+                return
+            with ExitStack() as locks, suppress(OutOfTime, Timeout):
+                locks.enter_context(claims.claimed(claims.key("assess", folder, task.run_id)))
+                rows = results.rows_of(folder, task.table, task.run_id)
+                if task.known(rows):
+                    continue
+                try:
+                    with noted(folder, [task.name]):
+                        _do(task, rows, experiment, folder, device, deadline)
+                except Exception:  # noted; the other measurements go on
+                    mine.add(id(task))
+                    continue
+                yield task.run_id
+                mine.add(id(task))
+        again = bool(mine)
+        missing = _missing([task for task in missing if id(task) not in mine], folder, chosen)
 
 
 def assess(

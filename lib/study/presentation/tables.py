@@ -110,5 +110,5 @@ def comparison_table(
 
 def status_table(rows: Iterable[Mapping[str, Any]]) -> Styler:
     """What `study.status()` returns: cells done, missing, diverged and failed of each experiment."""
-    counts = [{key: len(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows]
+    counts = [{key: len(x) if isinstance(x, list | dict) else x for key, x in row.items()} for row in rows]
     return table(pd.DataFrame(counts))

@@ -294,11 +294,28 @@ def check_writable(folder: Path) -> None:
         raise invalid("results", str(folder), f"a writable folder ({error.strerror})") from error
 
 
+def check_locks() -> None:
+    """Raise ValueError if files cannot be locked in the results folder, as in some network file systems."""
+    try:
+        with lock("check"):
+            pass
+    except OSError as error:
+        raise invalid("results", str(paths.local()), f"on a file system with locks ({error.strerror})") from error
+
+
+def lock_file(name: str) -> Path:
+    """The file that is locked for a name, a path-like key."""
+    return paths.local() / "locks" / f"{name}.lock"
+
+
 def lock(name: str, timeout: float = -1) -> FileLock:
-    """A lock between processes; the system frees it when its holder ends, however it ends. name: a path-like key."""
-    path = paths.local() / "locks" / f"{name}.lock"
+    """A lock between processes; the system frees it when its holder ends, however it ends. name: a path-like key.
+
+    Entering it raises OSError on a file system without locks: a file that merely exists would outlive its holder.
+    """
+    path = lock_file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path, timeout=timeout)
+    return FileLock(path, timeout=timeout, fallback_to_soft=False)
 
 
 def folder_key(folder: Path) -> str:

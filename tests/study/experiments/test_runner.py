@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import multiprocessing
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from study.experiments.cells import run_experiment
 from study.experiments.engines import local as jobs
 from study.experiments.specification import Experiment
 from study.presentation import conditioning as conditioning_report
+from study.results import claims
 from study.results import store as results
 from study.statistics import frames as analysis
 from wellcond import convert
@@ -377,7 +379,7 @@ def test_a_worker_notes_its_code_before_it_works(project, monkeypatch):
 
 
 def hold(name, locked, done):
-    with results.lock(name):
+    with claims.claimed(name):
         locked.set()
         done.wait(60)
 
@@ -386,14 +388,47 @@ def test_a_cell_that_somebody_else_is_running_is_left_to_him(project):
     spec = project(DENSE, UV)
     context = multiprocessing.get_context("fork")
     locked, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(f"cell-{results.folder_key(spec.folder())}-dense-s0", locked, done))
+    other = context.Process(target=hold, args=(claims.key("cell", spec.folder(), "dense-s0"), locked, done))
     other.start()
     locked.wait(60)
     found = quiet(spec)
+    (row,) = runner.status()
+    assert {run_id: worker.pid for run_id, worker in row["workers"].items()} == {"dense-s0": other.pid}
     done.set()
     other.join(60)
+    assert runner.status()[0]["workers"] == {}
     assert found.runs["run_id"].tolist() == ["uv-r0.5-s0"]
     assert quiet(spec).missing == ()
+
+
+def test_a_cell_that_somebody_else_has_left_is_taken_over(project, monkeypatch):
+    """Left after this process has passed it by: its lock is free when the other cell is done."""
+    spec, original, others = project(DENSE, UV), runner._run_batch, ExitStack()
+    others.enter_context(claims.claimed(claims.key("cell", spec.folder(), "dense-s0")))
+
+    def run_batch(*args):
+        yield from original(*args)
+        others.close()
+
+    monkeypatch.setattr(runner, "_run_batch", run_batch)
+    found = quiet(spec)
+    assert found.missing == ()
+    assert found.runs["run_id"].tolist() == ["uv-r0.5-s0", "dense-s0"]
+
+
+def test_what_has_failed_under_another_worker_is_not_taken_over(project, monkeypatch):
+    spec, original = project(DENSE, UV), runner._run_batch
+    others = ExitStack()
+    others.enter_context(claims.claimed(claims.key("cell", spec.folder(), "dense-s0")))
+
+    def run_batch(cells, *args):
+        yield from original(cells, *args)
+        with suppress(RuntimeError), runner._failures_noted(spec.folder(), spec.cells()[:1]):
+            raise RuntimeError
+        others.close()
+
+    monkeypatch.setattr(runner, "_run_batch", run_batch)
+    assert quiet(spec).missing == ("dense-s0",)
 
 
 def test_a_validation_fraction_of_zero_has_no_validation_curve(project):
@@ -587,6 +622,7 @@ def test_status_of_nothing(project):
         "diverged": [],
         "failed": [],
         "progress": {},
+        "workers": {},
     }
 
 

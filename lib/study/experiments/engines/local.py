@@ -19,10 +19,15 @@ from study.results.provenance import environment
 from wellcond.errors import invalid
 
 
-def pick_device(device: str) -> str:
-    """ "auto" is cuda where there is one. Raises ValueError for a device that torch does not have."""
+def check_device_name(device: str) -> None:
+    """Raise ValueError for a name that stands for no device; whether there is such a device is another question."""
     if device not in ("auto", "cpu", "cuda"):
         raise invalid("device", device, "auto, cpu or cuda")
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is cuda where there is one. Raises ValueError for a device that torch does not have."""
+    check_device_name(device)
     if device == "cuda" and not torch.cuda.is_available():
         raise invalid("device", device, "auto or cpu: torch sees no CUDA device")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
