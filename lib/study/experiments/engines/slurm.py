@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -47,10 +48,12 @@ class Worker:
 
     def __call__(self) -> None:
         """Raises SystemExit with the status of the command unless it is 0, so that the job counts as failed."""
-        from study.__main__ import main
-
-        if status := main([*self.arguments]):
-            raise SystemExit(status)
+        sys.argv[1:] = self.arguments
+        try:
+            runpy.run_module("study", run_name="__main__")
+        except SystemExit as ended:
+            if ended.code:
+                raise
 
     def checkpoint(self) -> Any:
         """What submitit is to queue again when the time is up: the same, since the state is in the results folder."""
