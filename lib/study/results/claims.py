@@ -39,7 +39,7 @@ def job_id(environment: Mapping[str, str] = os.environ) -> str:
 
 def key(work: str, folder: Path, run_id: str) -> str:
     """The name of a claim. work: cell, to train and record it in `folder`, or assess, to measure more."""
-    return f"{work}-{results.folder_key(folder)}-{run_id}"
+    return results.guard(folder, f"{work}-{run_id}")
 
 
 def _note(name: str) -> Path:

@@ -19,7 +19,6 @@ whole files atomically under a lock, so several runners may fill one experiment.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -232,6 +231,7 @@ def load(
 
     Raises ValueError, naming the changed keys, if a run of that name is of another specification.
     """
+    finished = done(folder, hashes, attacks)  # before the tables: a run is listed last, so these have all of its rows
     if (folder / "runs.csv").exists():
         for table in COLUMNS:
             if not (folder / f"{table}.csv").exists():
@@ -246,7 +246,6 @@ def load(
                 f"results = {str(folder)!r}: {run_id} is of another specification (changed: {changed}); "
                 "rerun it, or restore the experiment file"
             )
-    finished = done(folder, hashes, attacks)
     complete = [run_id for run_id in hashes if run_id in finished]
     kept = {table: frame[frame["run_id"].isin(complete)].reset_index(drop=True) for table, frame in tables.items()}
     missing = tuple(run_id for run_id in hashes if run_id not in finished)
@@ -304,7 +303,7 @@ def check_locks() -> None:
 
 
 def lock_file(name: str) -> Path:
-    """The file that is locked for a name, a path-like key."""
+    """The file that is locked for a name: a path, or a key of results/local."""
     return paths.local() / "locks" / f"{name}.lock"
 
 
@@ -318,9 +317,9 @@ def lock(name: str, timeout: float = -1) -> FileLock:
     return FileLock(path, timeout=timeout, fallback_to_soft=False)
 
 
-def folder_key(folder: Path) -> str:
-    """A short name for a folder that no other folder has, for locks."""
-    return f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+def guard(folder: Path, name: str) -> str:
+    """The name of a lock that lives in the folder which it guards: the same under every path that leads there."""
+    return str(folder.resolve() / ".locks" / name)
 
 
 def _whole(column: pd.Series[Any]) -> pd.Series[Any]:
@@ -343,7 +342,7 @@ def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provena
 
     What was measured afterwards stays where the weights are those that it was measured on, and goes where they are not.
     """
-    with lock(f"results-{folder_key(folder)}"):
+    with lock(guard(folder, "tables")):
         check_writable(folder)
         old, new = read_provenance(folder).get(run_id, {}), dict(provenance)
         same = same_weights(old, new)
@@ -377,7 +376,7 @@ def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: 
 
     provenance: where and how, kept under the table's name in the entry of the run.
     """
-    with lock(f"results-{folder_key(folder)}"):
+    with lock(guard(folder, "tables")):
         check_writable(folder)
         _record(folder, {run_id: {**read_provenance(folder).get(run_id, {}), table: dict(provenance)}})
         _replace_rows(folder, table, run_id, rows)
@@ -390,7 +389,7 @@ def save_table(folder: Path, table: str, rows: Iterable[Row], provenance: Mappin
     """
     new = pd.DataFrame([dict(row) for row in rows])
     path = folder / f"{table}.csv"
-    with lock(f"results-{folder_key(folder)}"):
+    with lock(guard(folder, "tables")):
         check_writable(folder)
         names = [f"{table}/{value}" for value in new[key].unique()] if key else [table]
         if key and path.exists():

@@ -492,7 +492,7 @@ def test_a_batch_is_of_missing_cells_that_nobody_else_is_running(project, monkey
     spec = project(DENSE, UV, head=HEAD.replace("seeds = [0]", "seeds = [0, 1, 2, 3]"))
     quiet(spec, only=["dense-s1"])
     sizes = sizes_of_batches(monkeypatch)
-    with results.lock(f"cell-{results.folder_key(spec.folder())}-dense-s2"):
+    with results.lock(results.guard(spec.folder(), "cell-dense-s2")):
         quiet(spec, only=["dense-*"], together=4)
     assert sizes == [2]
     assert runner.load(spec).runs["run_id"].tolist() == ["dense-s1", "dense-s0", "dense-s3"]
