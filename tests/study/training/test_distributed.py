@@ -1,5 +1,7 @@
 """Several processes train the network that one would train: real processes, talking by gloo."""
 
+import contextlib
+import copy
 import multiprocessing
 import os
 import subprocess
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import DOUBLE, Tiny, generator
+from helpers import DOUBLE, Dropping, Tiny, generator
 from study.data import Images
 from study.experiments import cells as runner
 from study.experiments.specification import Experiment
@@ -104,6 +106,50 @@ def trained(method, adversary, processes=ALONE):
     return {"losses": losses, "parameters": [p.detach() for p in model.parameters()]}
 
 
+class Stopped(Exception):
+    """In all processes at once, after the first epoch."""
+
+
+class Stopping:
+    """A keeper of the first process, which stops all when it has kept the first epoch."""
+
+    def __init__(self, processes, state=None):
+        self.processes, self.state, self.stops = processes, state, state is None
+
+    def restore(self):
+        return self.state
+
+    def keep(self, epoch, state):
+        self.state = copy.deepcopy(state)
+        if self.processes.first(self.stops):
+            raise Stopped
+
+
+def interrupted(method, processes):
+    """The parameters after two epochs in one go, and with a stop and a new start between them."""
+
+    def train(keeper):
+        torch.manual_seed(processes.rank)
+        kind, settings = find(method), METHODS[method]
+        model = kind.prepare(Dropping(), settings)
+        optimizer = kind.optimizer(kind.groups(model, settings), lr=0.05, momentum=0.3)
+
+        def follow(*_):
+            if processes.rank and keeper is not None and processes.first(None):
+                raise Stopped
+
+        options = {"epochs": 3, "batch_size": 20, "seed": 3, "schedule": "cosine", "penalty": kind.penalty(settings)}
+        mine = keeper if processes.rank == 0 else None
+        fit(model, optimizer, images(), **options, processes=processes, on_epoch=follow, keeper=mine)
+        return [p.detach().clone() for p in model.parameters()]
+
+    whole = train(None)
+    first = Stopping(processes)
+    with contextlib.suppress(Stopped):
+        train(first)
+    return whole, train(Stopping(processes, first.state or {"epoch": 0}))
+
+
 class Normalized(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Conv2d(1, 2, 7, stride=7), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 10))
@@ -134,6 +180,7 @@ def in_group(rank, folder):
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE)
     processes = distributed.current()
     found = {case: trained(*case, processes) for case in CASES}
+    found["interrupted"] = {method: interrupted(method, processes) for method in METHODS}
     found["first"] = processes.first({"rank": rank})
     found["sum"] = processes.sum(torch.tensor([1.0, rank])).tolist()
     found["disturbed"] = refused(lambda: disturbed(processes))
@@ -162,6 +209,15 @@ def group(tmp_path_factory):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * SIZE
     return [torch.load(folder / f"{rank}.pt") for rank in range(SIZE)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_training_of_two_processes_ends_with_the_same_bits(group, method):
+    """With dropout, whose masks differ from one process to the other."""
+    for found in group:
+        whole, parts = found["interrupted"][method]
+        assert len(whole) == len(parts) > 0
+        assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 @pytest.mark.parametrize(("method", "adversary"), CASES)
