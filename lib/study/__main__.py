@@ -137,7 +137,7 @@ def _run(options: argparse.Namespace) -> None:
     spec = Experiment.load(options.experiment, options.preset)
     device = pick_device(options.device)
     if options.rehearse:
-        counts = rehearse(spec, device=device)
+        counts = rehearse(spec, device=device, only=options.only)
         print(f"{spec.name}: rehearsed, " + ", ".join(f"{count} {what}" for what, count in counts.items()))
         return
     with distributed.joined(device) as processes:

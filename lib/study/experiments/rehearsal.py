@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,19 +79,22 @@ def _elsewhere() -> Iterator[None]:
                 os.environ["WELLCOND_RESULTS"] = before
 
 
-def rehearse(experiment: Experiment, *, device: str = "auto", bar: bool = True) -> dict[str, int]:
+def rehearse(
+    experiment: Experiment, *, device: str = "auto", only: Sequence[str] = (), bar: bool = True
+) -> dict[str, int]:
     """Run the rehearsal of an experiment: train, attack, compress, measure everything it declares, leaving nothing.
 
+    only: glob patterns of run_ids; all cells if empty.
     Returns how many "cells", "diverged" among them, and "measurements" there were. Raises what would end the real run.
     """
     short = rehearsal(experiment)
     with _elsewhere():
-        found = run_experiment(short, device=device, progress=bar)
-        assess(short, device=device, bar=bar)
-        done, total = progress(short)
+        found = run_experiment(short, device=device, only=only, progress=bar)
+        assess(short, device=device, only=only, bar=bar)
+        done, total = progress(short, only=only)
         if done < total:
             raise RuntimeError(f"{experiment.name}: {total - done} of {total} measurements were not made")
-        kept = measure_conditioning(short, n_images=2)
+        kept = measure_conditioning(short, n_images=2, only=only)
         measured = sum(outcome == "measured" for outcome in kept.values())
         diverged = int((found.runs["status"] == "diverged").sum())
     return {"cells": len(found.runs), "diverged": diverged, "measurements": done + measured}

@@ -124,6 +124,6 @@ def test_killed_processes_that_train_seeds_together_change_nothing(tmp_path, mon
     check(tmp_path, monkeypatch, toml, kills=15, together=3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_killed_processes_change_nothing(tmp_path, monkeypatch):
     check(tmp_path, monkeypatch, HEAD + "seeds = [0, 1]\n" + METHODS + ATTACKS, kills=200)

@@ -61,11 +61,23 @@ def test_a_rehearsal_cuts_numbers_and_nothing_else(name):
         assert bool(mine.train.milestones) == bool(theirs.train.milestones)
 
 
+def covering(cells):
+    """Cells in which every method and every value of each of its settings stands at least once."""
+    met, chosen = set(), []
+    for cell in cells:
+        here = {(cell.method, key, value) for key, value in (*cell.given.items(), ("seed", cell.seed))}
+        if not here <= met:
+            chosen.append(cell.run_id)
+            met |= here
+    return chosen
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_can_be_run_to_its_end(name, tmp_path, monkeypatch):
     monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "results"))
     experiment = Experiment.load(name)
-    counts = rehearse(experiment, device="cpu", bar=False)
-    assert counts["cells"] == len(rehearsal(experiment).cells())
+    cells = covering(rehearsal(experiment).cells())
+    counts = rehearse(experiment, device="cpu", only=cells, bar=False)
+    assert counts["cells"] == len(cells)
     assert counts["diverged"] == 0
     assert not (tmp_path / "results").exists()  # nothing stays
