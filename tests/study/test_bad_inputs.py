@@ -429,10 +429,10 @@ def test_images(shape, dtype):
 
 
 def test_folders_may_be_named_from_the_home(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/elsewhere")
     for variable, folder in (("WELLCOND_RESULTS", paths.results), ("WELLCOND_DATA", paths.data)):
         monkeypatch.setenv(variable, "~/x")
-        assert str(folder()) == "/home/somebody/x"
+        assert str(folder()) == "/elsewhere/x"
 
 
 # ------------------------------------------------------------------------------------------------- tables of results

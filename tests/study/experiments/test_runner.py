@@ -21,12 +21,14 @@ from study.experiments import cells as runner
 from study.experiments import weights as networks
 from study.experiments.cells import run_experiment
 from study.experiments.engines import local as jobs
+from study.experiments.failures import Failed
 from study.experiments.specification import Experiment
 from study.presentation import conditioning as conditioning_report
-from study.results import claims
+from study.results import claims, provenance
 from study.results import store as results
 from study.statistics import frames as analysis
-from wellcond import convert
+from wellcond.counts import count_parameters
+from wellcond.layers import weight_layers
 from wellcond.methods.registry import METHODS
 
 HEAD = """
@@ -126,7 +128,7 @@ def test_rows_describe_the_network(complete):
         assert (row["dataset"], row["model"], row["method"], row["seed"]) == ("digits", "helpers:Tiny", cell.method, 0)
         assert row["label"] == cell.label
         assert row["epochs"] == (0 if cell.method == "svd" else 2)
-        size = counts.count_parameters(model)
+        size = count_parameters(model)
         found_sizes = row[["n_params_dense", "n_params_trained", "n_params_deployed", "rank_fraction"]].tolist()
         trained = METHODS[cell.method].prepare(dense, cell.settings) if cell.method == "lorita" else model
         n_trained = sum(p.numel() for p in trained.parameters())
@@ -371,9 +373,9 @@ def test_two_processes_share_the_work(project, tmp_path):
 
 def test_a_worker_notes_its_code_before_it_works(project, monkeypatch):
     """Not when its first cell is complete, hours later, when the checked-out commit may be another."""
-    environment, known = jobs.environment, []
-    environment.cache_clear()
-    monkeypatch.setattr(runner, "_work", lambda *_: known.append(environment.cache_info().currsize) or [])
+    started, known = provenance._started, []
+    started.cache_clear()
+    monkeypatch.setattr(runner, "_work", lambda *_: known.append(started.cache_info().currsize) or [])
     jobs._drain(runner._work, "cpu", project(DENSE), paths.results(), "cpu", math.inf, [])
     assert known == [1]
 
@@ -522,8 +524,12 @@ def test_divergence_of_a_batch_is_recorded_once(project, monkeypatch, capsys):
 
 def test_an_error_in_a_batch_is_noted_for_each_of_its_cells(project, monkeypatch):
     spec = project(DENSE, head=SEEDS)
-    interrupted_at(monkeypatch, networks, "fit_together", 1, RuntimeError("something broke"))
-    with pytest.raises(RuntimeError, match="something broke"):
+
+    def breaking(*_, **__):
+        raise RuntimeError("something broke")
+
+    monkeypatch.setattr(networks, "fit_together", breaking)
+    with pytest.raises(Failed, match=r"dense-s0 and 1 more: failed \(RuntimeError: something broke\)"):
         quiet(spec, together=2)
     assert runner.status()[0]["failed"] == ["dense-s0", "dense-s1"]
 
@@ -641,11 +647,11 @@ def test_ranks_and_sizes_over_training_are_recorded(project):
     curves = found.curves.query("quantity == 'rank'").pivot_table(index="epoch", columns="layer", values="value")
     assert curves.loc[2].to_dict() == {
         name: layer.rank if hasattr(layer, "rank") else min(layer.weight.flatten(1).shape)
-        for name, layer in convert.weight_layers(model).items()
+        for name, layer in weight_layers(model).items()
     }
     assert curves.loc[2, "hidden"] < curves.loc[0, "hidden"] == 12
     sizes = found.curves.query("quantity == 'n_params_deployed'").set_index("epoch")["value"]
-    assert sizes[2] == found.runs["n_params_deployed"].item() == counts.count_parameters(model).deployed
+    assert sizes[2] == found.runs["n_params_deployed"].item() == count_parameters(model).deployed
     assert sizes[2] < sizes[0]
 
 

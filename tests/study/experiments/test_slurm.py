@@ -166,14 +166,14 @@ def test_bad_input_is_one_line_and_status_two(project, executors, capsys, argume
     assert main(["run", "tiny", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"wellcond: {message}")
+    assert captured.err.startswith(f"study: {message}")
     assert captured.err.count("\n") == 1
     assert not executors
 
 
 def test_an_attack_that_no_suite_has_is_refused_before_anything_is_submitted(project, executors, capsys):
     assert main(["attack", "tiny", *ON, "--attacks", "pgd"]) == 2
-    assert capsys.readouterr().err.startswith("wellcond: attacks = 'pgd': unknown")
+    assert capsys.readouterr().err.startswith("study: attacks = 'pgd': unknown")
     assert not executors
 
 
@@ -182,7 +182,7 @@ def test_a_machine_without_slurm(project, executors, monkeypatch, capsys, absent
     monkeypatch.setattr(slurm.shutil, "which", lambda name: None if name == absent else name)
     assert main(["run", "tiny", *ON]) == 2
     assert capsys.readouterr().err == (
-        f"wellcond: engine = 'slurm': must be local where there is no {absent}: run this on a node that submits jobs\n"
+        f"study: engine = 'slurm': must be local where there is no {absent}: run this on a node that submits jobs\n"
     )
 
 
@@ -192,7 +192,7 @@ def test_an_environment_without_submitit(project, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert main(["run", "tiny", *ON]) == 2
     assert capsys.readouterr().err == (
-        "wellcond: engine = 'slurm': must be local without submitit, which is in the dependency group cluster\n"
+        "study: engine = 'slurm': must be local without submitit, which is in the dependency group cluster\n"
     )
 
 
@@ -223,7 +223,7 @@ def test_what_sbatch_refuses_is_said_in_a_line(project, monkeypatch, capsys):
     )
     monkeypatch.setenv("PATH", str(project), prepend=os.pathsep)
     assert main(["run", "tiny", *ON, "--partition", "nowhere"]) == 2
-    assert capsys.readouterr().err == "wellcond: slurm: sbatch: error: no such partition\n"
+    assert capsys.readouterr().err == "study: slurm: sbatch: error: no such partition\n"
 
 
 def test_a_file_system_without_locks(project, executors, monkeypatch, capsys):
