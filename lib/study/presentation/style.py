@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Sequence
@@ -86,6 +87,11 @@ def unbroken(text: object) -> str:
     return re.sub(r"(?<==) | (?==)|(?<=\bU) (?=[SV])|(?<=\bS) (?=V)|(?<=\bratio) |(?<=\d) (?=%)", "\u00a0", str(text))
 
 
+def _safe(text: object) -> str:
+    """A label is not markup, wherever it comes from; the line breaks of our own cells are."""
+    return html.escape(unbroken(text), quote=False).replace("&lt;br&gt;", "<br>")
+
+
 def table(frame: pd.DataFrame) -> Styler:
     """A frame of text as a table: first column left, the others right; of many columns, in smaller type."""
     size, padding = ("0.8em", "0.25em") if len(frame.columns) > 7 else ("0.85em", "0.4em")
@@ -96,13 +102,9 @@ def table(frame: pd.DataFrame) -> Styler:
         {"selector": "td", "props": f"{cell}: top; white-space: nowrap"},
         {"selector": "th.col0, td.col0", "props": "text-align: left; white-space: normal; min-width: 7em"},
     ]
-    text: dict[Any, Any] = {column: unbroken for column in frame if not is_numeric_dtype(frame[column])}
-    return (
-        frame.style.hide(axis="index")
-        .set_table_styles(styles)
-        .format(text, escape="html")
-        .format_index(axis=1, escape="html")
-    )
+    text: dict[Any, Any] = {column: _safe for column in frame if not is_numeric_dtype(frame[column])}
+    shown = frame.style.hide(axis="index").set_table_styles(styles)
+    return shown.format(text).format_index(axis=1, escape="html")
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

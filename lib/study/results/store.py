@@ -125,7 +125,9 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
     def refuse(bad: pd.Series[Any], column: str, accepted: str) -> None:
         if bad.any():
             line = int(bad.to_numpy().argmax())
-            raise invalid(f"{path}, line {line + 2}: {column}", frame[column].iloc[line], accepted)
+            value = frame[column].iloc[line]
+            value = value.item() if hasattr(value, "item") else value
+            raise invalid(f"{path}, line {line + 2}: {column}", value, accepted)
 
     for column in (c for c in COUNTS if c in frame):
         number = pd.to_numeric(frame[column], errors="coerce")

@@ -164,7 +164,7 @@ def test_hash_is_stable_across_processes(load, tmp_path):
     here = load()
     code = "import sys; from study import Experiment; print(Experiment.load(sys.argv[1]).hashes())"
     path = str(tmp_path / "mine.toml")
-    environment = {**os.environ, "PYTHONHASHSEED": "123"}
+    environment = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, path]
     there = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path).stdout
     assert there.strip() == str(here.hashes())

@@ -1,6 +1,7 @@
 """Outcomes image by image: those of a linear classifier are known, and survivors-only changes none of them."""
 
 import itertools
+import json
 import operator
 
 import numpy as np
@@ -15,6 +16,7 @@ from study.attacks.registry import ATTACKS, smallest_perturbation
 from study.data import Images
 from study.experiments import weights as networks
 from study.experiments.cells import run_experiment
+from study.experiments.failures import Failed
 from study.experiments.tasks import assess, progress
 from study.measurement import accuracy as evaluate
 from study.measurement import attack_suite as suite
@@ -277,7 +279,7 @@ def test_what_is_measured_is_not_measured_again(trained, monkeypatch):
     before = results.read_table(trained.folder(), "attacks")
     quiet(trained, only=["uv-*"])
     pd.testing.assert_frame_equal(results.read_table(trained.folder(), "attacks"), before)
-    with pytest.raises(AssertionError):
+    with pytest.raises(Failed, match="AssertionError"):
         quiet(trained, only=["dense-*"])
 
 
@@ -309,13 +311,23 @@ def test_lost_weights_are_trained_again(trained):
     assert found.attacks.query("attack == 'clean' and n_examples == 40")["n_correct"].tolist() == [n_correct]
 
 
-def test_training_a_cell_again_drops_what_was_measured_on_it(trained):
+@pytest.mark.parametrize("same", [True, False])
+def test_what_was_measured_stays_while_the_weights_do_and_goes_when_they_go(trained, same):
     quiet(trained, only=["dense-s0"])
+    before = results.read_table(trained.folder(), "attacks")
     table = results.read_table(trained.folder(), "runs")
-    table.loc[table["run_id"] == "dense-s0", "status"] = "waiting"
     table[table["run_id"] != "dense-s0"].to_csv(trained.folder() / "runs.csv", index=False)
+    if not same:
+        path = trained.folder() / "provenance.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["runs"]["dense-s0"]["weights"] = "those of another machine"
+        path.write_text(json.dumps(record), encoding="utf-8")
     run_experiment(trained, device="cpu", progress=False)
-    assert "dense-s0" not in set(results.read_table(trained.folder(), "attacks")["run_id"])
+    after = results.read_table(trained.folder(), "attacks")
+    if same:
+        pd.testing.assert_frame_equal(after, before)
+    else:
+        assert "dense-s0" not in set(after["run_id"])
 
 
 def test_time_that_is_up_leaves_the_rest(trained):

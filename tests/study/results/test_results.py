@@ -89,14 +89,14 @@ def test_what_is_saved_is_loaded(folder):
     assert found.curves["value"].tolist() == pytest.approx(2 * [1 / 3], rel=1e-8)
     assert found.spectra["singular_value"].tolist() == 2 * [1.5, 0.5]
     assert found.provenance["a-s0"]["spec"] == spec_of("a-s0")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
+    assert sorted(path.name for path in folder.glob("[!.]*")) == sorted(
         [*(f"{table}.csv" for table in results.COLUMNS), "provenance.json"]
     )
 
 
 def test_files_are_plain_text_that_anyone_may_read(folder):
     save(folder, "a-s0")
-    assert all(stat.S_IMODE(path.stat().st_mode) == 0o644 for path in folder.iterdir())
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o644 for path in folder.glob("[!.]*"))
     frame = pd.read_csv(folder / "runs.csv")
     assert list(frame.columns) == list(results.RUNS)
     assert json.loads((folder / "provenance.json").read_text())["runs"].keys() == {"a-s0"}
@@ -144,7 +144,7 @@ def test_a_run_is_done_only_with_its_specification_and_all_its_attacks(folder):
     assert results.done(folder, hashes, [ATTACKS[0]._replace(options="steps=40")]) == set()
     assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=99)]) == set()
     assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=None)]) == set()
-    save(folder, "a-s0", n_test=100)
+    save(folder, "a-s0", n_test=100, n_correct=90)
     assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=None)]) == {"a-s0"}
     assert results.done(folder, hashes, [ATTACKS[0]._replace(n_examples=5000)]) == {"a-s0"}
     save(folder, "b-s0", status="diverged")
@@ -211,7 +211,7 @@ def test_a_crash_at_any_file_leaves_the_cell_undone_and_the_others_whole(folder,
     found = load(folder, "a-s0", "b-s0")
     assert found.missing == ("b-s0",)
     assert set(found.robustness["run_id"]) == set(found.curves["run_id"]) == {"a-s0"}
-    assert {path.name for path in folder.iterdir()} == set(WRITTEN)  # no temporary file is left
+    assert {path.name for path in folder.iterdir()} - {".locks"} == set(WRITTEN)  # no temporary file is left
     save(folder, "b-s0")
     found = load(folder, "a-s0", "b-s0")
     assert found.missing == ()
