@@ -234,9 +234,11 @@ def build(name: str, *, num_classes: int = 10, in_channels: int = 1) -> nn.Modul
         return MODELS[name](num_classes=num_classes, in_channels=in_channels)
     module_name, _, attribute = name.partition(":")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name):
-        raise invalid("model", name, "package.module:factory")
+        raise invalid("model", name, "an importable package.module:factory")
     try:
         factory: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise invalid("model", name, f"an importable package.module:factory ({error})") from error
     except Exception as error:  # the module runs, and may raise anything
         raise invalid("model", name, f"an importable package.module:factory ({_said(error)})") from error
     if not callable(factory):
@@ -252,8 +254,6 @@ def build(name: str, *, num_classes: int = 10, in_channels: int = 1) -> nn.Modul
         raise invalid("model", name, f"a factory that returns a network ({_said(error)})") from error
     if not isinstance(model, nn.Module):
         raise invalid("model", name, f"a factory of nn.Module, not of {type(model).__name__}")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise invalid("model", name, "a factory of a network with parameters to train")
     return model
 
 
@@ -264,10 +264,14 @@ def _said(error: Exception) -> str:
 @functools.lru_cache(maxsize=8)
 def signature(name: str, num_classes: int, in_channels: int) -> str:
     """What a factory of your own makes: a hash of the names and shapes of its parameters and buffers; "" for a network
-    of MODELS, which the version of the code identifies."""
+    of MODELS, which the version of the code identifies. Raises ValueError as `build`, and if there is nothing to train.
+    """
     if name in MODELS:
         return ""
     with torch.random.fork_rng([]):
-        state = build(name, num_classes=num_classes, in_channels=in_channels).state_dict()
+        model = build(name, num_classes=num_classes, in_channels=in_channels)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise invalid("model", name, "a factory of a network with parameters to train")
+    state = model.state_dict()
     shapes = [f"{key} {tuple(value.shape)}" for key, value in state.items()]
     return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
