@@ -529,9 +529,9 @@ def test_an_error_in_a_batch_is_noted_for_each_of_its_cells(project, monkeypatch
         raise RuntimeError("something broke")
 
     monkeypatch.setattr(networks, "fit_together", breaking)
-    with pytest.raises(Failed, match=r"dense-s0 and 1 more: failed \(RuntimeError: something broke\)"):
+    with pytest.raises(Failed, match=r"dense-s0 and 2 more: failed \(RuntimeError: something broke\)"):
         quiet(spec, together=2)
-    assert runner.status()[0]["failed"] == ["dense-s0", "dense-s1"]
+    assert runner.status()[0]["failed"] == ["dense-s0", "dense-s1", "dense-s2"]
 
 
 # ----------------------------------------------------------------------------------------------- folders and choices
@@ -594,7 +594,7 @@ def test_what_a_chapter_shows(project, tmp_path):
         load_or_run("tiny", preset="smoke")
     assert load_or_run("tiny").missing == ("dense-s0",)  # waiting is no error
     committed = quiet(spec)
-    before = {path: path.read_bytes() for path in (tmp_path / "results" / "tiny").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "results" / "tiny").glob("[!.]*")}
     computed = load_or_run("tiny", preset="smoke", run=True, model="", n_test=20)
     assert computed.runs["n_test"].tolist() == [20]
     assert load_or_run("tiny", preset="smoke", n_test=20).runs["n_test"].tolist() == [20]
