@@ -92,13 +92,13 @@ def run_cell(
     network: Trained,
     experiment: Experiment,
     device: str,
-    deadline: float = math.inf,
+    journal: Journal,
     measured: Sequence[Row] = (),
 ) -> dict[str, list[Row]]:
     """Evaluate the trained network of one cell; returns the rows of every table.
 
-    A diverged cell has a row without counts. measured: rows of robustness.csv that the cell already has; an attack
-    with all its radii among them is not repeated.
+    A diverged cell has a row without counts. journal: of the parts of its attacks. measured: rows of robustness.csv
+    that the cell already has; an attack with all its radii among them is not repeated.
     """
     dataset = cell_data(cell, device)
     about = {
@@ -118,7 +118,6 @@ def run_cell(
         tqdm.write(f"{cell.run_id}: diverged ({network.diverged})", file=sys.stderr)
         return {"runs": [{**about, "status": "diverged"}], "curves": curves}
     tables: dict[str, list[Row]] = {"robustness": []}
-    journal = Journal(f"grid {digest(network.model)}", deadline)
     for attack in experiment.attack:
         images = dataset.test.first(attack.n_examples)
         wanted = {measurement.among(len(images)) for measurement in attack.measurements()}
@@ -130,7 +129,7 @@ def run_cell(
             network.model, images, attack.name, attack.eps, seed=cell.seed, once=journal.once, **attack.options
         )
         tables["robustness"] += curve
-        if time.monotonic() > deadline:
+        if time.monotonic() > journal.deadline:
             raise OutOfTime
     tables["curves"] = curves
     wanted_epochs = {*experiment.spectra_epochs, about["epochs"]}
@@ -197,21 +196,23 @@ def _run_batch(
         networks = trained_together(cells, device, deadline)
     for cell, network in zip(cells, networks, strict=True):
         with noted(folder, [cell.run_id]):
+            weights = "" if network.diverged else digest(network.model)
+            journal = Journal(f"grid {weights}", deadline)
             measured = results.measured_rows(folder, cell.run_id, cell.spec_hash)
-            tables = run_cell(cell, network, experiment, device, deadline, measured)
-        provenance = {
-            "spec": cell.spec(),
-            "spec_hash": cell.spec_hash,
-            "data_sha256": cell_data(cell, device).sha256,
-            "started": started,
-            "finished": now(),
-            "command": f"python -m study run {experiment.name} --preset {experiment.preset}",
-            "training": network.environment,  # of the weights, which may be older than their measurement
-            **({} if network.diverged else {"weights": digest(network.model)}),
-            **environment(device),
-        }
-        results.save(folder, cell.run_id, tables, provenance)
-        Journal(f"grid {digest(network.model)}").close()
+            tables = run_cell(cell, network, experiment, device, journal, measured)
+            provenance = {
+                "spec": cell.spec(),
+                "spec_hash": cell.spec_hash,
+                "data_sha256": cell_data(cell, device).sha256,
+                "started": started,
+                "finished": now(),
+                "command": f"python -m study run {experiment.name} --preset {experiment.preset}",
+                "training": network.environment,  # of the weights, which may be older than their measurement
+                **({"weights": weights} if weights else {}),
+                **environment(device),
+            }
+            results.save(folder, cell.run_id, tables, provenance)
+            journal.close()
         yield cell.run_id
 
 
