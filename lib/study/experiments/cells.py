@@ -167,9 +167,9 @@ def _alike(cell: Cell, other: Cell) -> bool:
 
 
 def _claim(
-    locks: ExitStack, experiment: Experiment, folder: Path, cell: Cell, cells: Sequence[Cell], together: int
+    locks: ExitStack, experiment: Experiment, folder: Path, cell: Cell, waiting: Sequence[Cell], together: int
 ) -> list[Cell]:
-    """`cell` and up to together - 1 others like it, missing and now locked; empty if it is done or somebody else's."""
+    """`cell` and up to together - 1 of those waiting that are like it, missing and now locked; empty if it is done or somebody else's."""
 
     def lock(candidate: Cell) -> bool:
         try:
@@ -181,7 +181,7 @@ def _claim(
     done = _done(experiment, folder)
     if cell.run_id in done or not lock(cell):
         return []
-    others = (other for other in cells if other != cell and _alike(cell, other) and other.run_id not in done)
+    others = (other for other in waiting if _alike(cell, other) and other.run_id not in done)
     claimed = [cell, *islice(filter(lock, others), together - 1)]
     done = _done(experiment, folder)  # somebody else may have finished one before its lock was ours
     return [candidate for candidate in claimed if candidate.run_id not in done]
@@ -227,11 +227,16 @@ def _work(
     cells, again = selected(experiment, only), True
     while again:
         mine: list[str] = []
+        waiting = {cell.run_id: cell for cell in cells}
         for cell in cells:
             if time.monotonic() > deadline:
                 return
+            if waiting.pop(cell.run_id, None) is None:  # it was in the batch of an earlier one
+                continue
             with ExitStack() as locks, suppress(OutOfTime):
-                batch = _claim(locks, experiment, folder, cell, cells, together)
+                batch = _claim(locks, experiment, folder, cell, list(waiting.values()), together)
+                for other in batch:
+                    waiting.pop(other.run_id, None)
                 try:
                     if batch:
                         for run_id in _run_batch(batch, experiment, folder, device, deadline):
@@ -278,13 +283,13 @@ def run_experiment(
     results.check_writable(folder)
     results.check_locks()
     environment(device)  # the commit now, not after somebody has edited the code under a long run
-    chosen = {cell.run_id for cell in selected(experiment, only)}
+    chosen = [cell.run_id for cell in selected(experiment, only)]
     if processes.rank > 0:
         train_along(device)
         return load(experiment, folder)
-    finished = len(_done(experiment, folder) & chosen)
+    finished = len(_done(experiment, folder).intersection(chosen))
     with tqdm(total=len(chosen), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
-        count = lambda: len(_done(experiment, folder) & chosen)  # noqa: E731
+        count = lambda: len(_done(experiment, folder).intersection(chosen))  # noqa: E731
         given = (experiment, folder, device, deadline, only, together)
         carry_out(_work, *given, device=device, jobs=jobs, bar=bar, count=count)
     processes.first([])  # the others may go

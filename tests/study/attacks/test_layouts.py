@@ -39,11 +39,13 @@ def test_attacks_run_on_coloured_images_in_any_layout_and_agree(kind, layout):
     some = images()
     x = some.pixels(slice(None))
     y = network(x).argmax(1)
-    options = {"steps": 3} if any(option.name == "steps" for option in kind.options) else {}
+    few = {"steps": 3, "queries": 20}
+    options = {option.name: few[option.name] for option in kind.options if option.name in few}
     expected = attacks.perturb(kind, network, x, y, 0.1, **options)
     strided = attacks.perturb(kind, network, x.to(memory_format=torch.channels_last), y, 0.1, **options)
     torch.testing.assert_close(strided, expected, rtol=0, atol=0)
-    assert (expected - x).abs().max() > 0
+    if "queries" not in options:  # a random search may find nothing, and then gives the image back
+        assert (expected - x).abs().max() > 0
 
 
 def test_distances_of_coloured_images():

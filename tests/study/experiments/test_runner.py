@@ -523,15 +523,17 @@ def test_divergence_of_a_batch_is_recorded_once(project, monkeypatch, capsys):
 
 
 def test_an_error_in_a_batch_is_noted_for_each_of_its_cells(project, monkeypatch):
-    spec = project(DENSE, head=SEEDS)
+    spec, batches = project(DENSE, head=SEEDS), []
 
-    def breaking(*_, **__):
+    def breaking(models, *_, **__):
+        batches.append(len(models))
         raise RuntimeError("something broke")
 
     monkeypatch.setattr(networks, "fit_together", breaking)
     with pytest.raises(Failed, match=r"dense-s0 and 2 more: failed \(RuntimeError: something broke\)"):
         quiet(spec, together=2)
     assert runner.status()[0]["failed"] == ["dense-s0", "dense-s1", "dense-s2"]
+    assert batches == [2, 1], "each cell is tried once"
 
 
 # ----------------------------------------------------------------------------------------------- folders and choices

@@ -251,6 +251,9 @@ def cluster(tmp_path_factory):
         yield running
 
 
+EPOCHS = 24  # a worker whose cell is in its first third still has it when it is cancelled
+
+
 def at_work(spec, folder):
     """{run_id: (epochs kept, its worker)} of the cells that have a worker and a checkpoint."""
     kept = in_progress()
@@ -286,7 +289,7 @@ def test_workers_that_are_lost_lose_nothing(cluster, tmp_path, monkeypatch, caps
     """Three workers: one is cancelled in the middle of a cell, one is told in the middle of another that its time is
     up, and is queued again. The results are those of one process that nobody disturbs."""
     experiment = tmp_path / "tiny.toml"
-    experiment.write_text(HEAD.format(model="lenet5", n_train=320, epochs=8), encoding="utf-8")
+    experiment.write_text(HEAD.format(model="lenet5", n_train=320, epochs=EPOCHS), encoding="utf-8")
     spec, command = Experiment.load(experiment), ["run", str(experiment), "--device", "cpu"]
 
     monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "alone"))
@@ -302,7 +305,7 @@ def test_workers_that_are_lost_lose_nothing(cluster, tmp_path, monkeypatch, caps
     jobs = [f"{job}_{k}" for k in range(3)]
 
     def two_in_the_middle():
-        middle = {run_id: found for run_id, found in at_work(spec, shared).items() if 1 <= found[0] < 8}
+        middle = {run_id: found for run_id, found in at_work(spec, shared).items() if 1 <= found[0] < EPOCHS // 3}
         return list(middle.items())[:2] if len(middle) >= 2 else None
 
     (cancelled_cell, (_, first)), (requeued_cell, (_, second)) = wait_until(two_in_the_middle, "work", 300)
