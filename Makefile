@@ -74,6 +74,7 @@ $(BIN)/uv:
 # --python: without it uv would install into an environment that happens to be active.  The lock is also the build
 # constraint, so that advertorch is built by the locked setuptools.
 $(INSTALLED): requirements.lock pyproject.toml lib/pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --build-constraints requirements.lock requirements.lock
+	# bytecode now, as pip does: where it cannot be kept later, each of the many processes would compile torch again
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes --build-constraints requirements.lock requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable lib --editable .
 	@touch $@

@@ -4,6 +4,7 @@ It needs nothing of the study, for the tests of the library run where that is no
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -85,3 +86,8 @@ def convolutional() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 8, 5), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(72, 10)
     )
+
+
+def with_tables(results, **tables):
+    """Results with other tables in place of some."""
+    return replace(results, tables={**results.tables, **tables})

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--table",
         default="training",
-        help="training (default), integrators, growth, retractions, ablation, lmo or lmo_growth",
+        help="training (default), integrators, growth, retractions, ablation, lmo, lmo_growth or results_folder",
     )
     nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18"
     bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)
@@ -81,7 +81,7 @@ def _submit(options: argparse.Namespace, arguments: list[str]) -> None:
     from study.experiments.engines import slurm
     from study.experiments.engines.local import check_device_name, deadline_of
     from study.experiments.specification import Experiment
-    from study.results import store as results
+    from study.results import files
     from wellcond.convert import matching
     from wellcond.errors import invalid
 
@@ -97,8 +97,8 @@ def _submit(options: argparse.Namespace, arguments: list[str]) -> None:
             raise invalid("rehearse", options.rehearse, "absent with --engine slurm")
     elif options.attacks:
         matching(options.attacks, [grid.name for grid in spec.suite], "attacks")
-    results.check_writable(spec.folder())
-    results.check_locks()
+    files.check_writable(spec.folder())
+    files.check_locks()
     name = f"{spec.name}-{spec.preset}"
     jobs = slurm.submit(
         arguments,

@@ -478,7 +478,7 @@ def test_tables_that_were_edited_by_hand(table, column, value, accepted, tmp_pat
 
 
 def test_runs_that_stand_twice(tmp_path):
-    rows = [{c: FILLED.get(c, 1) for c in store.RUNS} | {"run_id": "dense-s0"}] * 2
+    rows = [{c: FILLED.get(c, 1) for c in store.COLUMNS["runs"]} | {"run_id": "dense-s0"}] * 2
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
     refused(lambda: store.read_table(tmp_path, "runs"), "line 3: run_id = 'dense-s0'", "given once")
 

@@ -89,6 +89,24 @@ def test_frozen_stays_frozen(form, name, frozen):
         assert p.requires_grad == (not (of_layer and of_bias == (frozen == "bias"))), parameter
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dense_clipped", {"max_cond": 1.1, "decay": 2.0}),
+        ("cayley_sgd", {}),
+        ("projected_sgd", {}),
+        ("spectral_norm", {}),
+    ],
+)
+def test_what_is_frozen_is_not_prepared(name, settings):
+    """Neither clipped, nor made orthonormal, nor normalized: the frozen layer computes what it did."""
+    model = network()
+    before = model[0].requires_grad_(False).weight.detach().clone()
+    after = wc.methods.find(name).prepare(model, wc.methods.Settings(**settings))
+    assert torch.equal(after[0].weight, before)
+    assert not torch.equal(after[2].weight, network()[2].weight)
+
+
 def test_a_single_layer_has_its_hooks_too():
     layer, calls = nn.Linear(5, 4), []
     layer.register_forward_hook(lambda *_: calls.append("after"))

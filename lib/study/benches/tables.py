@@ -15,6 +15,7 @@ import torch
 from study import paths
 from study.benches.integrator import ablation_rows, growth_rows, retraction_rows
 from study.benches.linear_minimization import lmo_growth_rows, lmo_rows
+from study.benches.results_folder import results_folder_rows
 from study.benches.training import INTEGRATORS, Row, training_rows
 from wellcond.errors import invalid, unknown
 
@@ -29,6 +30,7 @@ TABLES: dict[str, Callable[..., list[Row]]] = {
     "retractions": retraction_rows,
     "ablation": ablation_rows,
     "lmo_growth": lmo_growth_rows,
+    "results_folder": results_folder_rows,
 }
 """Tables of no network, from repeats and device."""
 

@@ -10,8 +10,9 @@ import fnmatch
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from study import data, paths
 from study.experiments import failures
 from study.experiments.engines.local import carry_out, deadline_of, pick_device
 from study.experiments.failures import noted
-from study.experiments.specification import Cell, Experiment
+from study.experiments.specification import Cell, Experiment, canonical_hash
 from study.experiments.weights import (
     Trained,
     cell_data,
@@ -37,11 +38,12 @@ from study.experiments.weights import (
 )
 from study.measurement import accuracy as evaluate
 from study.measurement.conditioning import condition_rows
-from study.results import claims
+from study.results import claims, files
 from study.results import store as results
 from study.results.checkpoints import Journal, OutOfTime, in_progress
 from study.results.provenance import environment, now
-from study.results.store import Results, Row
+from study.results.store import Results
+from study.results.tables import Row
 from study.settings import SETTINGS
 from study.training import distributed
 from wellcond.convert import densify
@@ -138,8 +140,9 @@ def run_cell(
     return {table: [{**row, "run_id": cell.run_id} for row in rows] for table, rows in tables.items()}
 
 
-def _done(experiment: Experiment, folder: Path) -> set[str]:
-    return results.done(folder, experiment.hashes(), experiment.attacks())
+def _completed(experiment: Experiment, folder: Path) -> Callable[[], set[str]]:
+    """Asks for the run_ids that are completed by now."""
+    return partial(results.done, folder, experiment.hashes(), experiment.attacks())
 
 
 def selected(experiment: Experiment, only: Sequence[str]) -> list[Cell]:
@@ -167,9 +170,15 @@ def _alike(cell: Cell, other: Cell) -> bool:
 
 
 def _claim(
-    locks: ExitStack, experiment: Experiment, folder: Path, cell: Cell, waiting: Sequence[Cell], together: int
+    locks: ExitStack,
+    completed: Callable[[], set[str]],
+    folder: Path,
+    cell: Cell,
+    waiting: Sequence[Cell],
+    together: int,
 ) -> list[Cell]:
-    """`cell` and up to together - 1 of those waiting that are like it, missing and now locked; empty if it is done or somebody else's."""
+    """`cell` and up to together - 1 of those waiting that are like it, missing and now locked; empty if it is done or
+    somebody else's."""
 
     def lock(candidate: Cell) -> bool:
         try:
@@ -178,12 +187,12 @@ def _claim(
             return False
         return True
 
-    done = _done(experiment, folder)
+    done = completed()
     if cell.run_id in done or not lock(cell):
         return []
     others = (other for other in waiting if _alike(cell, other) and other.run_id not in done)
     claimed = [cell, *islice(filter(lock, others), together - 1)]
-    done = _done(experiment, folder)  # somebody else may have finished one before its lock was ours
+    done = completed()  # somebody else may have finished one before its lock was ours
     return [candidate for candidate in claimed if candidate.run_id not in done]
 
 
@@ -213,6 +222,7 @@ def _run_batch(
             }
             results.save(folder, cell.run_id, tables, provenance)
             journal.close()
+            results.fold(folder, unless=results.FEW)
         yield cell.run_id
 
 
@@ -224,7 +234,7 @@ def _work(
     Then those that others were running and have left, as a worker of a cluster does that is cancelled; but not what
     has failed in the meantime.
     """
-    cells, again = selected(experiment, only), True
+    cells, completed, again = selected(experiment, only), _completed(experiment, folder), True
     while again:
         mine: list[str] = []
         waiting = {cell.run_id: cell for cell in cells}
@@ -234,7 +244,7 @@ def _work(
             if waiting.pop(cell.run_id, None) is None:  # it was in the batch of an earlier one
                 continue
             with ExitStack() as locks, suppress(OutOfTime):
-                batch = _claim(locks, experiment, folder, cell, list(waiting.values()), together)
+                batch = _claim(locks, completed, folder, cell, list(waiting.values()), together)
                 for other in batch:
                     waiting.pop(other.run_id, None)
                 try:
@@ -246,7 +256,7 @@ def _work(
                     if distributed.current().size > 1:
                         raise
         again = bool(mine)
-        over = {*mine, *_done(experiment, folder)}
+        over = {*mine, *completed()}
         cells = [cell for cell in cells if cell.run_id not in over and not failures.note(folder, cell.run_id).exists()]
 
 
@@ -280,18 +290,25 @@ def run_experiment(
         if processes.size > 1 and value > 1:
             raise invalid(field, value, f"1 for {processes.size} processes that train one network")
     folder = folder or experiment.folder()
-    results.check_writable(folder)
-    results.check_locks()
+    files.check_writable(folder)
+    files.check_locks()
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     chosen = [cell.run_id for cell in selected(experiment, only)]
     if processes.rank > 0:
         train_along(device)
         return load(experiment, folder)
-    finished = len(_done(experiment, folder).intersection(chosen))
-    with tqdm(total=len(chosen), initial=finished, unit="cell", desc=experiment.name, disable=not progress) as bar:
-        count = lambda: len(_done(experiment, folder).intersection(chosen))  # noqa: E731
+    results.fold(folder)
+    completed = _completed(experiment, folder)
+
+    def count() -> int:
+        return len(completed().intersection(chosen))
+
+    with tqdm(total=len(chosen), initial=count(), unit="cell", desc=experiment.name, disable=not progress) as bar:
         given = (experiment, folder, device, deadline, only, together)
-        carry_out(_work, *given, device=device, jobs=jobs, bar=bar, count=count)
+        try:
+            carry_out(_work, *given, device=device, jobs=jobs, bar=bar, count=count)
+        finally:
+            results.fold(folder)
     processes.first([])  # the others may go
     failures.check(folder, chosen)
     return load(experiment, folder)
@@ -326,13 +343,15 @@ def measure_conditioning(
         provenance = {"command": command, "started": started, "finished": now(), **environment("cpu")}
         results.add(folder, cell.run_id, "conditioning", [{**row, "run_id": cell.run_id} for row in rows], provenance)
         outcome[cell.run_id] = "measured"
+    results.fold(folder)
     return outcome
 
 
 def load(experiment: Experiment, folder: Path | None = None) -> Results:
     """The completed cells of an experiment. Raises ValueError if the folder holds another specification of one."""
     specs = {cell.run_id: cell.spec() for cell in experiment.cells()}
-    return results.load(folder or experiment.folder(), specs, experiment.hashes(), experiment.attacks())
+    hashes = {run_id: canonical_hash(spec) for run_id, spec in specs.items()}
+    return results.load(folder or experiment.folder(), specs, hashes, experiment.attacks())
 
 
 def status() -> list[dict[str, Any]]:
@@ -343,10 +362,11 @@ def status() -> list[dict[str, Any]]:
         spec = Experiment.load(path.stem)
         folder = spec.folder()
         cells = spec.cells()
-        complete = _done(spec, folder)
-        runs = results.read_runs(folder)
+        hashes = {cell.run_id: cell.spec_hash for cell in cells}
+        complete = results.done(folder, hashes, spec.attacks())
+        runs = results.read_table(folder, "runs")
         diverged = set(runs.loc[runs["status"] == "diverged", "run_id"]) & complete
-        failed = [cell.run_id for cell in cells if failures.note(folder, cell.run_id).exists()]
+        noted_ones = failures.names(folder)
         missing = [cell.run_id for cell in cells if cell.run_id not in complete]
         rows.append(
             {
@@ -355,16 +375,16 @@ def status() -> list[dict[str, Any]]:
                 "done": len(complete) - len(diverged),
                 "missing": missing,
                 "diverged": sorted(diverged),
-                "failed": failed,
+                "failed": [cell.run_id for cell in cells if cell.run_id in noted_ones],
                 "progress": {
-                    cell.run_id: begun[cell.spec_hash]
-                    for cell in cells
-                    if cell.spec_hash in begun and cell.run_id not in complete
+                    run_id: begun[spec_hash]
+                    for run_id, spec_hash in hashes.items()
+                    if spec_hash in begun and run_id not in complete
                 },
                 "workers": {
-                    cell.run_id: worker
-                    for cell in cells
-                    if (worker := claims.holder(claims.key(works[cell.run_id in complete], folder, cell.run_id)))
+                    run_id: worker
+                    for (work, run_id), worker in claims.holders(folder).items()
+                    if run_id in hashes and work == works[run_id in complete]
                 },
             }
         )

@@ -23,27 +23,33 @@ def note(folder: Path, name: str) -> Path:
     return paths.local() / "failed" / folder.name / f"{name}.txt"
 
 
+def names(folder: Path) -> set[str]:
+    """The pieces of the work on `folder` that have a note."""
+    return {file.stem for file in note(folder, "").parent.glob("*.txt")}
+
+
 @contextmanager
-def noted(folder: Path, names: Sequence[str]) -> Iterator[None]:
+def noted(folder: Path, pieces: Sequence[str]) -> Iterator[None]:
     """Write the traceback of an exception as a note of each piece; what succeeds loses the note it had."""
     try:
         yield
     except OutOfTime:
         raise
     except Exception as error:
-        for file in (note(folder, name) for name in names):
+        for file in (note(folder, name) for name in pieces):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(traceback.format_exc(), encoding="utf-8")
         told = f"{type(error).__name__}: {error}".splitlines()[0]
-        tqdm.write(f"{', '.join(names)}: failed ({told})", file=sys.stderr)
+        tqdm.write(f"{', '.join(pieces)}: failed ({told})", file=sys.stderr)
         raise
-    for name in names:
+    for name in pieces:
         note(folder, name).unlink(missing_ok=True)
 
 
-def check(folder: Path, names: Iterable[str]) -> None:
+def check(folder: Path, wanted: Iterable[str]) -> None:
     """Raise Failed, in one line, if one of these pieces has a note."""
-    failed = [name for name in names if note(folder, name).exists()]
+    known = names(folder)
+    failed = [name for name in wanted if name in known]
     if failed:
         file = note(folder, failed[0])
         why = file.read_text(encoding="utf-8").strip().splitlines()[-1]

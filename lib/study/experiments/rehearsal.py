@@ -80,18 +80,23 @@ def _elsewhere() -> Iterator[None]:
 
 
 def rehearse(
-    experiment: Experiment, *, device: str = "auto", only: Sequence[str] = (), bar: bool = True
+    experiment: Experiment,
+    *,
+    device: str = "auto",
+    only: Sequence[str] = (),
+    assessed: Sequence[str] = (),
+    bar: bool = True,
 ) -> dict[str, int]:
     """Run the rehearsal of an experiment: train, attack, compress, measure everything it declares, leaving nothing.
 
-    only: glob patterns of run_ids; all cells if empty.
+    only: glob patterns of run_ids; all cells if empty. assessed: of those to measure afterwards; `only` if empty.
     Returns how many "cells", "diverged" among them, and "measurements" there were. Raises what would end the real run.
     """
     short = rehearsal(experiment)
     with _elsewhere():
         found = run_experiment(short, device=device, only=only, progress=bar)
-        assess(short, device=device, only=only, bar=bar)
-        done, total = progress(short, only=only)
+        assess(short, device=device, only=assessed or only, bar=bar)
+        done, total = progress(short, only=assessed or only)
         if done < total:
             raise RuntimeError(f"{experiment.name}: {total - done} of {total} measurements were not made")
         kept = measure_conditioning(short, n_images=2, only=only)

@@ -201,16 +201,16 @@ class Experiment(Strict):
             "architecture": signature(self.model, DATASETS[self.dataset].num_classes, DATASETS[self.dataset].channels)
             or None,
         }
+        swept = []
+        for grid in self.method:
+            start, protocol = find(grid.name).starts_from, self._protocol(grid)
+            source = self._protocol(next((other for other in self.method if other.name == start), None))
+            swept += [(grid.name, settings, protocol, start, source) for settings in grid.settings()]
         cells = []
         for seed in self.seeds:
-            for grid in self.method:
-                method = find(grid.name)
-                train, base = self._protocol(grid), None
-                if method.starts_from:
-                    source = next((other for other in self.method if other.name == method.starts_from), None)
-                    base = Cell(**common, method=method.starts_from, seed=seed, train=self._protocol(source))
-                for settings in grid.settings():
-                    cells.append(Cell(**common, method=grid.name, seed=seed, train=train, base=base, **settings))
+            for name, settings, protocol, start, source in swept:
+                base = Cell(**common, method=start, seed=seed, train=source) if start else None
+                cells.append(Cell(**common, method=name, seed=seed, train=protocol, base=base, **settings))
         return cells
 
     def _protocol(self, grid: MethodGrid | None) -> Train:

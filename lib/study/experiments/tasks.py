@@ -25,7 +25,7 @@ from study.experiments.engines.local import carry_out, deadline_of, pick_device
 from study.experiments.failures import noted
 from study.experiments.grids import AttackGrid, CompressionGrid, SuiteGrid
 from study.experiments.specification import Cell, Experiment
-from study.experiments.weights import cell_data, trained
+from study.experiments.weights import cell_data, digest, trained
 from study.measurement import attack_suite as suite
 from study.measurement.accuracy import Once, at_once, count_correct
 from study.measurement.attack_suite import Trial
@@ -35,12 +35,15 @@ from study.results import claims
 from study.results import store as results
 from study.results.checkpoints import Journal, OutOfTime
 from study.results.provenance import environment, now
-from study.results.store import Measurement, Results, Row
+from study.results.store import Measurement, Results
+from study.results.tables import Row, records
 from wellcond.convert import matching
+from wellcond.errors import invalid
 
 ROBUSTNESS = ("attacks", "distortions", "confidence", "transfer")
 COMPRESSION = ("compressions", "filters")
 TABLES = (*ROBUSTNESS, *COMPRESSION)
+AGAIN = "without its row of runs.csv, it is recorded anew with these"
 
 
 class Chosen(NamedTuple):
@@ -52,15 +55,25 @@ class Chosen(NamedTuple):
     tables: Sequence[str] = TABLES
 
 
+Networks = Callable[[Cell], nn.Module]
+"""The trained network of a cell."""
+
+
 class Task(NamedTuple):
     """One measurement of one network: `measure` returns the new rows of `table`, given those of the run so far, the
-    device, the deadline, and the journal of what an interrupted process has done of it; key: what is measured."""
+    networks, the device, and the journal of what an interrupted process has done of it; key: what is measured, if that
+    takes so long that there is a journal. against: other networks that it needs."""
 
-    run_id: str
+    cell: Cell
     table: str
     known: Callable[[Sequence[Row]], bool]
-    measure: Callable[[Sequence[Row], str, float, Once], list[dict[str, Any]]]
+    measure: Callable[[Sequence[Row], Networks, str, Once], list[dict[str, Any]]]
     key: str = ""
+    against: Sequence[Cell] = ()
+
+    @property
+    def run_id(self) -> str:
+        return self.cell.run_id
 
     @property
     def name(self) -> str:
@@ -68,15 +81,11 @@ class Task(NamedTuple):
         return f"{self.run_id}.{self.table}"
 
 
-def _model(cell: Cell, device: str, deadline: float) -> nn.Module:
-    return trained(cell, device, deadline).model
-
-
 def _attack(cell: Cell, trial: Trial, n_images: int) -> Task:
     wanted = trial.measurement.among(n_images)
 
-    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
-        model, test = _model(cell, device, deadline), cell_data(cell, device).test
+    def measure(rows: Sequence[Row], networks: Networks, device: str, once: Once) -> list[dict[str, Any]]:
+        model, test = networks(cell), cell_data(cell, device).test
         images = test.first(trial.n_examples)
         clean = [row for row in rows if row["attack"] == suite.CLEAN and int(row["n_examples"]) >= len(images)]
         new = [] if clean else [suite.clean_row(model, images)]
@@ -85,12 +94,12 @@ def _attack(cell: Cell, trial: Trial, n_images: int) -> Task:
     def known(rows: Sequence[Row]) -> bool:
         return any(results.measurement(row) == wanted for row in rows)
 
-    return Task(cell.run_id, "attacks", known, measure, f"{cell.spec_hash} {trial}")
+    return Task(cell, "attacks", known, measure, str(trial))
 
 
 def _confidence(cell: Cell, n_examples: int | None) -> Task:
-    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
-        model, images = _model(cell, device, deadline), cell_data(cell, device).test.first(n_examples)
+    def measure(rows: Sequence[Row], networks: Networks, device: str, once: Once) -> list[dict[str, Any]]:
+        model, images = networks(cell), cell_data(cell, device).test.first(n_examples)
         n_correct = {
             "quantity": "n_correct",
             "value": count_correct(model, images).n_correct,
@@ -98,27 +107,27 @@ def _confidence(cell: Cell, n_examples: int | None) -> Task:
         }
         return [n_correct, *confidence_rows(model, images)]
 
-    return Task(cell.run_id, "confidence", bool, measure)
+    return Task(cell, "confidence", bool, measure)
 
 
 def _distortion(cell: Cell, steps: int, n_examples: int | None) -> Task:
-    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
+    def measure(rows: Sequence[Row], networks: Networks, device: str, once: Once) -> list[dict[str, Any]]:
         images = cell_data(cell, device).test.first(n_examples)
-        return [suite.distortion_row(_model(cell, device, deadline), images, steps, seed=cell.seed, once=once)]
+        return [suite.distortion_row(networks(cell), images, steps, seed=cell.seed, once=once)]
 
-    return Task(cell.run_id, "distortions", bool, measure, f"{cell.spec_hash} ddn {steps} {n_examples}")
+    return Task(cell, "distortions", bool, measure, f"ddn {steps} {n_examples}")
 
 
 def _transfer(cell: Cell, trial: Trial, targets: Sequence[Cell]) -> Task:
-    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
-        networks = {target.run_id: _model(target, device, deadline) for target in targets}
+    def measure(rows: Sequence[Row], networks: Networks, device: str, once: Once) -> list[dict[str, Any]]:
+        others = {target.run_id: networks(target) for target in targets}
         images = cell_data(cell, device).test.first(trial.n_examples)
-        return suite.transfer_rows(_model(cell, device, deadline), networks, images, trial, seed=cell.seed, once=once)
+        return suite.transfer_rows(networks(cell), others, images, trial, seed=cell.seed, once=once)
 
     def known(rows: Sequence[Row]) -> bool:
         return {row["target"] for row in rows} >= {target.run_id for target in targets}
 
-    return Task(cell.run_id, "transfer", known, measure, f"{cell.spec_hash} transfer {trial}")
+    return Task(cell, "transfer", known, measure, f"transfer {trial}", targets)
 
 
 def _trials(grid: SuiteGrid) -> Iterator[Trial]:
@@ -137,20 +146,20 @@ def _compression(cell: Cell, plan: Plan, attacks: Sequence[AttackGrid], n_test: 
     def known(rows: Sequence[Row]) -> bool:
         return wanted <= {key(row) for row in rows}
 
-    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
-        model, images = _model(cell, device, deadline), cell_data(cell, device)
+    def measure(rows: Sequence[Row], networks: Networks, device: str, once: Once) -> list[dict[str, Any]]:
+        model, images = networks(cell), cell_data(cell, device)
         old = {key(row) for row in rows}
         new = compression_rows(model, images, plan, [attack.model_dump() for attack in attacks], seed=cell.seed)
         return [row for row in new if key(row) not in old]
 
-    return Task(cell.run_id, "compressions", known, measure)
+    return Task(cell, "compressions", known, measure)
 
 
 def _filters(cell: Cell) -> Task:
-    def measure(rows: Sequence[Row], device: str, deadline: float, once: Once) -> list[dict[str, Any]]:
-        return filter_rows(_model(cell, device, deadline))
+    def measure(rows: Sequence[Row], networks: Networks, device: str, once: Once) -> list[dict[str, Any]]:
+        return filter_rows(networks(cell))
 
-    return Task(cell.run_id, "filters", bool, measure)
+    return Task(cell, "filters", bool, measure)
 
 
 def _plans(cell: Cell, grid: CompressionGrid) -> Iterator[Plan]:
@@ -205,7 +214,7 @@ def _open(experiment: Experiment, folder: Path, chosen: Chosen) -> list[Task]:
 
 def _missing(wanted: Sequence[Task], folder: Path, chosen: Chosen) -> list[Task]:
     rows = {
-        (table, run_id): results.records(part)
+        (table, run_id): records(part)
         for table in chosen.tables
         for run_id, part in results.read_table(folder, table).groupby("run_id")
     }
@@ -232,8 +241,22 @@ def progress(
 def _do(task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, device: str, deadline: float) -> None:
     """Measure and record; rows: what the table has of the run."""
     started, where = now(), environment(device)
-    journal = Journal(f"{folder.name} {task.key}", deadline) if task.key else None
-    new = task.measure(rows, device, deadline, journal.once if journal else at_once)
+    recorded = results.read_provenance(folder)
+
+    def weights(cell: Cell) -> str:
+        return str(recorded.get(cell.run_id, {}).get("weights", ""))  # older records have none
+
+    def network(cell: Cell) -> nn.Module:
+        model = trained(cell, device, deadline).model
+        if weights(cell) not in ("", found := digest(model)):
+            raise invalid(
+                f"weights of {cell.run_id}", found, f"those that its results are of, {weights(cell)}; {AGAIN}"
+            )
+        return model
+
+    used = [f"{cell.spec_hash} {weights(cell)}" for cell in (task.cell, *task.against)]
+    journal = Journal(f"{folder.name} {task.key} {used}", deadline) if task.key else None
+    new = task.measure(rows, network, device, journal.once if journal else at_once)
     about = {"run_id": task.run_id, "device": where["device"], "commit": where["commit"]}
     command = "compress" if task.table in COMPRESSION else "attack"
     command = f"python -m study {command} {experiment.name} --preset {experiment.preset}"
@@ -241,6 +264,7 @@ def _do(task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, d
     results.add(folder, task.run_id, task.table, [*rows, *({**row, **about} for row in new)], provenance)
     if journal:
         journal.close()
+    results.fold(folder, unless=results.FEW)
 
 
 def _work(experiment: Experiment, folder: Path, device: str, deadline: float, chosen: Chosen) -> Iterator[str]:
@@ -295,10 +319,14 @@ def assess(
     folder = folder or experiment.folder()
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     chosen = Chosen(only, attacks, tables)
+    results.fold(folder)
     done, total = _progress(experiment, folder, chosen)
     with tqdm(total=total, initial=done, unit="task", desc=experiment.name, disable=not bar, file=sys.stderr) as shown:
         count = lambda: _progress(experiment, folder, chosen)[0]  # noqa: E731
         given = (experiment, folder, device, deadline, chosen)
-        carry_out(_work, *given, device=device, jobs=jobs, bar=shown, count=count)
+        try:
+            carry_out(_work, *given, device=device, jobs=jobs, bar=shown, count=count)
+        finally:
+            results.fold(folder)
     failures.check(folder, dict.fromkeys(task.name for task in _open(experiment, folder, chosen)))
     return load(experiment, folder)

@@ -28,7 +28,7 @@ from study import data, paths
 from study import networks as models
 from study.experiments.specification import Cell
 from study.measurement import accuracy as evaluate
-from study.results import store as results
+from study.results import files
 from study.results.checkpoints import Header, OutOfTime, checkpoint_file, read_checkpoint, write_checkpoint
 from study.results.provenance import environment
 from study.training import distributed
@@ -270,7 +270,7 @@ def trained_together(cells: Sequence[Cell], device: str, deadline: float) -> lis
     paths.local().joinpath("weights").mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for key in sorted(cell.spec_hash for cell in cells):  # sorted: two processes cannot wait for each other
-            locks.enter_context(results.lock(f"weights-{key}"))
+            locks.enter_context(files.lock(f"weights-{key}"))
         new = [cell for cell in cells if not weights_file(cell).exists()]
         if new and checkpoint_file([cell.spec_hash for cell in cells]).exists():
             new = list(cells)  # interrupted between its last epoch and the last of the weights
@@ -289,7 +289,7 @@ def _keep(cell: Cell, network: Trained) -> None:
         return
     record = {field.name: getattr(network, field.name) for field in fields(Trained) if field.name != "diverged"}
     about = {"spec_hash": cell.spec_hash, "digest": digest(network.model)}
-    with results.replacing(weights_file(cell)) as part:
+    with files.replacing(weights_file(cell)) as part:
         torch.save({**record, **about, "model": network.model.state_dict()}, part)
 
 

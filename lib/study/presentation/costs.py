@@ -183,6 +183,27 @@ def plot_growth(frame: pd.DataFrame) -> Figure:
     return finish(fig, x_ticks=False)
 
 
+OPERATIONS = {
+    "load_s": ("load all", "#D55E00", "s"),
+    "claim_s": ("claim a cell", "#0072B2", "o"),
+    "status_s": ("status", "#009E73", "^"),
+    "save_s": ("save a cell", "#444444", "."),
+}
+
+
+def plot_results_folder(frame: pd.DataFrame) -> Figure:
+    """Processor time of each operation on a folder of results against the number of its cells."""
+    fig, (ax,) = panels([""], 1, 3.0)
+    for column, (label, color, marker) in OPERATIONS.items():
+        ax.plot(frame["cells"], 1e3 * frame[column], label=label, color=color, marker=marker)
+    ax.set(
+        xscale="log", yscale="log", xlabel="cells in the folder, 500 rows of curves each", ylabel="processor time, ms"
+    )
+    ax.set_xticks(frame["cells"], [f"{n:g}" for n in frame["cells"]])
+    ax.minorticks_off()
+    return finish(fig, x_ticks=False)
+
+
 def retractions_table(frame: pd.DataFrame) -> Styler:
     """Cost relative to Householder's QR of the same size, and errors, of each way to compute a retraction."""
     unit = frame.groupby("rank")["seconds"].transform("first")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from study import paths
-from study.results import store as results
+from study.results.files import replacing
 
 
 class OutOfTime(Exception):
@@ -55,7 +55,7 @@ def write_checkpoint(header: Header, state: Mapping[str, Any]) -> None:
     line = json.dumps({**header._asdict(), "sha256": hashlib.sha256(body).hexdigest()}, sort_keys=True)
     path = checkpoint_file(header.cells)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with results.replacing(path) as part, part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         file.write(line.encode() + b"\n")
         file.write(body)
         file.flush()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from filelock import Timeout
 
-from study.results import store as results
+from study.results import files
 from study.results.provenance import now
 
 
@@ -39,24 +39,34 @@ def job_id(environment: Mapping[str, str] = os.environ) -> str:
 
 def key(work: str, folder: Path, run_id: str) -> str:
     """The name of a claim. work: cell, to train and record it in `folder`, or assess, to measure more."""
-    return results.guard(folder, f"{work}-{run_id}")
+    return files.guard(folder, f"{work}-{run_id}")
 
 
 def _note(name: str) -> Path:
-    return results.lock_file(name).with_suffix(".json")
+    return files.lock_file(name).with_suffix(".json")
 
 
 @contextmanager
 def claimed(name: str) -> Iterator[None]:
     """Hold the lock `name`, and say so beside it. Raises filelock.Timeout if another process holds it."""
-    with results.lock(name, timeout=0):
+    with files.lock(name, timeout=0):
         holder = Holder(socket.gethostname(), os.getpid(), job_id(), now())
-        with results.replacing(_note(name)) as part:
+        with files.replacing(_note(name)) as part:
             part.write_text(json.dumps(holder._asdict()) + "\n", encoding="utf-8")
         try:
             yield
         finally:
             _note(name).unlink(missing_ok=True)
+
+
+def holders(folder: Path) -> dict[tuple[str, str], Holder]:
+    """{(work, run_id): who is at it} in `folder`; without those who cannot be known."""
+    found = {}
+    for path in sorted((folder / ".locks").glob("*-*.json")):
+        work, _, run_id = path.stem.partition("-")
+        if worker := holder(key(work, folder, run_id)):
+            found[work, run_id] = worker
+    return found
 
 
 def holder(name: str) -> Holder | None:
@@ -65,7 +75,7 @@ def holder(name: str) -> Holder | None:
     if not path.exists():
         return None  # without a try at the lock, which a worker might want at this moment
     try:
-        with results.lock(name, timeout=0):
+        with files.lock(name, timeout=0):
             path.unlink(missing_ok=True)  # of a process that was killed
     except Timeout:
         try:

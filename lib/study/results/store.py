@@ -1,163 +1,198 @@
 """The results folder: tidy tables of counts, and where each row comes from. The only module that writes there.
 
-    runs.csv         one row a trained network; see RUNS
-    robustness.csv   one row per (run, attack, eps): how many of n_examples are still classified correctly
-    curves.csv       long format: run_id, epoch, layer (or empty), quantity, value
-    spectra.csv      run_id, epoch, layer, index, singular_value: at the end, and earlier if wanted
-    conditioning.csv the same columns without epoch: κ_rel at test images and the factors of its bound, where measured
-    attacks.csv      one row per (run, attack, eps, options): which of the first n_examples test images survive it
-    distortions.csv  the smallest perturbation found of each image
-    confidence.csv   calibration, logits and gradients on clean images: run_id, quantity, value
-    transfer.csv     images crafted on one run against another, the target
-    compressions.csv the network compressed afterwards: size and correct images, clean and attacked, at each amount
-    filters.csv      the norms of the rows of each weight matrix, the filters
-    provenance.json  per run: specification and its hash, commit, versions, device, data hash, times, command
+The tables are in tables.py. provenance.json has for each run its specification and the hash of it, commit, versions,
+device, hash of the data, times, command.
 
-A cell is done when its row in runs.csv, which is written last, carries the hash of its specification. Writes replace
-whole files atomically under a lock, so several runners may fill one experiment.
+What is saved becomes at first an addition: a folder .added/<run_id>@<n> with tables of the same form, which hold this
+run alone, and its entry of provenance. Where an addition has a table, it replaces all rows that the large table has of
+the run. So saving costs the same however many runs there are: nothing large is rewritten before `fold` merges the
+additions into the tables, as each command that fills an experiment does when it begins, when it ends, and when there
+are more than FEW. Readers see both. A cell is done when runs.csv has the hash of its specification. An addition takes
+its place as a whole, by one renaming, and outlives its merging: a process may be killed anywhere, and several may fill
+one experiment.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from filelock import FileLock
 
-from study import paths
+from study.results.files import check_writable, guard, lock, replacing
+from study.results.tables import AFTERWARDS, COLUMNS, FLOAT_FORMAT, Row, framed, parsed, records, write_csv
 from study.settings import SETTINGS
 from wellcond.errors import invalid
 
-Row = Mapping[str, Any]
 
-RUNS = (
-    "run_id", "dataset", "model", "method", "label", *SETTINGS, "seed", "epochs", "rank_fraction",
-    "n_params_dense", "n_params_trained", "n_params_deployed", "flops_dense", "flops_deployed", "n_test", "n_correct",
-    "kappa_max", "orth_error_max", "wall_s", "peak_bytes", "device", "status", "spec_hash",
-)  # fmt: skip
-ROBUSTNESS = (
-    "run_id", "attack", "norm", "eps", "options", "n_examples", "n_correct", "n_zero_gradient",
-)  # fmt: skip
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "spectra": ("run_id", "epoch", "layer", "index", "singular_value"),
-    "curves": ("run_id", "epoch", "layer", "quantity", "value"),
-    "robustness": ROBUSTNESS,
-    "runs": RUNS,  # last: its row says that the cell is complete
-}
-_OUTCOMES = ("attack", "norm", "eps", "options", "n_examples", "n_attacked", "n_correct", "outcomes")
-AFTERWARDS = {
-    "conditioning": ("run_id", "layer", "quantity", "value"),
-    "attacks": ("run_id", *_OUTCOMES, "wall_s", "device", "commit"),
-    "distortions": ("run_id", "attack", "norm", "options", "n_examples", "distances", "wall_s", "device", "commit"),
-    "confidence": ("run_id", "n_examples", "quantity", "value"),
-    "transfer": ("run_id", "target", *_OUTCOMES),
-    "compressions": (
-        *("run_id", "compressor", "amount", "phases", "epochs", "lr", "reestimated", "n_params_deployed"),
-        *("flops_deployed", "kappa", "attack", "norm", "eps", "options", "n_examples", "n_correct", "device", "commit"),
-    ),
-    "filters": ("run_id", "layer", "index", "norm"),
-}
-"""Tables of what may be measured later, on the trained weights of a completed cell; a file only if there are rows."""
+class Tables(dict[str, pd.DataFrame]):
+    """Tables by name, each made when it is first asked for."""
 
-FLOAT_FORMAT = "%.9g"
+    def __init__(self, read: Callable[[str], pd.DataFrame]) -> None:
+        super().__init__()
+        self.read = read
+
+    def __missing__(self, table: str) -> pd.DataFrame:
+        frame = self[table] = self.read(table)
+        return frame
 
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of an experiment, restricted to the completed cells of its grid, and the run_ids still missing."""
+    """The tables of an experiment, restricted to the completed cells of its grid, and the run_ids still missing.
 
-    runs: pd.DataFrame
-    robustness: pd.DataFrame
-    curves: pd.DataFrame
-    spectra: pd.DataFrame
-    conditioning: pd.DataFrame
-    attacks: pd.DataFrame
-    distortions: pd.DataFrame
-    confidence: pd.DataFrame
-    transfer: pd.DataFrame
-    compressions: pd.DataFrame
-    filters: pd.DataFrame
-    provenance: dict[str, dict[str, Any]]
+    Each table is an attribute: results.runs, results.robustness, and so on.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    provenance: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+
+    def __getattr__(self, table: str) -> pd.DataFrame:
+        if table not in COLUMNS and table not in AFTERWARDS:
+            raise AttributeError(f"results have no table {table!r}; they have {', '.join((*COLUMNS, *AFTERWARDS))}")
+        return self.tables[table]
 
     def select(self, table: str) -> pd.DataFrame:
         """One of the other tables with the descriptive columns of its runs joined on."""
         about = ["run_id", "method", "label", *SETTINGS, "seed"]
-        frame: pd.DataFrame = getattr(self, table)
-        return frame.merge(self.runs[about], on="run_id", validate="many_to_one")
+        return self.tables[table].merge(self.runs[about], on="run_id", validate="many_to_one")
+
+    def restricted(self, run_ids: Iterable[str]) -> Results:
+        """The part of these runs, done and missing."""
+        kept = frozenset(run_ids)
+        whole = self.tables
+
+        def read(table: str) -> pd.DataFrame:
+            frame = whole[table]
+            return frame[frame["run_id"].isin(kept)]
+
+        provenance = {run_id: entry for run_id, entry in self.provenance.items() if run_id in kept}
+        return Results(Tables(read), provenance, tuple(run_id for run_id in self.missing if run_id in kept))
 
 
-def _columns(table: str) -> tuple[str, ...]:
-    return {**COLUMNS, **AFTERWARDS}[table]
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _additions(folder: Path) -> dict[str, Path]:
+    """{run_id: the folder of its last addition}, in the order in which they were made."""
+    found: dict[str, tuple[int, int, str]] = {}
+    try:
+        with os.scandir(folder / ".added") as entries:
+            for entry in entries:
+                run_id, _, number = entry.name.partition("@")
+                if number and (run_id not in found or int(number) > found[run_id][1]):
+                    found[run_id] = (entry.stat().st_ctime_ns, int(number), entry.path)
+    except FileNotFoundError:
+        return {}
+    return {
+        run_id: Path(path) for run_id, (_, _, path) in sorted(found.items(), key=lambda item: (item[1][0], item[0]))
+    }
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise invalid("file", str(path), f"a readable file ({error})") from error
+
+
+def _added(folder: Path, name: str) -> dict[str, str]:
+    """{run_id: the text of a file of its addition} where it has one."""
+    while True:
+        found = {run_id: (path, _text(path / name)) for run_id, path in _additions(folder).items()}
+        if all(text is not None or path.exists() for path, text in found.values()):  # else one is replaced
+            return {run_id: text for run_id, (_, text) in found.items() if text is not None}
+
+
+def _last(folder: Path, run_id: str) -> Path | None:
+    """The last addition of a run."""
+    every = (folder / ".added").glob(f"{glob.escape(run_id)}@*")
+    return max(every, key=lambda path: int(path.name.partition("@")[2]), default=None)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size, about.st_ino
+
+
+@lru_cache(maxsize=8)
+def _large(path: Path, table: str, version: tuple[int, ...]) -> pd.DataFrame:
+    return parsed(_text(path) or "", table, path)
+
+
+def _joined(old: pd.DataFrame, added: Mapping[str, str], table: str, path: Path) -> pd.DataFrame:
+    """A large table with the texts of the additions in place of its rows of the same runs."""
+    if not added:
+        return old
+    bodies: dict[str, list[str]] = {}
+    for text in added.values():
+        head, _, body = text.partition("\n")
+        bodies.setdefault(head, []).append(body)
+    new = [parsed(f"{head}\n{''.join(parts)}", table, path) for head, parts in bodies.items()]
+    frames = [frame for frame in (old[~old["run_id"].isin(added)], *new) if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else framed(table, ())
 
 
 def read_table(folder: Path, table: str) -> pd.DataFrame:
+    """A table as it stands, with what has been added; empty if there is none. Raises ValueError for a damaged file."""
     path = folder / f"{table}.csv"
-    if not path.exists():
-        return pd.DataFrame(columns=list(_columns(table)))
+    added = _added(folder, path.name)  # before the large table, which then has what is merged in between
+    old = _large(path, table, _version(path)).copy(deep=False) if path.exists() else framed(table, ())
+    return _joined(old, added, table, path)
+
+
+def _as_it_stands(folder: Path, table: str) -> Callable[[], pd.DataFrame]:
+    """What `read_table` gives now, made of what is read now when it is asked for: most of the time is the parsing."""
+    path = folder / f"{table}.csv"
+    added, text = _added(folder, path.name), _text(path)
+
+    def read() -> pd.DataFrame:
+        old = framed(table, ()) if text is None else parsed(text, table, path)
+        return _joined(old, added, table, path)
+
+    return read
+
+
+@lru_cache(maxsize=4)
+def _large_provenance(path: Path, version: tuple[int, ...]) -> Mapping[str, dict[str, Any]]:
     try:
-        frame = pd.read_csv(path, keep_default_na=True, dtype={"outcomes": str, "distances": str, "options": str})
-    except (ValueError, OSError) as error:
-        raise invalid("file", str(path), f"a readable CSV ({error})") from error
-    # a setting that came later than the file: no run of it has it
-    frame = frame.reindex(columns=[*frame, *(c for c in _columns(table) if c in SETTINGS and c not in frame)])
-    absent = [column for column in _columns(table) if column not in frame]
-    if absent:
-        raise invalid("columns", list(frame.columns), f"including {', '.join(absent)} in {path}")
-    _check(frame, path)
-    return frame
-
-
-COUNTS = ("n_examples", "n_test", "n_correct", "n_attacked", "n_zero_gradient", "epoch", "index")
-STATUS = ("done", "diverged")
-
-
-def _check(frame: pd.DataFrame, path: Path) -> None:
-    """Raise ValueError, naming file, line and column, for what no run writes: a table that was edited by hand."""
-
-    def refuse(bad: pd.Series[Any], column: str, accepted: str) -> None:
-        if bad.any():
-            line = int(bad.to_numpy().argmax())
-            value = frame[column].iloc[line]
-            value = value.item() if hasattr(value, "item") else value
-            raise invalid(f"{path}, line {line + 2}: {column}", value, accepted)
-
-    for column in (c for c in COUNTS if c in frame):
-        number = pd.to_numeric(frame[column], errors="coerce")
-        refuse(number.isna() & frame[column].notna() | (number < 0) | (number % 1 > 0), column, "a whole number >= 0")
-    for column in ("n_correct", "n_attacked", "n_zero_gradient"):
-        whole = "n_examples" if "n_examples" in frame else "n_test"
-        if column in frame and whole in frame:
-            refuse(frame[column] > frame[whole], column, f"at most {whole}")
-    if "outcomes" in frame:
-        refuse(~frame["outcomes"].fillna("").str.fullmatch(r"([0-9a-f]{2})*"), "outcomes", "hexadecimal digits")
-    if "status" in frame:
-        refuse(~frame["status"].isin(STATUS), "status", " or ".join(STATUS))
-        refuse(frame["run_id"].duplicated(), "run_id", "given once")
-        refuse((frame["status"] == "done") & frame["n_test"].isna(), "n_test", "given for a run that is done")
-
-
-def read_runs(folder: Path) -> pd.DataFrame:
-    """runs.csv as it stands; empty if there is none."""
-    return read_table(folder, "runs")
+        return dict(json.loads(_text(path) or "")["runs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise invalid("file", str(path), f"readable JSON with a key 'runs' ({error})") from error
 
 
 def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
-    """provenance.json as a dict by run_id; empty if there is none."""
+    """provenance.json as a dict by run_id, with what has been added; empty if there is none."""
     path = folder / "provenance.json"
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["runs"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise invalid("file", str(path), f"readable JSON with a key 'runs' ({error})") from error
+    added = {run_id: json.loads(text) for run_id, text in _added(folder, path.name).items()}
+    old = _large_provenance(path, _version(path)) if path.exists() else {}
+    return {**old, **added}
+
+
+def _entry(folder: Path, run_id: str, before: Path | None) -> dict[str, Any]:
+    """The provenance of one run; before: the last addition of it."""
+    if before and (text := _text(before / "provenance.json")):
+        return dict(json.loads(text))
+    path = folder / "provenance.json"
+    return dict(_large_provenance(path, _version(path)).get(run_id, {})) if path.exists() else {}
+
+
+def rows_of(folder: Path, table: str, run_id: str) -> list[dict[str, Any]]:
+    """What a table of `folder` has on a run."""
+    frame = read_table(folder, table)
+    return records(frame[frame["run_id"] == run_id])
 
 
 class Measurement(NamedTuple):
@@ -189,20 +224,16 @@ def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]
 
     attacks: what a run must have been measured under, unless it diverged.
     """
-    runs, sources = read_table(folder, "runs"), read_provenance(folder)
-    measured = {(row["run_id"], *measurement(row)) for row in read_table(folder, "robustness").to_dict("records")}
-    wanted = list(attacks)
-    complete = set()
-    for run_id, spec_hash, status, n_test in zip(
-        runs["run_id"], runs["spec_hash"], runs["status"], runs["n_test"], strict=True
-    ):
-        # a writer that was killed leaves the provenance of one specification beside the row of another
-        source = sources.get(run_id, {}).get("spec_hash", spec_hash)
-        if hashes.get(run_id) == spec_hash == source and (
-            status == "diverged" or all((run_id, *attack.among(int(n_test))) in measured for attack in wanted)
-        ):
-            complete.add(run_id)
-    return complete
+    runs, robustness = read_table(folder, "runs"), read_table(folder, "robustness")
+    runs = runs[runs["spec_hash"] == runs["run_id"].map(hashes)]
+    complete, measured = runs["status"] != "diverged", robustness.fillna({"options": ""})
+    images = measured["run_id"].map(runs.set_index("run_id")["n_test"])
+    for wanted in attacks:
+        asked = images if wanted.n_examples is None else images.clip(upper=wanted.n_examples)
+        hit = (measured["attack"] == wanted.attack) & (measured["eps"] == _in_file(wanted.eps))
+        hit &= (measured["options"] == wanted.options) & (measured["n_examples"] == asked)
+        complete &= runs["run_id"].isin(measured.loc[hit, "run_id"])
+    return set(runs.loc[complete | (runs["status"] == "diverged"), "run_id"])
 
 
 def measured_rows(folder: Path, run_id: str, spec_hash: str) -> list[dict[str, Any]]:
@@ -210,17 +241,6 @@ def measured_rows(folder: Path, run_id: str, spec_hash: str) -> list[dict[str, A
     runs = read_table(folder, "runs")
     known = ((runs["run_id"] == run_id) & (runs["spec_hash"] == spec_hash)).any()
     return rows_of(folder, "robustness", run_id) if known else []
-
-
-def rows_of(folder: Path, table: str, run_id: str) -> list[dict[str, Any]]:
-    """What a table of `folder` has on a run."""
-    frame = read_table(folder, table)
-    return records(frame[frame["run_id"] == run_id])
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as dicts."""
-    return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
 
 
 def load(
@@ -233,14 +253,13 @@ def load(
 
     Raises ValueError, naming the changed keys, if a run of that name is of another specification.
     """
-    finished = done(folder, hashes, attacks)  # before the tables: a run is listed last, so these have all of its rows
+    finished = done(folder, hashes, attacks)
     if (folder / "runs.csv").exists():
         for table in COLUMNS:
             if not (folder / f"{table}.csv").exists():
                 raise invalid("results", str(folder), f"a folder with {table}.csv beside runs.csv")
     provenance = read_provenance(folder)
-    tables = {table: read_table(folder, table) for table in (*COLUMNS, *AFTERWARDS)}
-    runs = tables["runs"]
+    runs = read_table(folder, "runs")
     for run_id, spec_hash in zip(runs["run_id"], runs["spec_hash"], strict=True):
         if run_id in hashes and hashes[run_id] != spec_hash:
             changed = _changes(provenance.get(run_id, {}).get("spec", {}), specs[run_id])
@@ -249,9 +268,14 @@ def load(
                 "rerun it, or restore the experiment file"
             )
     complete = [run_id for run_id in hashes if run_id in finished]
-    kept = {table: frame[frame["run_id"].isin(complete)].reset_index(drop=True) for table, frame in tables.items()}
+    stands = {table: _as_it_stands(folder, table) for table in (*COLUMNS, *AFTERWARDS)}
+
+    def read(table: str) -> pd.DataFrame:
+        frame = stands[table]()
+        return frame[frame["run_id"].isin(complete)].reset_index(drop=True)
+
     missing = tuple(run_id for run_id in hashes if run_id not in finished)
-    return Results(**kept, provenance={r: provenance[r] for r in complete if r in provenance}, missing=missing)
+    return Results(Tables(read), {r: provenance[r] for r in complete if r in provenance}, missing)
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
@@ -266,111 +290,30 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -
     return ", ".join(found) or "the definition of the hash"
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if the block succeeds, and vanishes otherwise.
-
-    The caller holds the lock that guards `path`: temporaries that are there are those of writers that were killed.
-    """
-    for dead in path.parent.glob(f".{path.name}.*"):
-        dead.unlink(missing_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_writable(folder: Path) -> None:
-    """Create `folder`; raise ValueError if files cannot be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise invalid("results", str(folder), f"a writable folder ({error.strerror})") from error
-
-
-def check_locks() -> None:
-    """Raise ValueError if files cannot be locked in the results folder, as in some network file systems."""
-    try:
-        with lock("check"):
-            pass
-    except OSError as error:
-        raise invalid("results", str(paths.local()), f"on a file system with locks ({error.strerror})") from error
-
-
-def lock_file(name: str) -> Path:
-    """The file that is locked for a name: a path, or a key of results/local."""
-    return paths.local() / "locks" / f"{name}.lock"
-
-
-def lock(name: str, timeout: float = -1) -> FileLock:
-    """A lock between processes; the system frees it when its holder ends, however it ends. name: a path-like key.
-
-    Entering it raises OSError on a file system without locks: a file that merely exists would outlive its holder.
-    """
-    path = lock_file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path, timeout=timeout, fallback_to_soft=False)
-
-
-def guard(folder: Path, name: str) -> str:
-    """The name of a lock that lives in the folder which it guards: the same under every path that leads there."""
-    return str(folder.resolve() / ".locks" / name)
-
-
-def _whole(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Counts as integers also beside a blank, where pandas makes them floats: they are written in full."""
-    if column.dtype != float:
-        return column
-    known = column.dropna()
-    return column.astype("Int64") if ((known % 1 == 0) & (known.abs() < 2**53)).all() else column
-
-
-def _record(folder: Path, entries: Mapping[str, Any]) -> None:
-    """provenance.json with these entries, in place of those of the same names."""
-    known = {**read_provenance(folder), **entries}
-    with replacing(folder / "provenance.json") as part:
-        part.write_text(json.dumps({"runs": known}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provenance: Mapping[str, Any]) -> None:
-    """Add a completed cell: its rows replace those of the same run_id; runs.csv is written last.
+    """Add a completed cell: its rows replace those of the same run_id.
 
     What was measured afterwards stays where the weights are those that it was measured on, and goes where they are not.
     """
     with lock(guard(folder, "tables")):
         check_writable(folder)
-        old, new = read_provenance(folder).get(run_id, {}), dict(provenance)
+        before = _last(folder, run_id)
+        old, new = _entry(folder, run_id, before), dict(provenance)
         same = same_weights(old, new)
-        _record(folder, {run_id: {**{table: old[table] for table in AFTERWARDS if same and table in old}, **new}})
-        if not same:
-            for table in (t for t in AFTERWARDS if (folder / f"{t}.csv").exists()):
-                _replace_rows(folder, table, run_id, ())
-        for table in COLUMNS:
-            _replace_rows(folder, table, run_id, tables.get(table, ()))
-
-
-def same_weights(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two records of provenance are of the same weights: by their hash, and in records that have none, by the
-    specification and by where and from which code they were trained."""
-    key = "weights" if "weights" in old and "weights" in new else "training"
-    return bool(old) and all(old.get(k) == new.get(k) for k in ("spec_hash", key))
-
-
-def _replace_rows(folder: Path, table: str, run_id: str, rows: Iterable[Row]) -> None:
-    old = read_table(folder, table)
-    new = pd.DataFrame([dict(row) for row in rows], columns=list(_columns(table)))
-    old = old[old["run_id"] != run_id]
-    frame = pd.concat([f for f in (old, new) if len(f)], ignore_index=True) if len(old) or len(new) else new
-    frame = frame[list(_columns(table))].apply(_whole)
-    with replacing(folder / f"{table}.csv") as part:
-        frame.to_csv(part, index=False, float_format=FLOAT_FORMAT)
+        with _addition(folder, run_id) as part:
+            for table in AFTERWARDS:
+                if same and table in old:
+                    new[table] = old[table]
+                    if before and (before / f"{table}.csv").exists():
+                        shutil.copyfile(before / f"{table}.csv", part / f"{table}.csv")
+                elif table in old:
+                    write_csv(framed(table, ()), table, part / f"{table}.csv")
+            for table in COLUMNS:
+                write_csv(framed(table, tables.get(table, ())), table, part / f"{table}.csv")
+            _write_entry(new, part / "provenance.json")
 
 
 def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: Mapping[str, Any]) -> None:
@@ -380,8 +323,67 @@ def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: 
     """
     with lock(guard(folder, "tables")):
         check_writable(folder)
-        _record(folder, {run_id: {**read_provenance(folder).get(run_id, {}), table: dict(provenance)}})
-        _replace_rows(folder, table, run_id, rows)
+        before = _last(folder, run_id)
+        entry = _entry(folder, run_id, before)
+        with _addition(folder, run_id) as part:
+            if before:
+                shutil.copytree(before, part, dirs_exist_ok=True)
+            write_csv(framed(table, rows), table, part / f"{table}.csv")
+            _write_entry({**entry, table: dict(provenance)}, part / "provenance.json")
+
+
+def same_weights(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two records of provenance are of the same weights: by their hash, and in records that have none, by the
+    specification and by where and from which code they were trained."""
+    key = "weights" if "weights" in old and "weights" in new else "training"
+    return bool(old) and all(old.get(k) == new.get(k) for k in ("spec_hash", key))
+
+
+@contextmanager
+def _addition(folder: Path, run_id: str) -> Iterator[Path]:
+    """A folder that becomes the last addition of a run if the block succeeds. The caller holds the lock."""
+    added = folder / ".added"
+    added.mkdir(exist_ok=True)
+    for dead in added.glob(".*"):
+        shutil.rmtree(dead)
+    before = list(added.glob(f"{glob.escape(run_id)}@*"))
+    number = max((int(path.name.partition("@")[2]) for path in before), default=0) + 1
+    with tempfile.TemporaryDirectory(dir=added, prefix=".", ignore_cleanup_errors=True) as part:
+        yield Path(part)
+        Path(part).chmod(0o755)
+        Path(part).rename(added / f"{run_id}@{number}")
+    for path in before:
+        shutil.rmtree(path)
+
+
+def _write_provenance(folder: Path, entries: Mapping[str, Any]) -> None:
+    with replacing(folder / "provenance.json") as part:
+        part.write_text(json.dumps({"runs": entries}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_entry(entry: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(entry, sort_keys=True) + "\n", encoding="utf-8")
+
+
+FEW = 256
+"""As many additions cost a reader little."""
+
+
+def fold(folder: Path, unless: int = 0) -> None:
+    """Merge the additions into the tables, unless there are only so many."""
+    if len(_additions(folder)) <= unless:
+        return
+    with lock(guard(folder, "tables")):
+        added = _additions(folder)
+        if len(added) <= unless:
+            return
+        _write_provenance(folder, read_provenance(folder))
+        for table in (*AFTERWARDS, *COLUMNS):
+            if table in COLUMNS or any((path / f"{table}.csv").exists() for path in added.values()):
+                frame = read_table(folder, table)
+                with replacing(folder / f"{table}.csv") as part:
+                    write_csv(frame, table, part)
+        shutil.rmtree(folder / ".added")
 
 
 def save_table(folder: Path, table: str, rows: Iterable[Row], provenance: Mapping[str, Any], key: str = "") -> None:
@@ -397,6 +399,6 @@ def save_table(folder: Path, table: str, rows: Iterable[Row], provenance: Mappin
         if key and path.exists():
             old = pd.read_csv(path)
             new = pd.concat([old[~old[key].isin(new[key])], new], ignore_index=True)
-        _record(folder, {name: dict(provenance) for name in names})
+        _write_provenance(folder, {**read_provenance(folder), **{name: dict(provenance) for name in names}})
         with replacing(path) as part:
             new.to_csv(part, index=False, float_format="%.4g")

@@ -7,14 +7,13 @@ seed by seed. A cell that is missing is "waiting", one that diverged is "diverge
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from study.results.store import AFTERWARDS, COLUMNS, Results
+from study.results.store import Results
 from study.settings import SETTINGS, label_suffix, name_suffix, parsed
 from study.statistics.comparison import Gap, mean_std, student, wilson
 from study.statistics.looks import LOOKS, look
@@ -82,7 +81,7 @@ def trainings(results: Results) -> dict[str, Results]:
     about = pd.concat([results.runs[["run_id", *ADVERSARIAL]], absent[["run_id", *ADVERSARIAL]]])
     kinds = {row["run_id"]: training(row) for row in about.astype(dict.fromkeys(ADVERSARIAL, float)).to_dict("records")}
     order = dict.fromkeys(kinds[run_id] for run_id in sorted(kinds, key=lambda run_id: kinds[run_id] != "plain"))
-    return {kind: restricted(results, {run_id for run_id, own in kinds.items() if own == kind}) for kind in order}
+    return {kind: results.restricted([run_id for run_id, own in kinds.items() if own == kind]) for kind in order}
 
 
 def pick(
@@ -101,19 +100,12 @@ def pick(
             keep &= values.isna() | values.isin(allowed or list(values))
         return list(frame.loc[keep, "run_id"])
 
-    return restricted(results, {*chosen(results.runs), *chosen(_settings(results.missing))})
-
-
-def restricted(results: Results, run_ids: Collection[str]) -> Results:
-    """The part of these runs, done and missing."""
-    tables = {name: getattr(results, name) for name in (*COLUMNS, *AFTERWARDS)}
-    kept = {name: frame[frame["run_id"].isin(run_ids)] for name, frame in tables.items()}
-    return replace(results, missing=tuple(run_id for run_id in results.missing if run_id in run_ids), **kept)
+    return results.restricted([*chosen(results.runs), *chosen(_settings(results.missing))])
 
 
 def attacked(results: Results) -> Results:
     """The part that the attack suite has measured."""
-    return restricted(results, set(results.attacks["run_id"]))
+    return results.restricted(results.attacks["run_id"])
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------

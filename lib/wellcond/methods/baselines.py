@@ -6,13 +6,13 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from wellcond.layers import weight_layers
+from wellcond.layers import trained_layers
 from wellcond.methods.method import Method, Settings, decayed, dense, factors, plain_groups, register
 
 
 def _spectrally_normalized(model: nn.Module, settings: Settings) -> nn.Module:
     decayed(model, settings)
-    for layer in weight_layers(model).values():
+    for layer in trained_layers(model).values():
         spectral_norm(layer)
     return model
 

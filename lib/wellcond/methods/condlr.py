@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wellcond.convert import factorize
 from wellcond.integrator import Factors
-from wellcond.layers import weight_layers
+from wellcond.layers import trained_layers
 from wellcond.methods.method import Method, Settings, decayed, last_layer, plain_groups, register
 from wellcond.optim import UPDATES, Group, State, clip_weight, constrain, copy_, factors_of, param_groups, with_rest
 from wellcond.spectrum import clip_spectrum
@@ -98,14 +98,14 @@ def _published_groups(model: nn.Module, settings: Settings) -> list[Group]:
 def _clipped(model: nn.Module, settings: Settings) -> nn.Module:
     decayed(model, settings)
     with torch.no_grad():
-        for layer in weight_layers(model).values():
+        for layer in trained_layers(model).values():
             assert isinstance(layer.weight, Tensor)
             clip_weight(layer.weight, settings.max_cond)
     return model
 
 
 def _clipped_groups(model: nn.Module, settings: Settings) -> list[Group]:
-    weights = [layer.weight for layer in weight_layers(model).values()]
+    weights = [layer.weight for layer in trained_layers(model).values()]
     return with_rest(model, [{"params": weights, "kind": "clipped", "max_cond": settings.max_cond}])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wellcond.convert import factorize, matching
 from wellcond.errors import invalid, unknown
-from wellcond.layers import LowRankLayer, full_rank, matricize, weight_layers
+from wellcond.layers import LowRankLayer, full_rank, matricize, trained_layers, weight_layers
 from wellcond.optim import Group, LowRankSGD, param_groups
 
 Penalty = Callable[[nn.Module], Tensor]
@@ -165,13 +165,13 @@ def decay_spectra(model: nn.Module, alpha: float, skip: str | Iterable[str] = ()
     """Multiply, in place, the singular values σ_0 >= σ_1 >= ... of every weight matrix by α^-k, k = 0, 1, ...
 
     An ill-conditioned start with an unchanged norm; for a network as `factorize` returns it, whose factors are in the
-    order of the singular values. skip: names or patterns of layers left alone. Returns the model.
+    order of the singular values. skip: names or patterns of layers left alone, as frozen ones are. Returns the model.
     Raises ValueError if alpha < 1, or a pattern matches no layer.
     """
     if not 1 <= alpha < math.inf:
         raise invalid("decay", alpha, ">= 1")
     skipped = matching(skip, weight_layers(model), "skip")
-    for name, layer in weight_layers(model).items():
+    for name, layer in trained_layers(model).items():
         if name in skipped or alpha == 1:
             continue
         device = next(layer.parameters()).device

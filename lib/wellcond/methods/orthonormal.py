@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from torch import nn
 
-from wellcond.layers import weight_layers
+from wellcond.layers import trained_layers
 from wellcond.methods.method import Method, Settings, register
 from wellcond.optim import Group, orthonormalize, with_rest
 
 
 def _orthonormal(model: nn.Module, settings: Settings) -> nn.Module:
-    for layer in weight_layers(model).values():
+    for layer in trained_layers(model).values():
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         orthonormalize(layer.weight)
     return model
@@ -20,7 +20,7 @@ def _orthonormal(model: nn.Module, settings: Settings) -> nn.Module:
 
 def _stiefel_groups(retraction: str) -> Callable[[nn.Module, Settings], list[Group]]:
     def groups(model: nn.Module, settings: Settings) -> list[Group]:
-        weights = [layer.weight for layer in weight_layers(model).values()]
+        weights = [layer.weight for layer in trained_layers(model).values()]
         return with_rest(model, [{"params": weights, "kind": "stiefel", "retraction": retraction}])
 
     return groups

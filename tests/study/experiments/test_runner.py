@@ -24,7 +24,7 @@ from study.experiments.engines import local as jobs
 from study.experiments.failures import Failed
 from study.experiments.specification import Experiment
 from study.presentation import conditioning as conditioning_report
-from study.results import claims, provenance
+from study.results import claims, files, provenance
 from study.results import store as results
 from study.statistics import frames as analysis
 from wellcond.counts import count_parameters
@@ -494,7 +494,7 @@ def test_a_batch_is_of_missing_cells_that_nobody_else_is_running(project, monkey
     spec = project(DENSE, UV, head=HEAD.replace("seeds = [0]", "seeds = [0, 1, 2, 3]"))
     quiet(spec, only=["dense-s1"])
     sizes = sizes_of_batches(monkeypatch)
-    with results.lock(results.guard(spec.folder(), "cell-dense-s2")):
+    with files.lock(files.guard(spec.folder(), "cell-dense-s2")):
         quiet(spec, only=["dense-*"], together=4)
     assert sizes == [2]
     assert runner.load(spec).runs["run_id"].tolist() == ["dense-s1", "dense-s0", "dense-s3"]
@@ -705,7 +705,7 @@ def test_adversarial_training_of_any_method(project, monkeypatch):
         "U Vᵀ, ratio 0.5, TRADES 6, ε = 0.1",
     ]
     assert set(analysis.pick(found, ["dense"]).runs["run_id"]) == {id for id in runs.index if id.startswith("dense-")}
-    waiting = analysis.waiting(replace(found, runs=found.runs[:0], missing=tuple(runs.index)))
+    waiting = analysis.waiting(replace(found.restricted([]), missing=tuple(runs.index)))
     assert set(waiting["configuration"]) == set(analysis.by_seed(found).columns)
 
 

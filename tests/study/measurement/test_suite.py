@@ -23,6 +23,7 @@ from study.measurement import attack_suite as suite
 from study.measurement.attack_suite import Trial, attack_row, clean_row, distortion_row, transfer_rows
 from study.results import store as results
 from study.results.outcomes import unpack, unpack_distances
+from study.results.tables import records
 
 CLASSES = 10
 
@@ -238,8 +239,8 @@ def test_an_experiment_is_assessed_as_declared(trained):
     rows = found.attacks
     assert rows.groupby("run_id").size().to_dict() == {"dense-s0": 6, "dense-s1": 6, "uv-r0.5-s0": 7, "uv-r0.5-s1": 7}
     assert set(rows.query("attack == 'clean'")["n_examples"]) == {30, 40}  # first the 30 of FGSM, then all
-    assert all(results.measurement(row).options for row in results.records(rows.query("attack == 'pgd_linf'")))
-    for row in results.records(rows):
+    assert all(results.measurement(row).options for row in records(rows.query("attack == 'pgd_linf'")))
+    for row in records(rows):
         bits = unpack(row["outcomes"], row["n_examples"])
         assert bits.sum() == row["n_correct"]
     attacked = rows[rows["attack"] != "clean"].set_index(["run_id", "attack", "eps"])
@@ -309,6 +310,26 @@ def test_lost_weights_are_trained_again(trained):
     found = quiet(trained, only=[cell.run_id])
     n_correct = found.runs.set_index("run_id")["n_correct"][cell.run_id]
     assert found.attacks.query("attack == 'clean' and n_examples == 40")["n_correct"].tolist() == [n_correct]
+
+
+def test_weights_that_are_not_those_of_the_results_are_not_measured(trained):
+    """As those of a training on another machine; they are recorded anew, and then measured."""
+    spec, (cell, *_) = trained, trained.cells()
+    path = networks.weights_file(cell)
+    saved = torch.load(path, weights_only=True)
+    name = next(iter(saved["model"]))
+    saved["model"][name] = saved["model"][name] + 0.5
+    saved.pop("digest")
+    torch.save(saved, path)
+    with pytest.raises(
+        Failed, match=r"weights of dense-s0 = '\w{16}': must be those that its results are of, \w{16}; "
+    ):
+        quiet(spec, only=["dense-s0"])
+    assert results.read_table(spec.folder(), "attacks").empty
+    table = results.read_table(spec.folder(), "runs")
+    table[table["run_id"] != "dense-s0"].to_csv(spec.folder() / "runs.csv", index=False)
+    run_experiment(spec, device="cpu", progress=False)
+    assert set(quiet(spec, only=["dense-s0"]).attacks["run_id"]) == {"dense-s0"}
 
 
 @pytest.mark.parametrize("same", [True, False])

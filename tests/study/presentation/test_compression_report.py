@@ -1,12 +1,12 @@
 """What is drawn and tabulated of compressed networks is what the tables say."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import with_tables
 from study.presentation import compression as compression_report
 from study.presentation.compression import (
     area_table,
@@ -114,7 +114,7 @@ def results():
     ]
     frames |= {"spectra": pd.DataFrame(sigmas), "compressions": pd.DataFrame(rows), "filters": pd.DataFrame(norms)}
     frames["runs"] = pd.DataFrame(runs, columns=list(COLUMNS["runs"]))
-    return Results(**frames, provenance={})
+    return Results(frames, provenance={})
 
 
 def under(run_id, attack, n_correct, n=100, eps=0.1):
@@ -126,7 +126,7 @@ def under(run_id, attack, n_correct, n=100, eps=0.1):
 @pytest.fixture
 def empty():
     tables = {**COLUMNS, **AFTERWARDS}
-    return Results(**{table: pd.DataFrame(columns=list(columns)) for table, columns in tables.items()}, provenance={})
+    return Results({table: pd.DataFrame(columns=list(columns)) for table, columns in tables.items()})
 
 
 FW = "fw_nuclear"
@@ -148,7 +148,7 @@ def test_sizes_and_rates_are_those_of_the_rows(results):
 def test_strong_attacks_on_compressed_networks_beside_those_used_as_they_were_trained(results):
     fgsm, strong = "fgsm", "autoattack_linf"
     frame = [row("dense-s0", 0.9, 30, attack=strong, eps=0.1), row("dense-s0", 0.5, 33, attack=strong, eps=0.1)]
-    results = replace(
+    results = with_tables(
         results,
         compressions=pd.concat([results.compressions, pd.DataFrame(frame)]),
         attacks=pd.DataFrame(

@@ -64,7 +64,7 @@ def results_of(*networks, missing=()):
         table: pd.DataFrame([row for n in networks for row in n.get(table, [])], columns=list(columns))
         for table, columns in {**COLUMNS, **AFTERWARDS}.items()
     }
-    return Results(**frames, provenance={}, missing=tuple(missing))
+    return Results(frames, provenance={}, missing=tuple(missing))
 
 
 GROWTH = results_of(

@@ -63,7 +63,7 @@ def results_of(*cells, missing=()):
         table: pd.DataFrame([row for c in cells for row in c.get(table, [])], columns=list(columns))
         for table, columns in {**COLUMNS, **AFTERWARDS}.items()
     }
-    return Results(**frames, provenance={}, missing=tuple(missing))
+    return Results(frames, provenance={}, missing=tuple(missing))
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import math
 import operator
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
+from helpers import with_tables
 from study import paths
 from study.attacks.registry import ATTACKS
 from study.experiments.cells import load
@@ -50,7 +50,7 @@ def results_of(missing=(), **tables):
         table: pd.DataFrame(tables.get(table, []), columns=list(columns))
         for table, columns in {**COLUMNS, **AFTERWARDS}.items()
     }
-    return Results(**frames, provenance={}, missing=tuple(missing))
+    return Results(frames, provenance={}, missing=tuple(missing))
 
 
 DENSE, USV = "dense SGD", "projected U S Vᵀ, ratio 0.8"
@@ -129,7 +129,7 @@ def test_a_threat_is_read_off_the_tables(study):
     assert math.isnan(nothing.eps)
     assert threat_model.survivors(study, nothing) == {}
     wider = row("dense-s0", "pgd_linf", 0.3, bits(*range(N)))
-    more = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame([wider])]))
+    more = with_tables(study, attacks=pd.concat([study.attacks, pd.DataFrame([wider])]))
     assert threat_model.threat(more, "c", "pgd_linf").eps == 0.3
     assert threat_model.threat(more, "c", "pgd_linf", at_most=0.2).eps == 0.1
 
@@ -143,7 +143,7 @@ def test_what_is_covered_and_how_close_the_networks_are_to_those_of_the_grid(stu
     assert "trained again" not in text
     rows = [("dense-s0", 95, 100), ("dense-s1", 93, 100), ("usv-r0.8-s0", 30, 40)]  # the last one on fewer images
     rows = [{"run_id": r, "quantity": "n_correct", "value": k, "n_examples": n} for r, k, n in rows]
-    text = robustness.coverage_text(replace(study, confidence=pd.DataFrame(rows)))
+    text = robustness.coverage_text(with_tables(study, confidence=pd.DataFrame(rows)))
     assert "of 2, 1 have exactly the clean count" in text
     assert "differ by at most 2 images of 100 " in text
 
@@ -173,9 +173,10 @@ def test_what_an_attack_adds_to_all_others_of_its_norm(study):
         row("dense-s0", "pgd_l2", 0.1, bits(4), norm="l2"),
         row("dense-s0", "pgd_linf", 0.2, bits(5)),
     ]
-    found = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame(new)]))
+    found = with_tables(study, attacks=pd.concat([study.attacks, pd.DataFrame(new)]))
     # dense-s0 has lost 0 to 3, to PGD, 20 to FGSM and 0 to 5 on scaled logits
-    without = replace(found, attacks=found.attacks[found.attacks["attack"] != "pgd_linf_scaled"])
+    unscaled = found.attacks[found.attacks["attack"] != "pgd_linf_scaled"]
+    without = with_tables(found, attacks=unscaled)
     added = robustness.additions(without, "autoattack_linf").set_index(["eps", "run_id"])
     assert added.loc[(0.1, "dense-s0")].tolist() == [25, 2]
     assert added.loc[(0.1, "usv-r0.8-s0")].tolist() == [28, 0]
@@ -255,7 +256,7 @@ def spectrum(run_id, *layers):
 def test_what_the_accuracy_follows(study):
     """Four networks, of which one has no spectrum; then rates that fall with the norms, whatever κ is."""
     spectra = [*spectrum("dense-s0", (8, 2), (3, 1)), *spectrum("usv-r0.8-s1", (5, 5), (2, 1))]
-    frame = threat_model.exposed(replace(study, spectra=pd.DataFrame(spectra)), STRONG)
+    frame = threat_model.exposed(with_tables(study, spectra=pd.DataFrame(spectra)), STRONG)
     assert frame[["run_id", "rate", "kappa", "gain"]].to_numpy().tolist() == [
         ["dense-s0", 87.5, 4.0, 24.0],
         ["usv-r0.8-s1", 95.0, 2.0, 10.0],
@@ -312,7 +313,7 @@ def test_figures_draw_what_there_is(study):
 def test_the_ranking_names_all_configurations_from_the_most_robust_down(study):
     """Above, what keeps more under the first threat, whatever it keeps under the second: dense is as good in l2."""
     other = [row(run_id, "pgd_l2", 1.0, bits(0), norm="l2") for run_id in ("dense-s0", "usv-r0.8-s0")]
-    more = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame(other)]))
+    more = with_tables(study, attacks=pd.concat([study.attacks, pd.DataFrame(other)]))
     fig = figures.plot_ranking(more, [STRONG, Threat("PGD ℓ₂", ("pgd_l2",), 1.0, N)])
     left, right = fig.axes
     assert [label.get_text() for label in left.get_yticklabels()] == [DENSE, USV]  # upwards
@@ -328,7 +329,7 @@ def test_the_ranking_names_all_configurations_from_the_most_robust_down(study):
 def test_curves_have_the_radii_that_all_configurations_have(study):
     """A curve with a radius of its own would look stronger or weaker there than the straight lines of the others."""
     alone = row("dense-s0", "pgd_linf", 0.05, bits(0), options="restarts=5 steps=100")
-    more = replace(study, attacks=pd.concat([study.attacks, pd.DataFrame([alone])]))
+    more = with_tables(study, attacks=pd.concat([study.attacks, pd.DataFrame([alone])]))
     fig = figures.plot_radii(more, ["pgd_linf"], {"linf": 0.1})
     assert [list(line.get_xdata()) for line in fig.axes[0].lines] == [[0, 0.1]] * 2
     plt.close(fig)

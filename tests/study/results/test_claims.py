@@ -9,8 +9,7 @@ import time
 import pytest
 from filelock import Timeout
 
-from study.results import claims
-from study.results import store as results
+from study.results import claims, files
 
 HELD = {"SLURM_JOB_ID": "15", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
 
@@ -85,7 +84,7 @@ def test_a_lock_that_may_not_be_tried_is_not_shown(folder, monkeypatch):
         raise PermissionError
 
     with claims.claimed("one"):
-        monkeypatch.setattr(results, "lock", refuse)
+        monkeypatch.setattr(files, "lock", refuse)
         assert claims.holder("one") is None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from study.results import files
 from study.results import store as results
 from study.results.store import Measurement
 
@@ -89,6 +90,7 @@ def test_what_is_saved_is_loaded(folder):
     assert found.curves["value"].tolist() == pytest.approx(2 * [1 / 3], rel=1e-8)
     assert found.spectra["singular_value"].tolist() == 2 * [1.5, 0.5]
     assert found.provenance["a-s0"]["spec"] == spec_of("a-s0")
+    results.fold(folder)
     assert sorted(path.name for path in folder.glob("[!.]*")) == sorted(
         [*(f"{table}.csv" for table in results.COLUMNS), "provenance.json"]
     )
@@ -96,16 +98,17 @@ def test_what_is_saved_is_loaded(folder):
 
 def test_files_are_plain_text_that_anyone_may_read(folder):
     save(folder, "a-s0")
+    results.fold(folder)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o644 for path in folder.glob("[!.]*"))
     frame = pd.read_csv(folder / "runs.csv")
-    assert list(frame.columns) == list(results.RUNS)
+    assert list(frame.columns) == list(results.COLUMNS["runs"])
     assert json.loads((folder / "provenance.json").read_text())["runs"].keys() == {"a-s0"}
 
 
 def test_nothing_is_there_before_the_first_run(folder):
     found = load(folder, "a-s0")
     assert found.missing == ("a-s0",)
-    assert all(getattr(found, table).empty for table in results.COLUMNS)
+    assert all(found.tables[table].empty for table in results.COLUMNS)
     assert not folder.exists()
 
 
@@ -128,6 +131,7 @@ def test_counts_survive_beside_a_run_without_them(folder):
     runs = load(folder, "a-s0", "b-s0", "c-s0").runs.set_index("run_id")
     assert runs["flops_dense"]["a-s0"] == runs["flops_dense"]["c-s0"] == 12_345_678_901
     assert math.isnan(runs["n_correct"]["b-s0"])
+    results.fold(folder)
     assert ",12345678901," in (folder / "runs.csv").read_text()
     assert not re.search(r"\d\.0,", (folder / "runs.csv").read_text())
 
@@ -194,28 +198,96 @@ def test_select_joins_the_description_of_each_run(folder):
 WRITTEN = ["provenance.json", *(f"{table}.csv" for table in results.COLUMNS)]
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_a_crash_at_any_file_leaves_the_cell_undone_and_the_others_whole(folder, monkeypatch, name):
-    save(folder, "a-s0")
-    replace = Path.replace
+def crashing(monkeypatch, function, when):
+    """Let a method of Path raise KeyboardInterrupt where `when` is true of its target."""
+    original = getattr(Path, function)
 
     def crash(self, target):
-        if Path(target).name == name:
+        if when(Path(target)):
             raise KeyboardInterrupt
-        return replace(self, target)
+        return original(self, target)
 
-    monkeypatch.setattr(Path, "replace", crash)
-    with pytest.raises(KeyboardInterrupt):
-        save(folder, "b-s0")
-    monkeypatch.setattr(Path, "replace", replace)
-    found = load(folder, "a-s0", "b-s0")
-    assert found.missing == ("b-s0",)
-    assert set(found.robustness["run_id"]) == set(found.curves["run_id"]) == {"a-s0"}
-    assert {path.name for path in folder.iterdir()} - {".locks"} == set(WRITTEN)  # no temporary file is left
+    monkeypatch.setattr(Path, function, crash)
+
+
+def written(folder):
+    return {path.name for path in folder.iterdir()} - {".locks", ".added"}
+
+
+def test_a_crash_before_a_cell_is_whole_leaves_nothing_of_it(folder, monkeypatch):
+    save(folder, "a-s0")
+    with monkeypatch.context() as patch:
+        crashing(patch, "rename", lambda target: target.name.startswith("b-s0"))
+        with pytest.raises(KeyboardInterrupt):
+            save(folder, "b-s0")
+    assert load(folder, "a-s0", "b-s0").missing == ("b-s0",)
     save(folder, "b-s0")
-    found = load(folder, "a-s0", "b-s0")
+    assert load(folder, "a-s0", "b-s0").missing == ()
+    assert sorted(path.name for path in (folder / ".added").iterdir()) == ["a-s0@1", "b-s0@1"]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_crash_at_any_file_of_the_merging_loses_nothing(folder, monkeypatch, name):
+    save(folder, "a-s0")
+    results.fold(folder)
+    save(folder, "a-s0", n_correct=9000)
+    save(folder, "b-s0")
+    with monkeypatch.context() as patch:
+        crashing(patch, "replace", lambda target: target.name == name)
+        with pytest.raises(KeyboardInterrupt):
+            results.fold(folder)
+    for _ in range(2):
+        found = load(folder, "a-s0", "b-s0")
+        assert found.missing == ()
+        assert (len(found.runs), len(found.robustness), len(found.curves), len(found.spectra)) == (2, 4, 2, 4)
+        assert found.runs.set_index("run_id")["n_correct"].to_dict() == {"a-s0": 9000, "b-s0": 9876}
+        results.fold(folder)
+    assert {path.name for path in folder.iterdir()} - {".locks"} == set(WRITTEN)  # no temporary file is left
+
+
+def test_a_crash_while_additions_are_removed_loses_nothing(folder, monkeypatch):
+    save(folder, "a-s0")
+    results.add(folder, "a-s0", "filters", [{"run_id": "a-s0", "layer": "fc1", "index": 0, "norm": 1.5}], {})
+    with monkeypatch.context() as patch:
+        patch.setattr(results.shutil, "rmtree", lambda path: (path / "a-s0@2" / "runs.csv").unlink())
+        results.fold(folder)
+    found = load(folder, "a-s0")
     assert found.missing == ()
-    assert (len(found.runs), len(found.robustness), len(found.spectra)) == (2, 4, 4)
+    assert (len(found.runs), len(found.robustness), len(found.filters)) == (1, 2, 1)
+
+
+def test_merging_changes_nothing_that_is_read(folder):
+    for run_id in ("a-s0", "b-s0", "c-s0"):
+        save(folder, run_id)
+        if run_id == "a-s0":
+            results.fold(folder)
+    save(folder, "a-s0", n_correct=9000)
+    results.add(folder, "b-s0", "filters", [{"run_id": "b-s0", "layer": "fc1", "index": 0, "norm": 1 / 3}], {"x": 1})
+    before = load(folder, "a-s0", "b-s0", "c-s0")
+    read = {table: before.tables[table] for table in (*results.COLUMNS, "filters")}
+    results.fold(folder)
+    after = load(folder, "a-s0", "b-s0", "c-s0")
+    for table, frame in read.items():
+        pd.testing.assert_frame_equal(frame, after.tables[table], check_dtype=False)
+    assert after.provenance == before.provenance
+    assert not (folder / ".added").exists()
+    text = {path.name: path.read_text() for path in folder.glob("[!.]*")}
+    results.fold(folder)
+    assert {path.name: path.read_text() for path in folder.glob("[!.]*")} == text
+
+
+def test_what_was_measured_afterwards_goes_with_the_weights(folder):
+    row = {"run_id": "a-s0", "layer": "fc1", "index": 0, "norm": 1.5}
+    for fold in (results.fold, lambda folder: None):
+        for weights, left in (("one", 0), ("one", 1), ("two", 0)):
+            about = {"spec": spec_of("a-s0"), "spec_hash": "hash-a-s0", "weights": weights}
+            results.save(folder, "a-s0", tables("a-s0"), about)
+            fold(folder)
+            assert len(load(folder, "a-s0").filters) == left
+            assert ("filters" in load(folder, "a-s0").provenance["a-s0"]) == bool(left)
+            results.add(folder, "a-s0", "filters", [row], {"commit": "x"})
+            fold(folder)
+            assert len(load(folder, "a-s0").filters) == 1
 
 
 def write_many(folder, writer):
@@ -243,7 +315,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, below):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     with pytest.raises(ValueError, match=r"results = '.*file.*': must be a writable folder \(") as caught:
-        results.check_writable(blocked / below)
+        files.check_writable(blocked / below)
     assert "\n" not in str(caught.value)
 
 
@@ -260,13 +332,14 @@ def test_a_folder_that_cannot_be_written(tmp_path, below):
 )
 def test_damaged_files_are_named(folder, name, content, message):
     save(folder, "a-s0")
+    results.fold(folder)
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         load(folder, "a-s0")
 
 
 def test_locks_exclude_each_other_and_are_freed(folder):
-    with results.lock("one"), pytest.raises(TimeoutError), results.lock("one", timeout=0):
+    with files.lock("one"), pytest.raises(TimeoutError), files.lock("one", timeout=0):
         pass
-    with results.lock("one", timeout=0), results.lock("two", timeout=0):
+    with files.lock("one", timeout=0), files.lock("two", timeout=0):
         pass
