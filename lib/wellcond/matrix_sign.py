@@ -22,10 +22,9 @@ from torch import Tensor
 
 from wellcond.linalg import upcast
 
-MAX_COND = 1.5  # above it the first μ is worse, and NEWTON_STEPS no longer always suffice
+MAX_COND = 10.0  # above it the first μ is so bad that `newton_steps` no longer suffice
 POLAR_LOWER = 1e-2  # singular values of S below this fraction of the norm bound get a polar factor of norm < 1
 SIGN_LOWER = 3e-5  # the same for H - μI: max |x|(1 - |s(x)|)/2 is then 1.3e-6 of the norm bound
-NEWTON_STEPS = 3
 CHEBYSHEV = 12  # N: tr T_k(H) for k < N² + N from 2N - 2 products
 GRID = 257
 CUSHION = 0.03  # keeps the cubics positive up to 1.01, so that rounding of the norm bound does no harm
@@ -147,14 +146,19 @@ def first_level(H: Tensor, max_cond: float) -> Tensor:
     return (mu0 + weight * (mu1 - mu0))[..., 0]
 
 
+def newton_steps(max_cond: float) -> int:
+    """Enough for an error in μ that moves the nearest matrix by less than 1e-4 ||S||_F."""
+    return 3 if max_cond <= 2 else 8
+
+
 def clip_nearly_feasible(S: Tensor, max_cond: float) -> Tensor:
     """The Frobenius-nearest matrix to S (..., r, r) with κ <= max_cond, in float32, from products alone.
 
     For κ(S) <= 3 max_cond and max_cond <= MAX_COND: κ of the result is below max_cond (1 + 1e-4), its distance from
-    the nearest matrix below 1e-4 ||S||_F, and a feasible S moves by less than 1e-5 ||S||_F. 220 products r³,
-    17 for max_cond = 1; inf returns S, and 0 gives 0. Singular values below POLAR_LOWER times the largest (κ(S) beyond
-    100) come out too small: the result is finite but not feasible, and only the exact projection will do. An S that is
-    not finite gives nan and no error. Products in TF32 would spoil the accuracy.
+    the nearest matrix below 1e-4 ||S||_F, and a feasible S moves by less than 1e-5 ||S||_F. 220 products r³, 510 for
+    max_cond > 2, 17 for max_cond = 1; inf returns S, and 0 gives 0. Singular values below POLAR_LOWER times the
+    largest (κ(S) beyond 100) come out too small: the result is finite but not feasible, and only the exact projection
+    will do. An S that is not finite gives nan and no error. Products in TF32 would spoil the accuracy.
     """
     if max_cond == math.inf:
         return S
@@ -168,7 +172,7 @@ def clip_nearly_feasible(S: Tensor, max_cond: float) -> Tensor:
     mean = _trace(H) / r
     low, high = mean / max_cond, mean * max_cond  # they bracket the root of g
     mu = first_level(H, max_cond)
-    for _ in range(NEWTON_STEPS):
+    for _ in range(newton_steps(max_cond)):
         level = mu
         shifts = torch.stack([level, max_cond * level], -1)  # a tensor made from numbers would be a copy to the GPU
         X = H[..., None, :, :] - _eye_times(shifts, H)  # H - μI and H - cμI, (..., 2, r, r)

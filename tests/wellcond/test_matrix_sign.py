@@ -12,7 +12,7 @@ from helpers import DOUBLE, matrix_with, randn
 from wellcond import matrix_sign, spectrum
 from wellcond.matrix_sign import clip_nearly_feasible
 
-BOUNDS = [1.0, 1.1, 1.5]
+BOUNDS = [1.0, 1.1, 1.5, 2.0, 5.0, 10.0]
 
 
 def shapes(r, c):
@@ -124,6 +124,7 @@ def products(c, r=64):
 def test_cost_in_products():
     assert products(1.0) < 20
     assert products(1.1) < 230  # at r = 64; the moments and the ramp are O(r²) more
+    assert products(10.0) < 520
 
 
 @pytest.mark.parametrize(("lower", "error"), [(matrix_sign.SIGN_LOWER, 1.4e-6), (matrix_sign.POLAR_LOWER, 5e-4)])
