@@ -9,6 +9,7 @@ from study.chapters import check_parameters, load_or_run
 from study.data import DATASETS, Data, Images
 from study.data import load as load_data
 from study.experiments.cells import run_experiment, status
+from study.experiments.published import load_network
 from study.experiments.specification import Experiment
 from study.experiments.tasks import assess
 from study.measurement.accuracy import count_correct, robustness_curve
@@ -40,6 +41,7 @@ __all__ = [
     "fit_together",
     "frozen",
     "load_data",
+    "load_network",
     "load_or_run",
     "paths",
     "perturb",

@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         "compress", parents=[how], help="compress the trained networks of an experiment, and measure"
     )
     compress.set_defaults(attacks=[])
+    commands.add_parser(
+        "publish",
+        parents=[which],
+        help="write the kept weights of completed cells beside their tables, for others to attack",
+    )
     status = commands.add_parser("status", help="cells done, missing, diverged and failed per experiment")
     status.add_argument("--verbose", action="store_true", help="list the run_ids")
     fetch = commands.add_parser("data", help="fetch data sets into the cache and check them")
@@ -170,6 +175,18 @@ def _conditioning(options: argparse.Namespace) -> None:
         print(f"{count} {'cell' if count == 1 else 'cells'}: {reason}")
 
 
+def _publish(options: argparse.Namespace) -> None:
+    import torch
+
+    from study.experiments.publishing import publish
+    from study.experiments.specification import Experiment
+
+    torch.set_num_threads(1)
+    spec = Experiment.load(options.experiment, options.preset)
+    for run_id, outcome in publish(spec, only=options.only).items():
+        print(f"{run_id}: {outcome}")
+
+
 def _assess(options: argparse.Namespace) -> None:
     import torch
 
@@ -259,6 +276,7 @@ def _bench(options: argparse.Namespace) -> None:
 COMMANDS = {
     "run": _run,
     "conditioning": _conditioning,
+    "publish": _publish,
     "attack": _assess,
     "compress": _assess,
     "status": _status,

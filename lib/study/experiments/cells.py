@@ -25,16 +25,15 @@ from study import data, paths
 from study.experiments import failures
 from study.experiments.engines.local import carry_out, deadline_of, pick_device
 from study.experiments.failures import noted
+from study.experiments.published import trained_already
 from study.experiments.specification import Cell, Experiment, canonical_hash
 from study.experiments.weights import (
     Trained,
     cell_data,
     digest,
-    kept,
     skeleton,
     train_along,
     trained_together,
-    weights_file,
 )
 from study.measurement import accuracy as evaluate
 from study.measurement.conditioning import condition_rows
@@ -319,8 +318,9 @@ def measure_conditioning(
 ) -> dict[str, str]:
     """Fill in conditioning.csv: κ_rel at the first n_images test images, and the factors of its bound.
 
-    For the completed cells (matching a pattern of `only`) that have not been measured and whose weights are kept; a
-    network is not trained for it. Returns {run_id: "measured", "known", "no weights" or why it was refused}.
+    For the completed cells (matching a pattern of `only`) that have not been measured and whose weights are kept or
+    published; a network is not trained for it.
+    Returns {run_id: "measured", "known", "no weights" or why it was refused}.
     Raises ValueError for a pattern that matches no cell, or n_images < 1.
     """
     if n_images < 1:
@@ -330,12 +330,15 @@ def measure_conditioning(
     known, done = set(found.conditioning["run_id"]), set(found.runs.loc[found.runs["status"] == "done", "run_id"])
     outcome = {}
     for cell in tqdm(selected(experiment, only), unit="cell", disable=not sys.stderr.isatty()):
-        if cell.run_id in known or cell.run_id not in done or not weights_file(cell).exists():
+        if cell.run_id in known or cell.run_id not in done:
             outcome[cell.run_id] = "known" if cell.run_id in known else "no weights"
             continue
         started = now()
         try:
-            rows = condition_rows(kept(cell, "cpu").model, cell_data(cell, "cpu").test, n_images)
+            if (model := trained_already(cell)) is None:
+                outcome[cell.run_id] = "no weights"
+                continue
+            rows = condition_rows(model, cell_data(cell, "cpu").test, n_images)
         except ValueError as error:
             outcome[cell.run_id] = str(error)
             continue

@@ -24,8 +24,9 @@ from study.experiments.cells import load, selected
 from study.experiments.engines.local import carry_out, deadline_of, pick_device
 from study.experiments.failures import noted
 from study.experiments.grids import AttackGrid, CompressionGrid, SuiteGrid
+from study.experiments.published import network as network_of
 from study.experiments.specification import Cell, Experiment
-from study.experiments.weights import cell_data, digest, trained
+from study.experiments.weights import cell_data, digest
 from study.measurement import attack_suite as suite
 from study.measurement.accuracy import Once, at_once, count_correct
 from study.measurement.attack_suite import Trial
@@ -247,7 +248,7 @@ def _do(task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, d
         return str(recorded.get(cell.run_id, {}).get("weights", ""))  # older records have none
 
     def network(cell: Cell) -> nn.Module:
-        model = trained(cell, device, deadline).model
+        model = network_of(cell, device, deadline)
         if weights(cell) not in ("", found := digest(model)):
             raise invalid(
                 f"weights of {cell.run_id}", found, f"those that its results are of, {weights(cell)}; {AGAIN}"

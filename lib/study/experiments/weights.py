@@ -330,9 +330,9 @@ def digest(model: nn.Module) -> str:
 
 def skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
     """A network of the cell's architecture and ranks, as it is trained or finished, with arbitrary weights."""
-    dataset = cell_data(cell, device)
+    source = data.DATASETS[cell.dataset]
     with torch.random.fork_rng([]):
-        model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0])
+        model = models.build(cell.model, num_classes=source.num_classes, in_channels=source.channels)
     method = find(cell.method)
     model = method.prepare(model, cell.settings)
     return _placed(method.finish(model) if finished else model, cell, device)

@@ -332,6 +332,13 @@ def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: 
             _write_entry({**entry, table: dict(provenance)}, part / "provenance.json")
 
 
+def note(folder: Path, run_id: str, entries: Mapping[str, Any]) -> None:
+    """Add entries to the provenance of a completed cell."""
+    with lock(guard(folder, "tables")):
+        known = read_provenance(folder)
+        _write_provenance(folder, {**known, run_id: {**known.get(run_id, {}), **entries}})
+
+
 def same_weights(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether two records of provenance are of the same weights: by their hash, and in records that have none, by the
     specification and by where and from which code they were trained."""
