@@ -11,12 +11,14 @@ import math
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from study import paths
 from study.experiments.engines.local import pick_device
 from study.experiments.specification import Cell, Experiment
-from study.experiments.weights import digest, kept, skeleton, trained, weights_file
+from study.experiments.weights import digest, kept, placed, skeleton, trained, weights_file
+from study.results.checkpoints import anew
 from wellcond.errors import invalid, unknown
 
 
@@ -39,14 +41,14 @@ def published(cell: Cell, device: str = "cpu") -> nn.Module | None:
         if about.get("spec_hash") == cell.spec_hash:
             model = skeleton(cell, device)
             try:
-                with safe_open(path, framework="pt", device=device) as file:
-                    model.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, strict=True)  # noqa: SIM118
+                state = anew(load_file(path))
+                model.load_state_dict(state, strict=True, assign=True)
             except (RuntimeError, SafetensorError) as error:
                 reason = str(error).splitlines()[0]
                 raise invalid("weights", str(path), f"those of {cell.run_id} ({reason})") from error
             if digest(model) != about.get("digest"):
                 raise invalid("weights", str(path), f"those of {cell.run_id}, unchanged")
-            return model.eval()
+            return placed(model.eval(), cell, device)
     return None
 
 

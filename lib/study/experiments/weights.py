@@ -29,7 +29,7 @@ from study import networks as models
 from study.experiments.specification import Cell
 from study.measurement import accuracy as evaluate
 from study.results import files
-from study.results.checkpoints import Header, OutOfTime, checkpoint_file, read_checkpoint, write_checkpoint
+from study.results.checkpoints import Header, OutOfTime, anew, checkpoint_file, read_checkpoint, write_checkpoint
 from study.results.provenance import environment
 from study.training import distributed
 from study.training.ensemble import fit_together
@@ -141,10 +141,11 @@ def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
     else:
         torch.manual_seed(cell.seed)  # the same draw for every method of a seed
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0]).to(device)
-    return _placed(find(cell.method).prepare(model, cell.settings), cell, device)
+    return placed(find(cell.method).prepare(model, cell.settings), cell, device)
 
 
-def _placed(model: nn.Module, cell: Cell, device: str) -> nn.Module:
+def placed(model: nn.Module, cell: Cell, device: str) -> nn.Module:
+    """On the device, in the layout that the network has chosen."""
     return model.to(device=device, memory_format=models.layout(cell.model))  # type: ignore[call-overload, no-any-return]
 
 
@@ -302,7 +303,8 @@ def kept(cell: Cell, device: str) -> Trained:
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
         model = skeleton(cell, device)
-        model.load_state_dict(saved["model"], strict=True)
+        # with the strides that they were trained in: products of other strides differ in their last bits
+        model.load_state_dict(anew(saved["model"]), strict=True, assign=True)
         about = {key: saved.pop(key, None) for key in ("spec_hash", "digest")}
         network = Trained(**{**saved, "model": model.eval()})
     except FileNotFoundError:
@@ -335,4 +337,4 @@ def skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
         model = models.build(cell.model, num_classes=source.num_classes, in_channels=source.channels)
     method = find(cell.method)
     model = method.prepare(model, cell.settings)
-    return _placed(method.finish(model) if finished else model, cell, device)
+    return placed(method.finish(model) if finished else model, cell, device)

@@ -68,14 +68,14 @@ def _parts(path: Path) -> tuple[Header, str, bytes]:
     return Header(tuple(about["cells"]), int(about["epoch"]), int(about["epochs"])), about["sha256"], body
 
 
-def _anew(value: Any) -> Any:
+def anew(value: Any) -> Any:
     """The same with every tensor in memory of its own: those of torch.load may begin anywhere in the file, and MKL adds
     in another order where a matrix is not aligned."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, Mapping):
-        return {key: _anew(part) for key, part in value.items()}
-    return type(value)(map(_anew, value)) if isinstance(value, list | tuple) else value
+        return {key: anew(part) for key, part in value.items()}
+    return type(value)(map(anew, value)) if isinstance(value, list | tuple) else value
 
 
 def read_checkpoint(cells: Sequence[str], device: str) -> dict[str, Any] | None:
@@ -88,7 +88,7 @@ def read_checkpoint(cells: Sequence[str], device: str) -> dict[str, Any] | None:
         header, sha256, body = _parts(path)
         if sorted(header.cells) != sorted(cells) or hashlib.sha256(body).hexdigest() != sha256:
             raise ValueError("its content is not what its first line says")
-        state: dict[str, Any] = _anew(torch.load(io.BytesIO(body), map_location=device, weights_only=True))
+        state: dict[str, Any] = anew(torch.load(io.BytesIO(body), map_location=device, weights_only=True))
         return state
     except FileNotFoundError:
         return None
