@@ -112,3 +112,19 @@ def status_table(rows: Iterable[Mapping[str, Any]]) -> Styler:
     """What `study.status()` returns: cells done, missing, diverged and failed of each experiment."""
     counts = [{key: len(x) if isinstance(x, list | dict) else x for key, x in row.items()} for row in rows]
     return table(pd.DataFrame(counts))
+
+
+def validation_table(candidates: Mapping[str, Results]) -> Styler:
+    """Validation images classified correctly at the end of training, in percent: a row a candidate, a column a method.
+
+    candidates: the results of the same networks under different protocols, by what each is called.
+    """
+    rows = []
+    for name, results in candidates.items():
+        curves = results.select("curves")
+        curves = curves[curves["epoch"] == curves.groupby("run_id")["epoch"].transform("max")]
+        counts = curves[curves["quantity"].isin(["validation_n", "validation_n_correct"])]
+        wide = counts.pivot_table(index="label", columns="quantity", values="value", aggfunc="sum", sort=False)
+        shares = 100 * wide["validation_n_correct"] / wide["validation_n"]
+        rows.append({"protocol": name, **shares.map("{:.1f}".format).to_dict()})
+    return table(pd.DataFrame(rows))

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 
 import study
 import wellcond as wc
+from helpers import with_tables
 from study.presentation import figures, tables
 from study.presentation import style as report
 from study.results.store import AFTERWARDS, COLUMNS, Results
@@ -310,6 +311,22 @@ def test_comparison_table_at_several_radii(three_seeds):
     assert data.iloc[0, 2:].tolist() == [
         str(analysis.compare(three_seeds, CONDLR, "dense SGD", "fgsm", eps)) for eps in shown
     ]
+
+
+def test_validation_table_counts_at_the_end_of_training(three_seeds):
+    right = {run_id: 30 + k for k, run_id in enumerate(three_seeds.runs["run_id"])}
+    curves = pd.DataFrame(
+        {"run_id": run_id, "epoch": epoch, "layer": "", "quantity": f"validation_{of}", "value": value}
+        for run_id, n in right.items()
+        for epoch, n_correct in ((1, 20), (2, n))
+        for of, value in (("n", 50), ("n_correct", n_correct))
+    )
+    found = with_tables(three_seeds, curves=curves)
+    data = tables.validation_table({"one": found, "other": found.restricted(["dense-s0"])}).data
+    assert data["protocol"].tolist() == ["one", "other"]
+    of_dense = [right[f"dense-s{seed}"] for seed in range(3)]
+    assert data["dense SGD"].tolist() == [f"{100 * sum(of_dense) / 150:.1f}", f"{2 * of_dense[0]:.1f}"]
+    assert data.drop(columns=["protocol", "dense SGD"]).iloc[1].isna().all()
 
 
 def test_status_table_counts():
