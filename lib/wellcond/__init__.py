@@ -25,11 +25,13 @@ from wellcond.layers import (
     recompute,
     weight_layers,
 )
+from wellcond.on_manifold import LowRankAdamW, on_manifold
 from wellcond.optim import LowRankSGD, constrain, param_groups
 from wellcond.spectrum import clip_condition_number, condition_number, nearest_scaled_orthogonal, singular_values
 from wellcond.stiefel import orthogonality_error, random_stiefel, retract
 
 __all__ = [
+    "LowRankAdamW",
     "LowRankConv2d",
     "LowRankLayer",
     "LowRankLinear",
@@ -49,6 +51,7 @@ __all__ = [
     "matricize",
     "methods",
     "nearest_scaled_orthogonal",
+    "on_manifold",
     "orthogonality_error",
     "param_groups",
     "random_stiefel",

@@ -44,6 +44,11 @@ def _inverse(A: Tensor, step: Tensor) -> Tensor:
     return torch.where(waits, 0.0, inverse)  # triangular solves
 
 
+def precondition(W: Factors, step: Tensor) -> tuple[Tensor, Tensor]:
+    """(SSᵀ)^-1 and (SᵀS)^-1, regularised; 0 where S is negligible against its own next step (..., r, r)."""
+    return _inverse(W.S @ W.S.mT, step), _inverse(W.S.mT @ W.S, step)
+
+
 def lowrank_step(
     W: Factors,
     grad: Factors,
@@ -74,8 +79,8 @@ def lowrank_step(
     m_U = project_horizontal(U, beta * momentum.U + grad.U)
     m_S = beta * momentum.S + grad.S
     m_V = project_horizontal(V, beta * momentum.V + grad.V)
-    d_U = m_U @ _inverse(S @ S.mT, lr * m_S)
-    d_V = m_V @ _inverse(S.mT @ S, lr * m_S)
+    left, right = precondition(W, lr * m_S)
+    d_U, d_V = m_U @ left, m_V @ right
     new = Factors(
         retract(U, -lr * d_U, retraction),
         clip_condition_number(S - lr * m_S, max_cond, rule),
@@ -124,7 +129,7 @@ def lowrank_step_(
     I + h² A^-1 mᵀm A^-1.
     """
     m_S = torch.add(grad.S, momentum.S, alpha=beta)
-    left, right = _inverse(W.S @ W.S.mT, lr * m_S), _inverse(W.S.mT @ W.S, lr * m_S)
+    left, right = precondition(W, lr * m_S)
     S = clip_after_step(torch.add(W.S, m_S, alpha=-lr), max_cond, rule)  # may fail, so before anything is changed
     _move_basis_(W.U, grad.U, momentum.U, left, lr, beta, retraction)
     _move_basis_(W.V, grad.V, momentum.V, right, lr, beta, retraction)

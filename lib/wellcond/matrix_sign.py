@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wellcond.linalg import upcast
 
-MAX_COND = 10.0  # above it the first μ is so bad that `newton_steps` no longer suffice
+MAX_COND = 10.0  # above it the first μ is so bad that eight steps of Newton no longer suffice
 POLAR_LOWER = 1e-2  # singular values of S below this fraction of the norm bound get a polar factor of norm < 1
 SIGN_LOWER = 3e-5  # the same for H - μI: max |x|(1 - |s(x)|)/2 is then 1.3e-6 of the norm bound
 CHEBYSHEV = 12  # N: tr T_k(H) for k < N² + N from 2N - 2 products
@@ -146,11 +146,6 @@ def first_level(H: Tensor, max_cond: float) -> Tensor:
     return (mu0 + weight * (mu1 - mu0))[..., 0]
 
 
-def newton_steps(max_cond: float) -> int:
-    """Enough for an error in μ that moves the nearest matrix by less than 1e-4 ||S||_F."""
-    return 3 if max_cond <= 2 else 8
-
-
 def clip_nearly_feasible(S: Tensor, max_cond: float) -> Tensor:
     """The Frobenius-nearest matrix to S (..., r, r) with κ <= max_cond, in float32, from products alone.
 
@@ -172,7 +167,7 @@ def clip_nearly_feasible(S: Tensor, max_cond: float) -> Tensor:
     mean = _trace(H) / r
     low, high = mean / max_cond, mean * max_cond  # they bracket the root of g
     mu = first_level(H, max_cond)
-    for _ in range(newton_steps(max_cond)):
+    for _ in range(3 if max_cond <= 2 else 8):  # of Newton, from the first μ
         level = mu
         shifts = torch.stack([level, max_cond * level], -1)  # a tensor made from numbers would be a copy to the GPU
         X = H[..., None, :, :] - _eye_times(shifts, H)  # H - μI and H - cμI, (..., 2, r, r)

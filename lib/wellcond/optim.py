@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -215,18 +215,44 @@ OF_TORCH = frozenset(
 """The keys of a group that torch's optimizers and schedulers put there."""
 
 
+def check_gradients(groups: Iterable[Group]) -> None:
+    """Raise NonFiniteGradient, naming the group and the parameter, unless the gradients are finite."""
+    named = [
+        (p.grad, group.get("name", ""))
+        for group in groups
+        if not group.get("stacked", False)
+        for p in group["params"]
+        if p.grad is not None and not p.is_cuda and p.grad.layout == torch.strided and p.numel()
+    ]
+    largest = [torch.linalg.vector_norm(grad, math.inf).double() for grad, _ in named]  # squares could overflow
+    if largest and not (finite := torch.stack(largest).isfinite()).all():
+        grad, name = named[int(finite.logical_not().nonzero()[0])]
+        raise NonFiniteGradient(
+            f"gradient = nan or inf, of a parameter of shape {tuple(grad.shape)} in group {name!r}: must be finite"
+        )
+
+
 class CheckedOptimizer(torch.optim.Optimizer):
     """An optimizer that refuses a group with unknown options, or options out of range; the groups it has stay.
 
     A step with a gradient that is not finite raises NonFiniteGradient, before anything is changed. On a GPU it is not
     looked for, since reading the answer would stop the queue at every step, nor in a stack, whose members rest alone.
-    updates: the rule of each kind of group, called with the group and the state.
+    updates: the rule of each kind of group, called with the group and the state. options: the defaults beside lr.
     """
 
     updates: Mapping[str, Callable[[Group, State], None]] = {}
+    options: ClassVar[dict[str, Any]] = {"momentum": 0.0, "weight_decay": 0.0, "kind": "euclidean"}
+
+    def __init__(self, params: Iterable[Any], lr: float = 0.1, **options: Any) -> None:
+        for option in sorted(options.keys() - self.options.keys()):
+            raise unknown("option", option, ["lr", *self.options])
+        super().__init__(params, {"lr": lr, **self.options, **options})
 
     def check(self, group: Group) -> None:
-        """Raise ValueError, naming the option, unless lr > 0, momentum is in [0, 1) and weight_decay >= 0."""
+        """Raise ValueError, naming the option, unless there is a rule for kind, lr > 0, momentum is in [0, 1) and
+        weight_decay >= 0."""
+        if self.updates and group["kind"] not in self.updates:
+            raise unknown("kind", group["kind"], self.updates)
         if not group["lr"] > 0:
             raise invalid("lr", group["lr"], "> 0")
         if not 0 <= group["momentum"] < 1:
@@ -253,20 +279,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
             )
 
     def check_gradients(self) -> None:
-        """Raise NonFiniteGradient, naming the group and the parameter, unless the gradients are finite."""
-        named = [
-            (p.grad, group.get("name", ""))
-            for group in self.param_groups
-            if not group.get("stacked", False)
-            for p in group["params"]
-            if p.grad is not None and not p.is_cuda and p.grad.layout == torch.strided and p.numel()
-        ]
-        largest = [torch.linalg.vector_norm(grad, math.inf).double() for grad, _ in named]  # squares could overflow
-        if largest and not (finite := torch.stack(largest).isfinite()).all():
-            grad, name = named[int(finite.logical_not().nonzero()[0])]
-            raise NonFiniteGradient(
-                f"gradient = nan or inf, of a parameter of shape {tuple(grad.shape)} in group {name!r}: must be finite"
-            )
+        check_gradients(self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -304,7 +317,7 @@ def _is_frame(X: Tensor) -> bool:
 class LowRankSGD(CheckedOptimizer):
     """Momentum SGD whose groups say on which manifold their parameters live; see the table of this module.
 
-    params: tensors, or groups as `param_groups` makes them. Options of a group, with the defaults given here:
+    params: tensors, or groups as `param_groups` makes them. Options, of all groups or of one, with the defaults below:
         lr > 0; momentum in [0, 1); weight_decay >= 0 (on W); kind: a key of UPDATES; max_cond >= 1: bound on κ(S);
         rule: a key of spectrum.CLIP_RULES; retraction: a key of stiefel.RETRACTIONS; stacked: whether the first
         dimension of the parameters counts networks (the low-rank and Euclidean rules see it without being told).
@@ -312,35 +325,17 @@ class LowRankSGD(CheckedOptimizer):
     """
 
     updates = UPDATES
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 0.1,
-        *,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        kind: str = "euclidean",
-        max_cond: float = math.inf,
-        rule: str = "nearest",
-        retraction: str = "qr",
-        stacked: bool = False,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "kind": kind,
-            "max_cond": max_cond,
-            "rule": rule,
-            "retraction": retraction,
-            "stacked": stacked,
-        }
-        super().__init__(params, defaults)
+    options: ClassVar[dict[str, Any]] = {
+        **CheckedOptimizer.options,
+        "max_cond": math.inf,
+        "rule": "nearest",
+        "retraction": "qr",
+        "stacked": False,
+    }
 
     def check(self, group: Group) -> None:
         super().check(group)
-        _check_group(group)
+        check_group(group)
 
     def update(self) -> None:
         for groups in _batches(self.param_groups):
@@ -350,9 +345,8 @@ class LowRankSGD(CheckedOptimizer):
                 move(self.updates[groups[0]["kind"]], groups[0], self.state)
 
 
-def _check_group(group: Group) -> None:
-    if group["kind"] not in UPDATES:
-        raise unknown("kind", group["kind"], UPDATES)
+def check_group(group: Group) -> None:
+    """Raise ValueError, naming the option, for a group of LowRankSGD that is none."""
     if group["rule"] not in CLIP_RULES:
         raise unknown("rule", group["rule"], CLIP_RULES)
     if group["retraction"] not in RETRACTIONS:

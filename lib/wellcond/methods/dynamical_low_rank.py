@@ -20,7 +20,7 @@ arXiv:2505.08022. Their truncation multiplies V̂ by Qᵀ in place of Q in one c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,7 @@ class BUG(CheckedOptimizer):
     """Momentum SGD by basis update and Galerkin; see the table of this module.
 
     params: groups as `param_groups` makes them: kind "lowrank" with [U, S, V], S (r, r) or a Tucker core
-    (r_o, r_i, kh, kw), and kind "euclidean". Options of a group, with the defaults given here:
+    (r_o, r_i, kh, kw), and kind "euclidean". Options, of all groups or of one, with the defaults below:
         lr > 0; momentum in [0, 1); weight_decay >= 0; basis: a key of BASES ("fixed" for matrices only);
         tolerance in [0, 1): relative truncation error a cycle; max_rank >= 1, or None: the ranks at the start;
         coefficient_steps >= 1: steps of the core in each pair of bases.
@@ -166,32 +166,15 @@ class BUG(CheckedOptimizer):
     Raises ValueError, naming the option, for anything else.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 0.1,
-        *,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        kind: str = "euclidean",
-        basis: str = "augmented",
-        tolerance: float = 0.0,
-        max_rank: int | None = None,
-        coefficient_steps: int = 1,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "kind": kind,
-            "basis": basis,
-            "tolerance": tolerance,
-            "max_rank": max_rank,
-            "coefficient_steps": coefficient_steps,
-            "steps_taken": 0,  # in the present bases
-            "max_ranks": None,
-        }
-        super().__init__(params, defaults)
+    options: ClassVar[dict[str, Any]] = {
+        **CheckedOptimizer.options,
+        "basis": "augmented",
+        "tolerance": 0.0,
+        "max_rank": None,
+        "coefficient_steps": 1,
+        "steps_taken": 0,  # in the present bases
+        "max_ranks": None,
+    }
 
     def check(self, group: Group) -> None:
         super().check(group)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ def _frozen(group: Group) -> bool:
 class FrankWolfe(CheckedOptimizer):
     """Stochastic Frank-Wolfe with momentum; see this module.
 
-    params: groups as `frank_wolfe_groups` makes them. Options of a group, with the defaults given here:
+    params: groups as `frank_wolfe_groups` makes them. Options, of all groups or of one, with the defaults below:
         lr > 0; momentum in [0, 1); kind: a key of UPDATES, "euclidean" being plain momentum SGD;
         weight_decay >= 0, of Euclidean groups only: a set bounds the weights by itself;
         constraint: a key of constraint_sets.FAMILIES, with its radius and its k or p;
@@ -164,37 +164,16 @@ class FrankWolfe(CheckedOptimizer):
     """
 
     updates = UPDATES
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 0.1,
-        *,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        kind: str = "euclidean",
-        constraint: str = "l2",
-        radius: float | None = None,
-        k: int | None = None,
-        p: float | None = None,
-        rescale: str = "gradient",
-        engine: str = "exact",
-        iterations: int = 1,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "kind": kind,
-            "constraint": constraint,
-            "radius": radius,
-            "k": k,
-            "p": p,
-            "rescale": rescale,
-            "engine": engine,
-            "iterations": iterations,
-        }
-        super().__init__(params, defaults)
+    options: ClassVar[dict[str, Any]] = {
+        **CheckedOptimizer.options,
+        "constraint": "l2",
+        "radius": None,
+        "k": None,
+        "p": None,
+        "rescale": "gradient",
+        "engine": "exact",
+        "iterations": 1,
+    }
 
     def check(self, group: Group) -> None:
         super().check(group)
@@ -209,7 +188,7 @@ class FrankWolfe(CheckedOptimizer):
 
 
 def _check_group(group: Group) -> None:
-    for key, choices in (("kind", UPDATES), ("rescale", RESCALINGS), ("engine", ENGINES)):
+    for key, choices in (("rescale", RESCALINGS), ("engine", ENGINES)):
         if group[key] not in choices:
             raise unknown(key, group[key], choices)
     if not group["iterations"] >= 1:

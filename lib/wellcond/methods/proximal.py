@@ -10,13 +10,13 @@ Source: Cai, Candès, Shen, SIAM J. Optim. 20 (2010), for the map; Lions, Mercie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.errors import invalid, unknown
+from wellcond.errors import invalid
 from wellcond.layers import matricize
 from wellcond.linalg import svd
 from wellcond.methods.method import Method, Settings, dense, register, weights_of
@@ -54,38 +54,17 @@ UPDATES: dict[str, Callable[[Group, State], None]] = {"euclidean": euclidean, "t
 class ProximalSGD(CheckedOptimizer):
     """Momentum SGD with the proximal map of the nuclear norm; see this module.
 
-    params: groups. Options of a group, with the defaults given here: lr > 0; momentum in [0, 1); weight_decay >= 0;
+    params: groups. Options, of all groups or of one, with the defaults below:
+        lr > 0; momentum in [0, 1); weight_decay >= 0;
     kind: a key of UPDATES, "thresholded" for weights of two or more dimensions; threshold: λ >= 0; every >= 1.
     Raises ValueError, naming the option, for anything else.
     """
 
     updates = UPDATES
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 0.1,
-        *,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        kind: str = "euclidean",
-        threshold: float = 0.0,
-        every: int = 10,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "kind": kind,
-            "threshold": threshold,
-            "every": every,
-        }
-        super().__init__(params, defaults)
+    options: ClassVar[dict[str, Any]] = {**CheckedOptimizer.options, "threshold": 0.0, "every": 10}
 
     def check(self, group: Group) -> None:
         super().check(group)
-        if group["kind"] not in UPDATES:
-            raise unknown("kind", group["kind"], UPDATES)
         if not group["threshold"] >= 0:
             raise invalid("threshold", group["threshold"], ">= 0")
         if not (group["every"] >= 1 and group["every"] == int(group["every"])):
