@@ -194,13 +194,13 @@ OPERATIONS = {
 def plot_results_folder(frame: pd.DataFrame) -> Figure:
     """Processor time of each operation on a folder of results against the number of its cells."""
     fig, (ax,) = panels([""], 1, 3.0)
-    for column, (label, color, marker) in OPERATIONS.items():
-        ax.plot(frame["cells"], 1e3 * frame[column], label=label, color=color, marker=marker)
-    ax.set(
-        xscale="log", yscale="log", xlabel="cells in the folder, 500 rows of curves each", ylabel="processor time, ms"
-    )
-    ax.set_xticks(frame["cells"], [f"{n:g}" for n in frame["cells"]])
-    ax.minorticks_off()
+    if len(frame):
+        for column, (label, color, marker) in OPERATIONS.items():
+            ax.plot(frame["cells"], 1e3 * frame[column], label=label, color=color, marker=marker)
+        ax.set(xscale="log", yscale="log", xlabel="cells in the folder, 500 rows of curves each")
+        ax.set_ylabel("processor time, ms")
+        ax.set_xticks(frame["cells"], [f"{n:g}" for n in frame["cells"]])
+        ax.minorticks_off()
     return finish(fig, x_ticks=False)
 
 

@@ -16,3 +16,7 @@ def test_every_operation_is_timed_at_every_size(monkeypatch):
     figure = plot_results_folder(frame)
     assert {line.get_label() for line in figure.axes[0].lines} == {label for label, _, _ in OPERATIONS.values()}
     plt.close(figure)
+
+
+def test_nothing_measured_is_said():
+    assert plot_results_folder(pd.DataFrame()).axes[0].texts[0].get_text() == "waiting: nothing is computed"

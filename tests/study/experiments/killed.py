@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,25 +35,29 @@ def run(together: int) -> None:
 
 
 def end_in_a_write(at: int, how: str) -> None:
-    """Die at the at-th replacement of a file: before it, after it, or with half of the new file written."""
-    replace, count = Path.replace, 0
+    """Die where something takes its place for the at-th time: before, after, or with half of a new file written."""
+    count = 0
 
-    def dying(self: Path, target: Path) -> Path:
-        nonlocal count
-        count += 1
-        if count == at:
-            if how == "half":
-                data = self.read_bytes()
-                self.write_bytes(data[: len(data) // 2])
-            elif how == "after":
-                replace(self, target)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return replace(self, target)
+    def dying(move: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def moved(self: Path, target: Path) -> Path:
+            nonlocal count
+            count += 1
+            if count == at:
+                if how == "half" and self.is_file():
+                    data = self.read_bytes()
+                    self.write_bytes(data[: len(data) // 2])
+                elif how == "after":
+                    move(self, target)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return move(self, target)
 
-    Path.replace = dying  # type: ignore[method-assign,assignment]
+        return moved
+
+    Path.replace, Path.rename = dying(Path.replace), dying(Path.rename)  # type: ignore[method-assign,assignment]
 
 
 def child(together: int, writes: random.Random | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
     try:
         if writes is not None:
             end_in_a_write(writes.randint(1, 6), writes.choice(("before", "after", "half")))

@@ -16,7 +16,7 @@ from study import paths
 from study.__main__ import main
 from study.experiments.engines import slurm
 from study.experiments.specification import Experiment
-from study.results import claims
+from study.results import claims, files
 from study.results import store as results
 from study.results.checkpoints import in_progress
 
@@ -232,7 +232,7 @@ def test_a_file_system_without_locks(project, executors, monkeypatch, capsys):
         raise OSError(37, "No locks available")
         yield
 
-    monkeypatch.setattr(results, "lock", refused)
+    monkeypatch.setattr(files, "lock", refused)
     for engine in ([], ON):
         assert main(["run", "tiny", "--device", "cpu", *engine]) == 2
         line = capsys.readouterr().err

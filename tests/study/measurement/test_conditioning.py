@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from collections import ChainMap
 
 import numpy as np
 import pandas as pd
@@ -525,7 +526,7 @@ def test_nothing_measured_gives_no_predictors_and_no_correlations(also):
     committed = load(study.Experiment.load("mnist_condition_growth"))
     measured = predictors(committed, "pgd_linf")
     bare = {name: pd.DataFrame(columns=getattr(committed, name).columns) for name in ["conditioning", *also]}
-    frame = predictors(dataclasses.replace(committed, **bare), "pgd_linf")
+    frame = predictors(dataclasses.replace(committed, tables=ChainMap(bare, committed.tables)), "pgd_linf")
     assert len(measured) > 3
     assert list(frame.columns) == list(measured.columns)
     assert frame.empty
