@@ -123,8 +123,10 @@ def validation_table(candidates: Mapping[str, Results]) -> Styler:
     for name, results in candidates.items():
         curves = results.select("curves")
         curves = curves[curves["epoch"] == curves.groupby("run_id")["epoch"].transform("max")]
-        counts = curves[curves["quantity"].isin(["validation_n", "validation_n_correct"])]
-        wide = counts.pivot_table(index="label", columns="quantity", values="value", aggfunc="sum", sort=False)
-        shares = 100 * wide["validation_n_correct"] / wide["validation_n"]
-        rows.append({"protocol": name, **shares.map("{:.1f}".format).to_dict()})
+        right, every = (
+            curves[curves["quantity"] == quantity].groupby("label", sort=False)["value"].sum()
+            for quantity in ("validation_n_correct", "validation_n")
+        )
+        shares = {label: f"{100 * right[label] / n:.1f}" for label, n in every.items()}
+        rows.append({"protocol": name, **shares})
     return table(pd.DataFrame(rows))

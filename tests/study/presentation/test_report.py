@@ -327,6 +327,7 @@ def test_validation_table_counts_at_the_end_of_training(three_seeds):
     of_dense = [right[f"dense-s{seed}"] for seed in range(3)]
     assert data["dense SGD"].tolist() == [f"{100 * sum(of_dense) / 150:.1f}", f"{2 * of_dense[0]:.1f}"]
     assert data.drop(columns=["protocol", "dense SGD"]).iloc[1].isna().all()
+    assert tables.validation_table({"none": found.restricted([])}).data.to_numpy().tolist() == [["none"]]
 
 
 def test_status_table_counts():
