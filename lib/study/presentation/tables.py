@@ -127,6 +127,5 @@ def validation_table(candidates: Mapping[str, Results]) -> Styler:
             curves[curves["quantity"] == quantity].groupby("label", sort=False)["value"].sum()
             for quantity in ("validation_n_correct", "validation_n")
         )
-        shares = {label: f"{100 * right[label] / n:.1f}" for label, n in every.items()}
-        rows.append({"protocol": name, **shares})
+        rows.append({"protocol": name, **(100 * right / every).map("{:.1f}".format).to_dict()})
     return table(pd.DataFrame(rows))
