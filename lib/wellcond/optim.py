@@ -215,6 +215,12 @@ OF_TORCH = frozenset(
 """The keys of a group that torch's optimizers and schedulers put there."""
 
 
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """The loss that a closure evaluates again, with gradients; None without one."""
+    with torch.enable_grad():
+        return None if closure is None else closure()
+
+
 def check_gradients(groups: Iterable[Group]) -> None:
     """Raise NonFiniteGradient, naming the group and the parameter, unless the gradients are finite."""
     named = [
@@ -284,10 +290,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group. closure: optional, re-evaluates the loss and returns it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         self.check_gradients()
         with full_float32():  # a frame is orthonormal to the precision of its products
             self.update()

@@ -25,11 +25,11 @@ from torch import Tensor
 from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors, precondition
 from wellcond.linalg import full_float32, upcast
-from wellcond.optim import OF_TORCH, Group, check_gradients, check_group
+from wellcond.optim import OF_TORCH, Group, LowRankSGD, check_gradients, check_group, evaluated
 from wellcond.spectrum import clip_after_step
 from wellcond.stiefel import project_horizontal, retract
 
-OPTIONS = {"kind": "euclidean", "name": "", "max_cond": float("inf"), "rule": "nearest", "retraction": "qr"}
+OPTIONS = {"name": "", **{key: LowRankSGD.options[key] for key in ("kind", "max_cond", "rule", "retraction")}}
 MOMENTS = ("momentum_buffer", "exp_avg")
 """What torch calls the average of past gradients, a tangent vector at the factor."""
 
@@ -66,10 +66,7 @@ class OnManifold(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group. closure: optional, re-evaluates the loss and returns it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         check_gradients(self.param_groups)
         lowrank = [group for group in self.param_groups if group["kind"] == "lowrank"]
         moving = [group for group in lowrank if any(p.grad is not None for p in group["params"])]

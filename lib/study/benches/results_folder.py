@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from study.benches.clocks import clock
+from study.benches.clocks import clock, interleaved
 from study.results import claims
 from study.results import store as results
 from study.results.store import Measurement
@@ -45,50 +44,42 @@ def _cell(run_id: str) -> tuple[dict[str, list[Row]], dict[str, Any]]:
     return tables, {**about, "training": {"device": 500 * "x"}}
 
 
+def _row(size: int, repeats: int, folder: Path) -> dict[str, Any]:
+    hashes = {f"condlr-s{k}": f"hash of condlr-s{k}" for k in range(size + repeats + 1)}
+    specs = {run_id: {"method": "condlr", "seed": 0} for run_id in hashes}
+    run_ids = iter(hashes)
+
+    def save() -> None:
+        run_id = next(run_ids)
+        results.save(folder, run_id, *_cell(run_id))
+
+    def claim() -> None:
+        results.done(folder, hashes, ATTACKS)
+        with claims.claimed(claims.key("cell", folder, "one")):
+            results.done(folder, hashes, ATTACKS)
+
+    def status() -> None:
+        results.done(folder, hashes, ATTACKS)
+        claims.holders(folder)
+
+    def load() -> None:
+        results.load(folder, specs, hashes, ATTACKS)
+
+    for _ in range(size):
+        save()
+    start = clock("cpu")
+    results.fold(folder)
+    merge_s = clock("cpu") - start
+    seconds = interleaved({"claim_s": claim, "save_s": save, "status_s": status, "load_s": load}, repeats)
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    return {"cells": size, "curve_rows": EPOCHS * LAYERS, **medians, "merge_s": merge_s}
+
+
 def results_folder_rows(*, repeats: int = 15, device: str = "cpu") -> list[dict[str, Any]]:
     """For each of SIZES, processor seconds (medians) of each operation on a folder with so many cells, and of merging
     all of them into the tables."""
     rows = []
     for size in SIZES:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            hashes = {f"condlr-s{k}": f"hash of condlr-s{k}" for k in range(size + repeats)}
-            specs = {run_id: {"method": "condlr", "seed": 0} for run_id in hashes}
-            for run_id in [*hashes][:size]:
-                results.save(folder, run_id, *_cell(run_id))
-            start = clock("cpu")
-            results.fold(folder)
-            merge_s = clock("cpu") - start
-            waiting = iter([*hashes][size:])
-
-            def claim(folder: Path = folder, hashes: dict[str, str] = hashes) -> None:
-                results.done(folder, hashes, ATTACKS)
-                with claims.claimed(claims.key("cell", folder, "one")):
-                    results.done(folder, hashes, ATTACKS)
-
-            def save(folder: Path = folder, waiting: Any = waiting) -> None:
-                run_id = next(waiting)
-                results.save(folder, run_id, *_cell(run_id))
-
-            def status(folder: Path = folder, hashes: dict[str, str] = hashes) -> None:
-                results.done(folder, hashes, ATTACKS)
-                claims.holders(folder)
-
-            def load(folder: Path = folder, specs: Any = specs, hashes: dict[str, str] = hashes) -> None:
-                results.load(folder, specs, hashes, ATTACKS)
-
-            tasks: dict[str, Callable[[], None]] = {
-                "claim_s": claim,
-                "save_s": save,
-                "status_s": status,
-                "load_s": load,
-            }
-            seconds: dict[str, list[float]] = {key: [] for key in tasks}
-            for _ in range(repeats):
-                for key, task in tasks.items():
-                    start = clock("cpu")
-                    task()
-                    seconds[key].append(clock("cpu") - start)
-            medians = {key: statistics.median(values) for key, values in seconds.items()}
-            rows.append({"cells": size, "curve_rows": EPOCHS * LAYERS, **medians, "merge_s": merge_s})
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(_row(size, repeats, Path(folder)))
     return rows

@@ -296,18 +296,17 @@ def run_experiment(
     if processes.rank > 0:
         train_along(device)
         return load(experiment, folder)
-    results.fold(folder)
     completed = _completed(experiment, folder)
 
     def count() -> int:
         return len(completed().intersection(chosen))
 
-    with tqdm(total=len(chosen), initial=count(), unit="cell", desc=experiment.name, disable=not progress) as bar:
+    with (
+        results.folded(folder),
+        tqdm(total=len(chosen), initial=count(), unit="cell", desc=experiment.name, disable=not progress) as bar,
+    ):
         given = (experiment, folder, device, deadline, only, together)
-        try:
-            carry_out(_work, *given, device=device, jobs=jobs, bar=bar, count=count)
-        finally:
-            results.fold(folder)
+        carry_out(_work, *given, device=device, jobs=jobs, bar=bar, count=count)
     processes.first([])  # the others may go
     failures.check(folder, chosen)
     return load(experiment, folder)

@@ -320,14 +320,12 @@ def assess(
     folder = folder or experiment.folder()
     environment(device)  # the commit now, not after somebody has edited the code under a long run
     chosen = Chosen(only, attacks, tables)
-    results.fold(folder)
-    done, total = _progress(experiment, folder, chosen)
-    with tqdm(total=total, initial=done, unit="task", desc=experiment.name, disable=not bar, file=sys.stderr) as shown:
-        count = lambda: _progress(experiment, folder, chosen)[0]  # noqa: E731
-        given = (experiment, folder, device, deadline, chosen)
-        try:
+    given = (experiment, folder, device, deadline, chosen)
+    count = lambda: _progress(experiment, folder, chosen)[0]  # noqa: E731
+    how = {"unit": "task", "desc": experiment.name, "disable": not bar, "file": sys.stderr}
+    with results.folded(folder):
+        done, total = _progress(experiment, folder, chosen)
+        with tqdm(total=total, initial=done, **how) as shown:
             carry_out(_work, *given, device=device, jobs=jobs, bar=shown, count=count)
-        finally:
-            results.fold(folder)
     failures.check(folder, dict.fromkeys(task.name for task in _open(experiment, folder, chosen)))
     return load(experiment, folder)

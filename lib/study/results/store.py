@@ -3,22 +3,15 @@
 The tables are in tables.py. provenance.json has for each run its specification and the hash of it, commit, versions,
 device, hash of the data, times, command.
 
-What is saved becomes at first an addition: a folder .added/<run_id>@<n> with tables of the same form, which hold this
-run alone, and its entry of provenance. Where an addition has a table, it replaces all rows that the large table has of
-the run. So saving costs the same however many runs there are: nothing large is rewritten before `fold` merges the
-additions into the tables, as each command that fills an experiment does when it begins, when it ends, and when there
-are more than FEW. Readers see both. A cell is done when runs.csv has the hash of its specification. An addition takes
-its place as a whole, by one renaming, and outlives its merging: a process may be killed anywhere, and several may fill
-one experiment.
+What is saved becomes at first an addition (additions.py), which `fold` merges into the tables, as each command that
+fills an experiment does when it begins, when it ends, and when there are more than FEW. Readers see both. A cell is
+done when runs.csv has the hash of its specification.
 """
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from study.results.additions import adding, additions, last, text_of, texts
 from study.results.files import check_writable, guard, lock, replacing
 from study.results.tables import AFTERWARDS, COLUMNS, FLOAT_FORMAT, Row, framed, parsed, records, write_csv
 from study.settings import SETTINGS
@@ -83,45 +77,6 @@ class Results:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _additions(folder: Path) -> dict[str, Path]:
-    """{run_id: the folder of its last addition}, in the order in which they were made."""
-    found: dict[str, tuple[int, int, str]] = {}
-    try:
-        with os.scandir(folder / ".added") as entries:
-            for entry in entries:
-                run_id, _, number = entry.name.partition("@")
-                if number and (run_id not in found or int(number) > found[run_id][1]):
-                    found[run_id] = (entry.stat().st_ctime_ns, int(number), entry.path)
-    except FileNotFoundError:
-        return {}
-    return {
-        run_id: Path(path) for run_id, (_, _, path) in sorted(found.items(), key=lambda item: (item[1][0], item[0]))
-    }
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise invalid("file", str(path), f"a readable file ({error})") from error
-
-
-def _added(folder: Path, name: str) -> dict[str, str]:
-    """{run_id: the text of a file of its addition} where it has one."""
-    while True:
-        found = {run_id: (path, _text(path / name)) for run_id, path in _additions(folder).items()}
-        if all(text is not None or path.exists() for path, text in found.values()):  # else one is replaced
-            return {run_id: text for run_id, (_, text) in found.items() if text is not None}
-
-
-def _last(folder: Path, run_id: str) -> Path | None:
-    """The last addition of a run."""
-    every = (folder / ".added").glob(f"{glob.escape(run_id)}@*")
-    return max(every, key=lambda path: int(path.name.partition("@")[2]), default=None)
-
-
 def _version(path: Path) -> tuple[int, ...]:
     about = path.stat()
     return about.st_mtime_ns, about.st_size, about.st_ino
@@ -129,7 +84,7 @@ def _version(path: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def _large(path: Path, table: str, version: tuple[int, ...]) -> pd.DataFrame:
-    return parsed(_text(path) or "", table, path)
+    return parsed(text_of(path) or "", table, path)
 
 
 def _joined(old: pd.DataFrame, added: Mapping[str, str], table: str, path: Path) -> pd.DataFrame:
@@ -148,7 +103,7 @@ def _joined(old: pd.DataFrame, added: Mapping[str, str], table: str, path: Path)
 def read_table(folder: Path, table: str) -> pd.DataFrame:
     """A table as it stands, with what has been added; empty if there is none. Raises ValueError for a damaged file."""
     path = folder / f"{table}.csv"
-    added = _added(folder, path.name)  # before the large table, which then has what is merged in between
+    added = texts(folder, path.name)  # before the large table, which then has what is merged in between
     old = _large(path, table, _version(path)).copy(deep=False) if path.exists() else framed(table, ())
     return _joined(old, added, table, path)
 
@@ -156,7 +111,7 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
 def _as_it_stands(folder: Path, table: str) -> Callable[[], pd.DataFrame]:
     """What `read_table` gives now, made of what is read now when it is asked for: most of the time is the parsing."""
     path = folder / f"{table}.csv"
-    added, text = _added(folder, path.name), _text(path)
+    added, text = texts(folder, path.name), text_of(path)
 
     def read() -> pd.DataFrame:
         old = framed(table, ()) if text is None else parsed(text, table, path)
@@ -168,7 +123,7 @@ def _as_it_stands(folder: Path, table: str) -> Callable[[], pd.DataFrame]:
 @lru_cache(maxsize=4)
 def _large_provenance(path: Path, version: tuple[int, ...]) -> Mapping[str, dict[str, Any]]:
     try:
-        return dict(json.loads(_text(path) or "")["runs"])
+        return dict(json.loads(text_of(path) or "")["runs"])
     except (ValueError, KeyError, TypeError) as error:
         raise invalid("file", str(path), f"readable JSON with a key 'runs' ({error})") from error
 
@@ -176,14 +131,14 @@ def _large_provenance(path: Path, version: tuple[int, ...]) -> Mapping[str, dict
 def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
     """provenance.json as a dict by run_id, with what has been added; empty if there is none."""
     path = folder / "provenance.json"
-    added = {run_id: json.loads(text) for run_id, text in _added(folder, path.name).items()}
+    added = {run_id: json.loads(text) for run_id, text in texts(folder, path.name).items()}
     old = _large_provenance(path, _version(path)) if path.exists() else {}
     return {**old, **added}
 
 
 def _entry(folder: Path, run_id: str, before: Path | None) -> dict[str, Any]:
     """The provenance of one run; before: the last addition of it."""
-    if before and (text := _text(before / "provenance.json")):
+    if before and (text := text_of(before / "provenance.json")):
         return dict(json.loads(text))
     path = folder / "provenance.json"
     return dict(_large_provenance(path, _version(path)).get(run_id, {})) if path.exists() else {}
@@ -300,10 +255,10 @@ def save(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]], provena
     """
     with lock(guard(folder, "tables")):
         check_writable(folder)
-        before = _last(folder, run_id)
+        before = last(folder, run_id)
         old, new = _entry(folder, run_id, before), dict(provenance)
         same = same_weights(old, new)
-        with _addition(folder, run_id) as part:
+        with adding(folder, run_id) as part:
             for table in AFTERWARDS:
                 if same and table in old:
                     new[table] = old[table]
@@ -323,9 +278,9 @@ def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: 
     """
     with lock(guard(folder, "tables")):
         check_writable(folder)
-        before = _last(folder, run_id)
+        before = last(folder, run_id)
         entry = _entry(folder, run_id, before)
-        with _addition(folder, run_id) as part:
+        with adding(folder, run_id) as part:
             if before:
                 shutil.copytree(before, part, dirs_exist_ok=True)
             write_csv(framed(table, rows), table, part / f"{table}.csv")
@@ -346,23 +301,6 @@ def same_weights(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return bool(old) and all(old.get(k) == new.get(k) for k in ("spec_hash", key))
 
 
-@contextmanager
-def _addition(folder: Path, run_id: str) -> Iterator[Path]:
-    """A folder that becomes the last addition of a run if the block succeeds. The caller holds the lock."""
-    added = folder / ".added"
-    added.mkdir(exist_ok=True)
-    for dead in added.glob(".*"):
-        shutil.rmtree(dead)
-    before = list(added.glob(f"{glob.escape(run_id)}@*"))
-    number = max((int(path.name.partition("@")[2]) for path in before), default=0) + 1
-    with tempfile.TemporaryDirectory(dir=added, prefix=".", ignore_cleanup_errors=True) as part:
-        yield Path(part)
-        Path(part).chmod(0o755)
-        Path(part).rename(added / f"{run_id}@{number}")
-    for path in before:
-        shutil.rmtree(path)
-
-
 def _write_provenance(folder: Path, entries: Mapping[str, Any]) -> None:
     with replacing(folder / "provenance.json") as part:
         part.write_text(json.dumps({"runs": entries}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -378,10 +316,10 @@ FEW = 256
 
 def fold(folder: Path, unless: int = 0) -> None:
     """Merge the additions into the tables, unless there are only so many."""
-    if len(_additions(folder)) <= unless:
+    if len(additions(folder)) <= unless:
         return
     with lock(guard(folder, "tables")):
-        added = _additions(folder)
+        added = additions(folder)
         if len(added) <= unless:
             return
         _write_provenance(folder, read_provenance(folder))
@@ -391,6 +329,16 @@ def fold(folder: Path, unless: int = 0) -> None:
                 with replacing(folder / f"{table}.csv") as part:
                     write_csv(frame, table, part)
         shutil.rmtree(folder / ".added")
+
+
+@contextmanager
+def folded(folder: Path) -> Iterator[None]:
+    """Merge the additions before and after a block that makes some, also if it is interrupted."""
+    fold(folder)
+    try:
+        yield
+    finally:
+        fold(folder)
 
 
 def save_table(folder: Path, table: str, rows: Iterable[Row], provenance: Mapping[str, Any], key: str = "") -> None:

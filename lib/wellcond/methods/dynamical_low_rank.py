@@ -32,7 +32,7 @@ from wellcond.layers import resize_
 from wellcond.linalg import full_float32, svd_in_double
 from wellcond.methods.method import Method, Settings, decayed, last_layer, register
 from wellcond.methods.penalties import robustness_penalty
-from wellcond.optim import CheckedOptimizer, Group, State, euclidean, momentum_of, param_groups
+from wellcond.optim import CheckedOptimizer, Group, State, euclidean, evaluated, momentum_of, param_groups
 from wellcond.stiefel import qr
 
 
@@ -275,8 +275,7 @@ class BUG(CheckedOptimizer):
 
 def _evaluated(closure: Callable[[], Any]) -> Any:
     """The loss without its graph, which would remember the old shapes of the parameters."""
-    with torch.enable_grad():
-        loss = closure()
+    loss = evaluated(closure)
     return loss.detach() if isinstance(loss, Tensor) else loss
 
 
