@@ -11,28 +11,35 @@ one smaller; it loses less if it was trained for that (wc.methods.FrankWolfe, Pr
 small = wc.compression.compress(model, "svd", amount=0.8).model    # 80 % of the rank of each layer removed
 """
 
-from wellcond import compression, methods
-from wellcond.convert import densify, factorize, rank_for_ratio
+from wellcond import compression, kinds, methods
+from wellcond.convert import densify, factorize, opened, rank_for_ratio
 from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.diagnostics import effective_kappa, layer_reports
 from wellcond.layers import (
+    LowRankConv1d,
     LowRankConv2d,
+    LowRankConv3d,
     LowRankLayer,
     LowRankLinear,
     low_rank_layers,
     matricize,
     recompute,
+    register_kind,
     weight_layers,
 )
+from wellcond.opening import register_matrices
 from wellcond.optim import LowRankSGD, constrain, param_groups
 from wellcond.riemannian import LowRankAdamW, on_manifold
 from wellcond.spectrum import clip_condition_number, condition_number, nearest_scaled_orthogonal, singular_values
 from wellcond.stiefel import orthogonality_error, random_stiefel, retract
+from wellcond.summary import summary
 
 __all__ = [
     "LowRankAdamW",
+    "LowRankConv1d",
     "LowRankConv2d",
+    "LowRankConv3d",
     "LowRankLayer",
     "LowRankLinear",
     "LowRankSGD",
@@ -46,18 +53,23 @@ __all__ = [
     "deploy",
     "effective_kappa",
     "factorize",
+    "kinds",
     "layer_reports",
     "low_rank_layers",
     "matricize",
     "methods",
     "nearest_scaled_orthogonal",
     "on_manifold",
+    "opened",
     "orthogonality_error",
     "param_groups",
     "random_stiefel",
     "rank_for_ratio",
     "recompute",
+    "register_kind",
+    "register_matrices",
     "retract",
     "singular_values",
+    "summary",
     "weight_layers",
 ]

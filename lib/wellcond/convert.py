@@ -10,7 +10,7 @@ import copy
 import fnmatch
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from wellcond.errors import invalid, unknown
-from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, inherit, low_rank_layers
+from wellcond.layers import KINDS, LowRankConv2d, LowRankLayer, inherit, kind_of, low_rank_layers
+from wellcond.opening import close_, open_
 
 T = TypeVar("T")
 
@@ -74,30 +75,68 @@ def check_finite(layers: Mapping[str, nn.Module]) -> None:
             raise invalid(f"{name}.weight".lstrip("."), "one with nan or inf", "finite")
 
 
-def convertible(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers whose weight is one plain matrix of their own, by name; warns of those that have none.
+def convertible(
+    model: nn.Module, kinds: Mapping[Any, type[LowRankLayer]] | None = None, skip: str | Iterable[str] = ()
+) -> dict[str, Any]:
+    """The layers whose weight is one plain matrix of their own, or a stack of them, by name; warns once of what stays
+    dense, see `sorted_out`. skip: patterns of what is not told.
 
     Raises ValueError, naming the layer, for weights that are not finite.
     """
-    # Exact types: a subclass may use its weight in other ways (nn.MultiheadAttention's output projection does).
-    layers = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
+    plain, dense = sorted_out(model, kinds or {})
+    patterns = [skip] if isinstance(skip, str) else list(skip)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in dense.items():
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            reasons.setdefault(reason, []).append(name)
+    if reasons:
+        listed = "; ".join(f"{_few(names)} ({reason})" for reason, names in reasons.items())
+        warnings.warn(f"left dense: {listed}", stacklevel=3)
+    check_finite(plain)
+    return plain
+
+
+def sorted_out(model: nn.Module, kinds: Mapping[Any, type[LowRankLayer]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """{name: layer} of the layers that can be factorized, and {name: why not} of those that cannot, and of all else
+    that holds more than a hundredth of the parameters. kinds: used before those of KINDS."""
     shared = tied(model)
+    plain: dict[str, Any] = {}
     dense: dict[str, str] = {}
-    for name, m in layers.items():
-        if isinstance(m, nn.Conv2d) and m.groups > 1:
-            dense[name] = "a grouped convolution"
-        elif isinstance(m, nn.Conv2d) and m.padding_mode != "zeros":
-            dense[name] = "padding other than zeros"
-        elif m._parameters.get("weight") is None:
+    for name, layer in model.named_modules():
+        kind = kinds.get(type(layer)) or kind_of(layer)
+        if kind is None:
+            dense |= _unknown(name, layer, model)
+        elif layer._parameters.get("weight") is None:
             dense[name] = "its weight is computed from others"
         elif name in shared:
             dense[name] = f"tied to {shared[name]}"
-    if dense:
-        listed = ", ".join(f"{name} ({reason})" for name, reason in dense.items())
-        warnings.warn(f"left dense: {listed}", stacklevel=3)
-    plain = {name: m for name, m in layers.items() if name not in dense}
-    check_finite(plain)
-    return plain
+        elif reason := kind.refuses(layer):
+            dense[name] = reason
+        else:
+            plain[name] = layer
+    return plain, dense
+
+
+MUCH = 0.01
+"""The fraction of all parameters from which a weight of no known kind is told."""
+
+
+def _unknown(name: str, layer: nn.Module, model: nn.Module) -> dict[str, str]:
+    """Why the larger weights of a layer of no known kind stay dense, by name."""
+    much = MUCH * sum(p.numel() for p in model.parameters())
+    large = [key for key, p in layer.named_parameters(recurse=False) if p.squeeze().ndim > 1 and p.numel() > much]
+    if not large or isinstance(layer, LowRankLayer):
+        return {}
+    own: Any = getattr(layer, "closed", type(layer))
+    base = next((parent.__name__ for parent in own.__mro__[1:] if parent in KINDS), "")
+    if base:
+        return {name: f"{own.__name__}, a {base} that may use its weight in another way"}
+    return {f"{name}.{key}".lstrip("."): f"a parameter of {own.__name__}, of no known kind" for key in large}
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def factorize(
@@ -110,9 +149,11 @@ def factorize(
     core: bool = True,
     convolution: type[LowRankLayer] = LowRankConv2d,
 ) -> nn.Module:
-    """A copy of `model` with every nn.Linear and nn.Conv2d factorized by truncated SVD of its own weights.
+    """A copy of `model` with every weight matrix factorized by truncated SVD of its own weights.
 
-    model: any module; its forward code, residual connections included, is kept. It is not modified.
+    model: any module; its forward code, residual connections included, is kept. It is not modified. Its matrices are
+        those of linear layers, convolutions, and the other layers of `layers.KINDS`; those that a module reads itself,
+        attention or an LSTM, are named as layers of it, "attention.in_proj" (see `opened`).
     ratio: fraction of the rank removed, in [0, 1); or rank: an int, capped at each layer's full rank. Give exactly one;
         either may be {name or glob pattern: number}, which converts only the layers it matches, a name before the
         patterns and these in their order; the rank of a name is not capped.
@@ -120,16 +161,19 @@ def factorize(
     core: True for U S Vᵀ, False for U Vᵀ. convolution: the form of convolutions, such as methods.Tucker2Conv2d, whose
         two ranks are then fractions of the numbers of channels.
 
-    A layer in the place of another has its hooks, and is frozen where that was. Grouped convolutions, and weights that
-    several modules share, are left dense, with a warning that names them.
+    A layer in the place of another has its hooks, and is frozen where that was. Depthwise convolutions, weights that
+    several modules share, and what holds a hundredth of all parameters and is of no known kind, are left dense, with
+    one warning that names them and is silent about what `skip` matches. `summary` tells what became of each layer.
     Raises ValueError for ratio or rank out of range, both or neither given, a pattern that matches no layer, weights
     that are not finite, or a scripted module.
     """
     if (ratio is None) == (rank is None):
         raise ValueError(f"ratio = {ratio}, rank = {rank}: give exactly one of them")
-    new = copied(model)
-    layers = convertible(new)
-    skipped = matching(skip, layers, "skip")
+    new = open_(copied(model))
+    kinds = {nn.Conv2d: convolution}
+    layers = convertible(new, kinds, skip)
+    holders = [*layers, *(name for name, m in new.named_modules() if m._parameters), *dict(new.named_parameters())]
+    skipped = matching(skip, holders, "skip")
     at_full_rank = matching(keep_full_rank, layers, "keep_full_rank")
     given: Any = ratio if rank is None else rank
     size: Mapping[str, Any] = given if isinstance(given, Mapping) else dict.fromkeys(layers, given)
@@ -146,9 +190,16 @@ def factorize(
             r: int = sizes[name]
             return r if isinstance(rank, Mapping) and name in rank else min(r, full)
 
-        kind = LowRankLinear if isinstance(layer, nn.Linear) else convolution
+        kind = kinds.get(type(layer)) or kind_of(layer)
+        assert kind is not None
         new = replace_module(new, name, kind.truncated(layer, chosen, core=core))
-    return new
+    return close_(new)
+
+
+def opened(model: nn.Module) -> nn.Module:
+    """A copy of `model` in which each weight matrix that a module reads itself, as attention does, is the weight of a
+    linear layer, a child of the module: the same function, for methods that act on linear layers."""
+    return open_(copied(model))
 
 
 def replace_module(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
@@ -186,11 +237,11 @@ def _plain(module: nn.Module) -> nn.Module:
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """A copy of `model` with every factorized layer replaced by the dense layer W = U S Vᵀ."""
+    """A copy of `model` with every factorized layer replaced by the dense layer W = U S Vᵀ, of the type it was."""
     new = copied(model)
     made: dict[tuple[Tensor | None, ...], Any] = {}
     for name, layer in low_rank_layers(new).items():
         dense = layer.to_dense()
         dense.weight = made.setdefault((layer.U, layer.S, layer.V), dense.weight)  # tied factors, a tied weight
         new = replace_module(new, name, dense)
-    return new
+    return close_(new)

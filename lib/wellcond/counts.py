@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +40,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         seen.add(own)
         if isinstance(layer, LowRankLayer):
             factors = sum(p.numel() for p in (layer.U, layer.S, layer.V) if p is not None)
-            dense += math.prod(layer.matrix_shape) - factors
+            dense += layer.n_dense - factors
             deployed += layer.n_deployed - factors
             kept += layer.rank
         else:

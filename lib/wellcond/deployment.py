@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -15,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from wellcond.convert import replace_module, tied, unparametrized
 from wellcond.errors import invalid
 from wellcond.layers import low_rank_layers
-from wellcond.tracing import Dataflow, dataflow
+from wellcond.tracing import BATCH_NORMS, Dataflow, dataflow
 
 
 @torch.no_grad()
@@ -81,7 +80,7 @@ def _deployed(new: nn.Module, flow: Dataflow) -> nn.Module:
     for name, layer in low_rank_layers(new).items():
         if name in shared:
             continue
-        if layer.n_deployed >= math.prod(layer.matrix_shape):
+        if layer.n_deployed >= layer.n_dense:
             new = replace_module(new, name, layer.to_dense())
         elif name in flow.called:
             new = replace_module(new, name, layer.plain_layers())
@@ -96,8 +95,8 @@ def _deployed(new: nn.Module, flow: Dataflow) -> nn.Module:
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
     """Scale the rows of the layer that writes the output, and set its bias."""
     last = layer[-1] if isinstance(layer, nn.Sequential) else layer
-    assert isinstance(last, nn.Linear | nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert isinstance(last, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    assert isinstance(norm, BATCH_NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     last.weight, last.bias = fuse_conv_bn_weights(

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.convert import unparametrized
-from wellcond.layers import LowRankLayer, matricize, weight_layers
+from wellcond.layers import LowRankLayer, weight_layers, weight_matrix
 from wellcond.spectrum import singular_values, spread
 from wellcond.stiefel import orthogonality_error
-from wellcond.tracing import dataflow
+from wellcond.tracing import BATCH_NORMS, dataflow
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """One weight layer: all singular values of its matrix (of S where there is a core), κ, and for a U S Vᵀ layer the
-    larger orthogonality error of U and V (nan elsewhere). Computed in float64 from the stored numbers."""
+    larger orthogonality error of U and V (nan elsewhere); of a stack of matrices (a grouped convolution) the spectra
+    (g, r), and the largest of both numbers. Computed in float64 from the stored numbers."""
 
     spectrum: Tensor
     kappa: float
@@ -38,10 +39,10 @@ def layer_reports(model: nn.Module) -> Mapping[str, LayerReport]:
                 spectrum = layer.singular_values()
             else:
                 spectrum = singular_values(core.double())
-                orthogonality = max(orthogonality_error(layer.U).item(), orthogonality_error(layer.V).item())
+                orthogonality = max(orthogonality_error(X).max().item() for X in (layer.U, layer.V))
         else:
-            spectrum = singular_values(matricize(layer.weight).double())
-        reports[name] = LayerReport(spectrum.cpu(), spread(spectrum).item(), orthogonality)
+            spectrum = singular_values(weight_matrix(layer).double())
+        reports[name] = LayerReport(spectrum.cpu(), spread(spectrum).max().item(), orthogonality)
     return reports
 
 
@@ -76,11 +77,11 @@ def affine_layers(model: nn.Module) -> dict[str, Affine]:
 
 
 def _affine(layer: nn.Module, norm: nn.Module | None) -> Affine:
-    assert isinstance(layer.weight, Tensor)
-    W, bias = matricize(layer.weight), layer.bias
+    W = layer.matrix() if isinstance(layer, LowRankLayer) else weight_matrix(layer)
+    W, bias = W if W.ndim == 2 else torch.block_diag(*W), getattr(layer, "bias", None)  # type: ignore[no-untyped-call]
     b = bias if isinstance(bias, Tensor) else W.new_zeros(len(W))
     if norm is not None:
-        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert isinstance(norm, BATCH_NORMS)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         D = (norm.running_var + norm.eps).rsqrt()

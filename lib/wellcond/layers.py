@@ -1,12 +1,16 @@
-"""Factorized layers: nn.Linear and nn.Conv2d with the weight matrix stored as W = U S Vᵀ.
+"""Factorized layers: linear layers and convolutions with the weight matrix stored as W = U S Vᵀ.
 
     W (n, m) = U (n, r) · S (r, r) · Vᵀ (r, m),      n = outputs, m = inputs, r = rank,
 
 UᵀU = VᵀV = I while the manifold integrator trains them; S is full. Without a core (``core=False``) the layer is
 W = U Vᵀ. A convolution kernel (C_out, C_in, kh, kw) is matricized row-major to n = C_out, m = C_in·kh·kw and
 applied as an r-channel kh x kw convolution by Vᵀ followed by a 1 x 1 convolution by U S, so that stride, padding
-and dilation are torch's own and no patches are unfolded. At a rank so high that the factors cost more than W, W is
+and dilation are torch's own and no patches are unfolded. A convolution in g groups is a stack of g matrices, U
+(g, n, r), S (g, r, r), V (g, m, r). At a rank so high that the factors cost more than W, W is
 formed and applied instead: a factorized layer never does more work than the dense one and its own merging.
+
+What can be factorized is the table KINDS, {type of a layer: its factorized form}. A kind says what the matrix of a
+layer is (`matrix_of`), and how its factors act (`forward`); a file of `kinds/`, or of a user, adds one.
 
 U, S and V are ordinary nn.Parameters: deepcopy, ``.to()``, ``state_dict`` and ``torch.save`` work as for any module.
 """
@@ -16,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,7 +33,7 @@ from wellcond.spectrum import singular_values
 from wellcond.stiefel import random_stiefel
 
 L = TypeVar("L", bound="LowRankLayer")
-D = TypeVar("D", nn.Linear, nn.Conv2d)
+D = TypeVar("D", bound=nn.Module)
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """The attributes of a module that hold its hooks; each other one of `_HOOK_OPTIONS` says how they are called."""
@@ -46,19 +50,36 @@ def matricize(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1)
 
 
+def weight_matrix(layer: nn.Module) -> Tensor:
+    """The weight of a dense layer as the matrix (n, m), or stack of them (g, n, m), that its kind says; without a kind,
+    matricized."""
+    assert isinstance(layer.weight, Tensor)
+    kind = kind_of(layer)
+    return matricize(layer.weight) if kind is None else kind.matrix_of(layer)
+
+
+def set_weight_matrix(layer: nn.Module, W: Tensor) -> None:
+    """Copy the matrix (n, m), or stack of them, into the weight of a dense layer: the inverse of `weight_matrix`."""
+    assert isinstance(layer.weight, Tensor)
+    kind = kind_of(layer)
+    W = W.mT if kind is not None and kind.transposed else W
+    layer.weight.copy_(W.reshape(layer.weight.shape))
+
+
 def full_rank(layer: nn.Module) -> int:
     """min(n, m) of the weight matrix of a layer."""
-    if isinstance(layer, LowRankLayer):
-        return min(layer.matrix_shape)
-    assert isinstance(layer.weight, Tensor)
-    return min(matricize(layer.weight).shape)
+    shape = layer.matrix_shape if isinstance(layer, LowRankLayer) else weight_matrix(layer).shape[-2:]
+    return min(shape)
 
 
 class LowRankLayer(nn.Module):
-    """U, S, V and a bias, for a weight matrix of shape (n, m); the subclasses say how it acts on an input."""
+    """U, S, V and a bias, for a weight matrix of shape (n, m), or a stack of `groups` of them; the subclasses say how
+    it acts on an input. outputs: the length of the bias, where it is not n."""
 
-    convolves = False
-    """Whether it acts on images (B, C, H, W), and has the attributes of a convolution."""
+    norm: ClassVar[type[nn.Module] | None] = None
+    """The batch normalization that reads an image of this layer, channel by channel."""
+    transposed: ClassVar[bool] = False
+    """Whether the dense layer stores Wᵀ."""
 
     U: nn.Parameter
     S: nn.Parameter | None
@@ -71,6 +92,8 @@ class LowRankLayer(nn.Module):
         m: int,
         rank: int,
         *,
+        groups: int = 1,
+        outputs: int | None = None,
         bias: bool = True,
         core: bool = True,
         device: torch.device | str | None = None,
@@ -79,36 +102,52 @@ class LowRankLayer(nn.Module):
         super().__init__()
         if not 1 <= rank <= min(n, m):
             raise invalid("rank", rank, f"in 1..{min(n, m)} for a {n} x {m} weight matrix")
-        kwargs: dict[str, Any] = {"device": device or "cpu", "dtype": dtype or torch.get_default_dtype()}
+        like: dict[str, Any] = {"device": device or "cpu", "dtype": dtype or torch.get_default_dtype()}
+        kwargs = {**like, "batch": (groups,) if groups > 1 else ()}
         # Haar frames; every singular value 1/sqrt(m), so that a unit-variance input gives outputs of variance r/m
         scale = m**-0.5
         if core:
             self.U = nn.Parameter(random_stiefel(n, rank, **kwargs))
-            self.S = nn.Parameter(scale * torch.eye(rank, **kwargs))
+            self.S = nn.Parameter((scale * torch.eye(rank, **like)).repeat(*kwargs["batch"], 1, 1))
             self.V = nn.Parameter(random_stiefel(m, rank, **kwargs))
         else:
             self.U = nn.Parameter(scale**0.5 * random_stiefel(n, rank, **kwargs))
             self.register_parameter("S", None)
             self.V = nn.Parameter(scale**0.5 * random_stiefel(m, rank, **kwargs))
-        self.bias = nn.Parameter(torch.zeros(n, **kwargs)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(outputs or n, **like)) if bias else None
 
     @property
     def rank(self) -> int:
-        return self.U.shape[1]
+        return self.U.shape[-1]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(n, m) of the weight matrix."""
-        return self.U.shape[0], self.V.shape[0]
+        """(n, m) of the weight matrix, or of each of a stack."""
+        return self.U.shape[-2], self.V.shape[-2]
+
+    @property
+    def n_dense(self) -> int:
+        """The number of weights of the dense layer: nm, of all matrices of a stack."""
+        return math.prod(self.matrix_shape) * math.prod(self.U.shape[:-2])
 
     @property
     def n_deployed(self) -> int:
         """The number of weights when the factors are merged: r(n + m), or nm where that is less."""
-        n, m = self.matrix_shape
-        return min(self.rank * (n + m), n * m)
+        return min(self.rank * sum(self.matrix_shape) * math.prod(self.U.shape[:-2]), self.n_dense)
 
     @classmethod
-    def truncated(cls, layer: nn.Linear | nn.Conv2d, rank_of: Callable[[int], int], *, core: bool = True) -> Self:
+    def refuses(cls, layer: Any) -> str:
+        """Why a dense layer of this kind cannot be factorized; empty if it can."""
+        return ""
+
+    @classmethod
+    def matrix_of(cls, layer: Any) -> Tensor:
+        """The weight of a dense layer of this kind as its matrix (n, m), or a stack of them (g, n, m)."""
+        W = matricize(layer.weight)
+        return W.mT if cls.transposed else W
+
+    @classmethod
+    def truncated(cls, layer: nn.Module, rank_of: Callable[[int], int], *, core: bool = True) -> Self:
         """The factorized form of `layer` at rank rank_of(full rank), by truncated SVD; core: as in `factorize`."""
         return cls.from_dense(layer, rank_of(full_rank(layer)), core=core)
 
@@ -117,7 +156,7 @@ class LowRankLayer(nn.Module):
         """The factorized layer with the best approximation of the weights of `layer` at this rank, and its bias."""
         raise NotImplementedError
 
-    def to_dense(self) -> nn.Linear | nn.Conv2d:
+    def to_dense(self) -> nn.Module:
         """The dense layer of the same function."""
         raise NotImplementedError
 
@@ -141,19 +180,25 @@ class LowRankLayer(nn.Module):
         return self.U if self.S is None else self.U @ self.S
 
     def matrix(self) -> Tensor:
-        """W = U S Vᵀ (n, m)."""
+        """W = U S Vᵀ (n, m), or a stack of them."""
         return self.left() @ self.V.mT
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in the shape that the dense layer has, for code that reads ``layer.weight``."""
+        return self.matrix().mT if self.transposed else self.matrix()
 
     def _merges(self, positions: int) -> bool:
         """Whether forming W once is cheaper than applying its factors at every position (B·H'·W'); not where torch.fx
         traces the code, and the number is not known."""
         if isinstance(positions, fx.Proxy):
             return False
-        n, r, m = self.U.shape[0], self.rank, self.V.shape[0]
+        (n, m), r = self.matrix_shape, self.rank
         return n * m * positions + n * r * m < INTERMEDIATE * r * (n + m) * positions
 
     def singular_values(self) -> Tensor:
-        """The r singular values of W, descending, from the triangular factors of U and V; W is not formed. float64."""
+        """The r singular values of W (..., r), descending, from the triangular factors of U and V; W is not formed.
+        float64."""
         _, R = torch.linalg.qr(self.left().detach().double())
         _, T = torch.linalg.qr(self.V.detach().double())
         return singular_values(R @ T.mT)
@@ -162,13 +207,13 @@ class LowRankLayer(nn.Module):
     def set_matrix(self, W: Tensor) -> None:
         """Make this the best rank-r approximation of W (n, m): the truncated SVD (Eckart and Young, 1936)."""
         P, sigma, Qt = torch.linalg.svd(upcast(W.detach()), full_matrices=False)
-        P, sigma, Q = P[:, : self.rank], sigma[: self.rank], Qt[: self.rank].mT
+        P, sigma, Q = P[..., : self.rank], sigma[..., : self.rank], Qt[..., : self.rank, :].mT
         if self.S is None:  # balanced: both factors carry sqrt(σ)
-            self.U.copy_(P * sigma.sqrt())
-            self.V.copy_(Q * sigma.sqrt())
+            self.U.copy_(P * sigma.sqrt()[..., None, :])
+            self.V.copy_(Q * sigma.sqrt()[..., None, :])
         else:
             self.U.copy_(P)
-            self.S.copy_(torch.diag(sigma))
+            self.S.copy_(torch.diag_embed(sigma))
             self.V.copy_(Q)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -186,11 +231,11 @@ class LowRankLayer(nn.Module):
     def _fit(self, new: Mapping[str, Tensor]) -> bool:
         """Whether factors U, S and V belong together and to a weight of this shape, at whatever rank."""
         U, V = new["U"], new["V"]
-        if any(X.ndim != 2 or len(X) != len(own) or X.shape[1] > len(X) for X, own in ((U, self.U), (V, self.V))):
+        if any(X.shape[:-1] != own.shape[:-1] or X.shape[-1] > X.shape[-2] for X, own in ((U, self.U), (V, self.V))):
             return False
-        ranks = (U.shape[1], V.shape[1])
-        if self.S is None or self.S.ndim == 2:
-            return ranks[0] == ranks[1] and (self.S is None or new["S"].shape == ranks)
+        ranks = (U.shape[-1], V.shape[-1])
+        if self.S is None or self.S.ndim == U.ndim:
+            return ranks[0] == ranks[1] and (self.S is None or new["S"].shape == (*U.shape[:-2], *ranks))
         return new["S"].shape == (*ranks, *self.S.shape[2:])  # a Tucker core, whose modes have their own ranks
 
     def _describe(self) -> str:
@@ -199,7 +244,7 @@ class LowRankLayer(nn.Module):
             return f"rank={self.rank}, form={form}, bias={self.bias is not None}"
         try:
             sigma = self.singular_values()
-            kappa = (sigma[0] / sigma[-1]).item()
+            kappa = (sigma[..., 0] / sigma[..., -1]).max().item()
         except RuntimeError:  # LAPACK refuses NaN, and a diverged network is one that somebody will print
             kappa = math.nan
         return f"rank={self.rank}, form={form}, kappa={kappa:.4g}, bias={self.bias is not None}"
@@ -211,14 +256,11 @@ class LowRankLinear(LowRankLayer):
     Shape: x (..., in_features) -> y (..., out_features). Raises ValueError if rank is not in 1..min(in, out).
     """
 
+    dense: ClassVar[type[nn.Linear]] = nn.Linear
+
     def __init__(self, in_features: int, out_features: int, rank: int, **kwargs: Any) -> None:
         super().__init__(out_features, in_features, rank, **kwargs)
         self.in_features, self.out_features = in_features, out_features
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight (out_features, in_features), for code that reads ``layer.weight``."""
-        return self.matrix()
 
     def forward(self, x: Tensor) -> Tensor:
         if self._merges(x.numel() // self.in_features):
@@ -231,126 +273,146 @@ class LowRankLinear(LowRankLayer):
     @classmethod
     def from_dense(cls, layer: nn.Linear, rank: int, *, core: bool = True) -> Self:
         """The factorized layer with the best rank-r approximation of the weights of `layer`, and its bias."""
-        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        new = cls(layer.in_features, layer.out_features, rank, bias=layer.bias is not None, core=core, **like)
-        return filled(new, layer)
+        return filled(cls(layer.in_features, layer.out_features, rank, core=core, **_like(layer)), layer)
 
     def to_dense(self) -> nn.Linear:
         """An nn.Linear with weight U S Vᵀ and the same bias."""
-        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
-        dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, **like)
-        return _restored(dense, self)
+        return restored(self.dense(self.in_features, self.out_features, **_like(self)), self)
 
     def plain_layers(self) -> nn.Sequential:
         """Vᵀ (r, m), then U S (n, r) with the bias."""
-        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
-        first = nn.Linear(self.in_features, self.rank, bias=False, **like)
-        last = nn.Linear(self.rank, self.out_features, bias=self.bias is not None, **like)
+        like = _like(self)
+        first = nn.Linear(self.in_features, self.rank, **{**like, "bias": False})
+        last = nn.Linear(self.rank, self.out_features, **like)
         return in_sequence(self, {first: self.V.mT, last: self.left()}, ("in_features", "out_features"))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._describe()}"
 
 
-class LowRankConv2d(LowRankLayer):
-    """2-d convolution whose matricized kernel (C_out, C_in·kh·kw) is U S Vᵀ.
+class LowRankConv(LowRankLayer):
+    """Convolution in d dimensions whose matricized kernel (C_out, C_in·k_1···k_d) is U S Vᵀ; in g groups, a stack of g
+    such matrices (C_out/g, C_in/g·k_1···k_d), of one rank.
 
-    Shape: x (B, C_in, H, W) -> y (B, C_out, H', W') as nn.Conv2d with the same kernel_size, stride, padding, dilation.
-    recomputes: see `recompute`. Raises ValueError if rank is out of range, groups > 1, or padding_mode is not "zeros".
+    Shape: x (B, C_in, ...) -> y (B, C_out, ...) as of the torch layer with the same kernel_size, stride, padding,
+    dilation, groups and padding_mode. recomputes: see `recompute`. Raises ValueError if rank is out of range.
     """
 
-    convolves = True
+    dense: ClassVar[type[Any]]
+    convolve: ClassVar[Callable[..., Tensor]]
     recomputes = False
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
+        kernel_size: int | tuple[int, ...],
         rank: int,
         *,
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
         padding_mode: str = "zeros",
         **kwargs: Any,
     ) -> None:
-        if groups != 1:
-            raise invalid("groups", groups, "1: a grouped convolution has no single weight matrix to factorize")
-        if padding_mode != "zeros":
-            raise invalid("padding_mode", padding_mode, "'zeros'")
-        kh, kw = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-        super().__init__(out_channels, in_channels * kh * kw, rank, **kwargs)
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, (kh, kw)
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        shell = self.dense(
+            in_channels, out_channels, kernel_size, **geometry, padding_mode=padding_mode, bias=False, device="meta"
+        )
+        m = in_channels // groups * math.prod(shell.kernel_size)
+        super().__init__(out_channels // groups, m, rank, groups=groups, outputs=out_channels, **kwargs)
+        for name in CONVOLUTION:
+            setattr(self, name, getattr(shell, name))
+        self.margins = [] if padding_mode == "zeros" else list(shell._reversed_padding_repeated_twice)
 
     @property
     def weight(self) -> Tensor:
-        """The dense kernel (C_out, C_in, kh, kw)."""
-        return self.matrix().reshape(self.out_channels, self.in_channels, *self.kernel_size)
+        """The dense kernel (C_out, C_in/g, k_1, ..., k_d)."""
+        return self.matrix().reshape(self.out_channels, -1, *self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        geometry: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        strides = self.stride if isinstance(self.stride, tuple) else (self.stride, self.stride)
-        if self._merges(x.numel() // (self.in_channels * math.prod(strides))):
-            return F.conv2d(x, self.weight, self.bias, **geometry)
+        if self.margins:
+            x = F.pad(x, self.margins, mode=self.padding_mode)
+        if self._merges(x.numel() // (self.in_channels * math.prod(self.stride))):
+            return self._convolved(x, self.weight, self.bias)
         if self.recomputes and torch.is_grad_enabled():
             y: Tensor = checkpoint(self._by_factors, x, use_reentrant=False, preserve_rng_state=False)
             return y
         return self._by_factors(x)
 
+    def _convolved(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        padding = 0 if self.margins else self.padding
+        y: Tensor = type(self).convolve(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
+        return y
+
     def _by_factors(self, x: Tensor) -> Tensor:
-        basis = self.V.mT.reshape(-1, self.in_channels, *self.kernel_size)
-        z = F.conv2d(x, basis, stride=self.stride, padding=self.padding, dilation=self.dilation)  # (B, r, H', W')
-        return F.conv2d(z, self.left()[:, :, None, None], self.bias)
+        basis = self.V.mT.reshape(self.groups * self.rank, -1, *self.kernel_size)
+        mix = self.left().reshape(self.out_channels, self.rank, *(1 for _ in self.kernel_size))
+        return type(self).convolve(self._convolved(x, basis, None), mix, self.bias, groups=self.groups)
 
     @classmethod
-    def from_dense(cls, layer: nn.Conv2d, rank: int, *, core: bool = True) -> Self:
-        """The factorized layer with the best rank-r approximation of the kernel of `layer`, and its bias."""
-        kh, kw = layer.kernel_size
-        new = cls(
-            layer.in_channels,
-            layer.out_channels,
-            (kh, kw),
-            rank,
-            **convolution_arguments(layer),
-            groups=layer.groups,
-            padding_mode=layer.padding_mode,
-            bias=layer.bias is not None,
-            core=core,
-            device=layer.weight.device,
-            dtype=layer.weight.dtype,
-        )
-        return filled(new, layer)
+    def refuses(cls, layer: Any) -> str:
+        return "a depthwise convolution, one row a group" if layer.out_channels == layer.groups > 1 else ""
 
-    def to_dense(self) -> nn.Conv2d:
-        """An nn.Conv2d with the kernel U S Vᵀ and the same bias."""
-        dense = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            **convolution_arguments(self),
-            bias=self.bias is not None,
-            device=self.U.device,
-            dtype=self.U.dtype,
-        )
-        return _restored(dense, self)
+    @classmethod
+    def matrix_of(cls, layer: Any) -> Tensor:
+        g: int = layer.groups
+        return matricize(layer.weight) if g == 1 else layer.weight.reshape(g, layer.out_channels // g, -1)
+
+    @classmethod
+    def from_dense(cls, layer: Any, rank: int, *, core: bool = True) -> Self:
+        """The factorized layer with the best rank-r approximation of the kernel of `layer`, and its bias."""
+        how = {"core": core, **convolution_arguments(layer), **_like(layer)}
+        return filled(cls(layer.in_channels, layer.out_channels, layer.kernel_size, rank, **how), layer)
+
+    def to_dense(self) -> Any:
+        """A convolution of torch with the kernel U S Vᵀ and the same bias."""
+        shape = (self.in_channels, self.out_channels, self.kernel_size)
+        return restored(self.dense(*shape, **convolution_arguments(self), **_like(self)), self)
 
     def plain_layers(self) -> nn.Sequential:
-        """Vᵀ as a convolution to r channels, then U S as a 1 x 1 convolution with the bias."""
-        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
-        geometry = {**convolution_arguments(self), "bias": False, **like}
-        first = nn.Conv2d(self.in_channels, self.rank, self.kernel_size, **geometry)
-        last = nn.Conv2d(self.rank, self.out_channels, 1, bias=self.bias is not None, **like)
+        """Vᵀ as a convolution to r channels a group, then U S as a 1 x 1 convolution with the bias."""
+        like, middle = _like(self), self.groups * self.rank
+        geometry = {**convolution_arguments(self), **like, "bias": False}
+        first = self.dense(self.in_channels, middle, self.kernel_size, **geometry)
+        last = self.dense(middle, self.out_channels, 1, groups=self.groups, **like)
         return in_sequence(self, {first: self.V.mT, last: self.left()}, CONVOLUTION)
 
     def extra_repr(self) -> str:
         shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return f"{shape}, padding={self.padding}, dilation={self.dilation}, {self._describe()}"
+        groups = f", groups={self.groups}" if self.groups > 1 else ""
+        return f"{shape}, padding={self.padding}, dilation={self.dilation}{groups}, {self._describe()}"
 
 
-CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "in_channels", "out_channels")
+class LowRankConv1d(LowRankConv):
+    """x (B, C_in, L) -> y (B, C_out, L'); see LowRankConv."""
+
+    dense, convolve, norm = nn.Conv1d, F.conv1d, nn.BatchNorm1d
+
+
+class LowRankConv2d(LowRankConv):
+    """x (B, C_in, H, W) -> y (B, C_out, H', W'); see LowRankConv."""
+
+    dense, convolve, norm = nn.Conv2d, F.conv2d, nn.BatchNorm2d
+
+
+class LowRankConv3d(LowRankConv):
+    """x (B, C_in, D, H, W) -> y (B, C_out, D', H', W'); see LowRankConv."""
+
+    dense, convolve, norm = nn.Conv3d, F.conv3d, nn.BatchNorm3d
+
+
+GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
+CONVOLUTION = (*GEOMETRY, "kernel_size", "in_channels", "out_channels")
 """What forward code may read of a convolution."""
 
 
@@ -379,37 +441,72 @@ def inherit(new: nn.Module, old: nn.Module) -> nn.Module:
     return new.train(old.training)
 
 
-def in_sequence(
-    layer: LowRankLayer, factors: Mapping[nn.Linear | nn.Conv2d, Tensor], attributes: Iterable[str]
-) -> nn.Sequential:
+def in_sequence(layer: LowRankLayer, factors: Mapping[Any, Tensor], attributes: Iterable[str]) -> nn.Sequential:
     """Plain layers filled with these factors, in the place of `layer`: with its bias at the end, and its attributes."""
     whole = nn.Sequential(*factors)
     for part, factor in factors.items():
         part.weight.data.copy_(factor.reshape(part.weight.shape))
-        if part.bias is not None and layer.bias is not None:
-            part.bias.data.copy_(layer.bias)
+        _copy_bias(part, layer)
     for name in attributes:
         setattr(whole, name, getattr(layer, name))
     return whole
 
 
 def convolution_arguments(layer: nn.Module) -> dict[str, Any]:
-    return {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    return {name: getattr(layer, name) for name in GEOMETRY}
 
 
-def filled(new: L, dense: nn.Linear | nn.Conv2d) -> L:
-    new.set_matrix(matricize(dense.weight))
-    if new.bias is not None and dense.bias is not None:
-        new.bias.data.copy_(dense.bias.data)
+def _like(layer: nn.Module) -> dict[str, Any]:
+    """Where and how the weights of a layer are stored, and whether it has a bias."""
+    weight = layer.U if isinstance(layer, LowRankLayer) else layer.weight
+    assert isinstance(weight, Tensor)
+    return {"bias": layer.bias is not None, "device": weight.device, "dtype": weight.dtype}
+
+
+def filled(new: L, dense: nn.Module) -> L:
+    """A factorized layer with the best approximation of the matrix of a dense one, its bias and mode."""
+    new.set_matrix(new.matrix_of(dense))
+    _copy_bias(new, dense)
     return new.train(dense.training)
 
 
-def _restored(dense: D, layer: LowRankLayer) -> D:
-    dense.weight.data.copy_(layer.matrix().data.reshape(dense.weight.shape))
-    if dense.bias is not None and layer.bias is not None:
-        dense.bias.data.copy_(layer.bias.data)
-    dense.train(layer.training)
-    return dense
+@torch.no_grad()
+def restored(dense: D, layer: LowRankLayer) -> D:
+    """A dense layer with the weight of a factorized one, its bias and mode."""
+    assert isinstance(dense.weight, Tensor)
+    dense.weight.copy_(layer.weight)
+    _copy_bias(dense, layer)
+    return dense.train(layer.training)
+
+
+def _copy_bias(new: nn.Module, old: nn.Module) -> None:
+    own, theirs = getattr(new, "bias", None), getattr(old, "bias", None)
+    if own is not None and theirs is not None:
+        own.data.copy_(theirs.data)
+
+
+KINDS: dict[type[nn.Module] | str, type[LowRankLayer]] = {
+    nn.Linear: LowRankLinear,
+    nn.Conv1d: LowRankConv1d,
+    nn.Conv2d: LowRankConv2d,
+    nn.Conv3d: LowRankConv3d,
+}
+"""{type of a dense layer: its factorized form}. The type of a package that is not imported here stands as a text,
+module.name. It is the exact type: a subclass may use its weight in other ways."""
+
+
+def register_kind(dense: type[nn.Module] | str, kind: type[L]) -> type[L]:
+    """Have `factorize` and all else treat layers of the type `dense` as `kind` says; returns `kind`. See KINDS."""
+    if not (isinstance(kind, type) and issubclass(kind, LowRankLayer)):
+        raise invalid("kind", kind, "a subclass of LowRankLayer")
+    KINDS[dense] = kind
+    return kind
+
+
+def kind_of(layer: nn.Module) -> type[LowRankLayer] | None:
+    """The factorized form of a dense layer of this exact type; None if there is none."""
+    own = type(layer)
+    return KINDS.get(own) or KINDS.get(f"{own.__module__}.{own.__qualname__}")
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
@@ -427,18 +524,18 @@ def recompute(model: nn.Module, on: bool = True) -> nn.Module:
     Source: Chen, Xu, Zhang, Guestrin, arXiv:1604.06174 (checkpointing).
     """
     for layer in low_rank_layers(model).values():
-        if isinstance(layer, LowRankConv2d):
+        if isinstance(layer, LowRankConv):
             layer.recomputes = on
     return model
 
 
-def weight_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d | LowRankLayer]:
-    """Every linear and convolution layer of a model, dense or factorized, by module name."""
-    kinds = (nn.Linear, nn.Conv2d, LowRankLayer)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+def weight_layers(model: nn.Module) -> dict[str, Any]:
+    """Every layer of a model with a weight matrix of its own, dense or factorized, by module name."""
+    types = (nn.Linear, nn.Conv2d, LowRankLayer)
+    return {name: m for name, m in model.named_modules() if isinstance(m, types) or kind_of(m) is not None}
 
 
-def trained_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d | LowRankLayer]:
+def trained_layers(model: nn.Module) -> dict[str, Any]:
     """Those of `weight_layers` of which something is trained: what is frozen stays what it is."""
     return {
         name: layer

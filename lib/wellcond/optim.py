@@ -396,7 +396,7 @@ def constrain(model: nn.Module, max_cond: float, rule: str = "nearest") -> nn.Mo
     for layer in low_rank_layers(model).values():
         if layer.S is None or not layer.S.requires_grad:
             continue
-        if layer.S.ndim == 2:
+        if layer.S.ndim == layer.U.ndim:
             layer.S.copy_(clip_condition_number(layer.S, max_cond, rule))
         else:
             clip_weight(layer.S, max_cond, rule)

@@ -18,8 +18,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from wellcond.layers import HOOKS, LowRankLayer, LowRankLinear
+from wellcond.layers import HOOKS, LowRankLayer, LowRankLinear, kind_of
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ELEMENTWISE = (
     *(nn.Identity, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid),
     *(torch.relu, torch.tanh, torch.sigmoid, F.relu, F.leaky_relu, F.elu, F.gelu, F.silu, F.dropout),
@@ -169,7 +170,7 @@ def _adjacent(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[nn.Module, nn.
         layer, norm = root.get_submodule(str(source.target)), root.get_submodule(node.target)
         # Exact types: a subclass may do more than its parent, and so may hooks.
         if (
-            type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
+            type(norm) in BATCH_NORMS
             and norm.running_mean is not None
             and list(source.users) == [node]
             and _fits(layer, norm, source, root)
@@ -179,10 +180,11 @@ def _adjacent(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[nn.Module, nn.
 
 
 def _fits(layer: nn.Module, norm: nn.Module, source: fx.Node, root: nn.Module) -> bool:
-    if type(norm) is nn.BatchNorm2d:
-        return type(layer) is nn.Conv2d or (isinstance(layer, LowRankLayer) and layer.convolves)
+    kind = layer if isinstance(layer, LowRankLayer) else kind_of(layer)
+    if kind is not None and kind.norm is type(norm):
+        return True
     # Of three dimensions BatchNorm1d normalizes the second, and a linear layer writes the last.
-    return type(layer) in (nn.Linear, LowRankLinear) and _is_matrix(source, root)
+    return type(norm) is nn.BatchNorm1d and type(layer) in (nn.Linear, LowRankLinear) and _is_matrix(source, root)
 
 
 def called_module(node: fx.Node, root: nn.Module) -> nn.Module | None:

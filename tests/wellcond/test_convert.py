@@ -162,12 +162,29 @@ def test_bad_choices(arguments, message):
         convert.factorize(Tiny(), **arguments)
 
 
-def test_layers_without_a_single_matrix_stay_dense_with_a_warning():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding_mode="reflect", padding=1))
-    model.append(nn.Conv2d(4, 2, 3))
-    with pytest.warns(UserWarning, match=r"left dense: 0 \(a grouped convolution\), 1 \(padding other than zeros\)"):
+class Standardized(nn.Conv2d):
+    """Applies another weight than the one it holds."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_layers_without_a_matrix_of_their_own_stay_dense_with_one_warning():
+    """Of what is of no known kind, only what holds more than a hundredth of the parameters is told; and nothing that
+    was to be skipped."""
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, groups=4, padding=1) for _ in range(6)), Standardized(4, 40, 3))
+    model.extend([nn.Conv2d(40, 2, 3), nn.Bilinear(2, 1, 1), nn.PReLU()])
+    told = (
+        r"left dense: 0, 1, 2, 3 and 2 more \(a depthwise convolution, one row a group\); "
+        r"6 \(Standardized, a Conv2d that may use its weight in another way\)$"
+    )
+    with pytest.warns(UserWarning, match=told) as caught:
         factorized = convert.factorize(model, rank=1)
-    assert list(low_rank_layers(factorized)) == ["2"]
+    assert len(caught) == 1
+    assert list(low_rank_layers(factorized)) == ["7"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert.factorize(model, rank=1, skip=["[0-6]"])
 
 
 def other_parameters(model):
@@ -281,7 +298,8 @@ def test_attention_survives(training, grad):
     model = Attention().double().train(training)
     factorized = convert.factorize(model, ratio=0)
     converted = {"embed", "head", "encoder.linear1", "encoder.linear2"}
-    assert low_rank_layers(factorized).keys() == converted
+    attention = {f"{name}.{part}_proj" for name in ("attention", "encoder.self_attn") for part in ("in", "out")}
+    assert low_rank_layers(factorized).keys() == converted | attention
     x = randn(2, 7, 5)
     with torch.set_grad_enabled(grad), warnings.catch_warnings():
         warnings.simplefilter("ignore")

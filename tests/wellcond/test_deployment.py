@@ -409,7 +409,7 @@ def test_a_failed_trace_leaves_no_trace():
         ((nn.Flatten(), nn.Linear(36, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6)), True),
         ((nn.Flatten(), nn.Linear(36, 6, bias=False), nn.BatchNorm1d(6, affine=False)), True),
         ((nn.Flatten(0, 1), nn.Linear(6, 6), nn.BatchNorm1d(6)), False),
-        ((nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6)), False),
+        ((nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6)), True),
     ],
 )
 @pytest.mark.parametrize("rank", [None, 1])
@@ -540,7 +540,8 @@ def test_transformer_layers_keep_their_weights(grad):
     model = convert.factorize(nn.Sequential(nn.Linear(5, 8), encoder, nn.Linear(8, 3)).double(), rank=2)
     with torch.set_grad_enabled(grad):
         small = deployed(model, randn(2, 7, 5))
-    assert low_rank_layers(small).keys() == {"1.linear1", "1.linear2"}
+    matrices = ("linear1", "linear2", "self_attn.in_proj", "self_attn.out_proj")
+    assert low_rank_layers(small).keys() == {f"1.{name}" for name in matrices}
 
 
 class WeightGate(nn.Module):

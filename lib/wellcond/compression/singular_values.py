@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from wellcond.compression.units import COMPRESSORS, AtAmount, Compressed, ranked
 from wellcond.convert import densify, factorize, replace_module
 from wellcond.counts import count_parameters
-from wellcond.layers import low_rank_layers, weight_layers
+from wellcond.layers import LowRankLayer, low_rank_layers, weight_layers
+from wellcond.opening import close_, open_
 
 
 def _as_is(sigma: Tensor) -> Tensor:
@@ -31,6 +31,13 @@ def relative_to_norm(sigma: Tensor) -> Tensor:
     return sigma / norm.clamp(min=torch.finfo(sigma.dtype).tiny)
 
 
+def _scores(layer: LowRankLayer) -> Tensor:
+    """σ_1, σ_2, ... of a U Vᵀ layer as it is made: |u_i| = |v_i| = sqrt(σ_i). Of a stack, whose matrices have one rank,
+    the root mean square."""
+    sigma = layer.U.square().sum(-2)
+    return sigma if sigma.ndim == 1 else sigma.square().mean(0).sqrt()
+
+
 @torch.no_grad()
 def truncated_svd(
     model: nn.Module,
@@ -46,9 +53,9 @@ def truncated_svd(
     r(n + m) < nm, and the dense layer with that matrix otherwise: never more parameters. At its full rank it is left
     alone. skip: names or patterns of layers left whole. Source: Eckart, Young, 1936.
     """
-    dense = densify(model)
+    dense = open_(densify(model))
     full = low_rank_layers(factorize(dense, ratio=0, skip=skip, core=False))
-    spectra = {name: layer.U.square().sum(0) for name, layer in full.items()}  # balanced: |u_i| = |v_i| = sqrt(σ_i)
+    spectra = {name: _scores(layer) for name, layer in full.items()}
     survivors = ranked({name: scale(sigma) for name, sigma in spectra.items()}, together=together)
     whole = {name: "skipped, or not one plain matrix" for name in weight_layers(dense) if name not in full}
 
@@ -60,10 +67,9 @@ def truncated_svd(
             if rank == full[name].rank:
                 continue
             layer = copy.deepcopy(full[name])
-            layer.U, layer.V = (nn.Parameter(factor[:, :rank].clone()) for factor in (layer.U, layer.V))
-            smaller = rank * sum(layer.matrix_shape) < math.prod(layer.matrix_shape)
-            new = replace_module(new, name, layer if smaller else layer.to_dense())
-        return Compressed(new, count_parameters(new).deployed, kept, whole)
+            layer.U, layer.V = (nn.Parameter(factor[..., :rank].clone()) for factor in (layer.U, layer.V))
+            new = replace_module(new, name, layer if layer.n_deployed < layer.n_dense else layer.to_dense())
+        return Compressed(close_(new), count_parameters(new).deployed, kept, whole)
 
     return at
 

@@ -27,6 +27,7 @@ from wellcond.errors import invalid
 from wellcond.layers import matricize
 from wellcond.linalg import upcast
 from wellcond.methods.method import Method, Settings, last_layer, register
+from wellcond.opening import close_, open_
 from wellcond.optim import Group
 
 
@@ -73,15 +74,15 @@ class FactorProduct(nn.Module):
 
 
 def overparametrize(model: nn.Module, depth: int = 2, *, skip: str | Iterable[str] = ()) -> nn.Module:
-    """A copy of `model` with the weight of every nn.Linear and nn.Conv2d a product of `depth` factors.
+    """A copy of `model` with every weight that `factorize` knows a product of `depth` factors.
 
     The factors begin balanced with the product that `model` has, so that the function is the same up to rounding, and
     a network without low-rank pressure starts where the dense one does. (The published training draws each factor
-    from torch's default initialization.) Grouped convolutions are left dense, with a warning that names them.
+    from torch's default initialization.) What is left dense is told, as by `factorize`.
     skip: names or glob patterns of layers left alone. Raises ValueError if depth < 1, or a pattern matches no layer.
     """
     check_depth(depth)
-    new = copied(model)
+    new = open_(copied(model))
     layers = convertible(new)
     for name in layers.keys() - matching(skip, layers, "skip"):
         weight = layers[name].weight
@@ -120,7 +121,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 def collapse(model: nn.Module) -> nn.Module:
     """A copy of `model` with every product multiplied: plain layers, the same function up to rounding."""
-    return unparametrized(model).train(model.training)
+    return close_(unparametrized(model)).train(model.training)
 
 
 def _product(model: nn.Module, settings: Settings) -> nn.Module:

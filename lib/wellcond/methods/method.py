@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wellcond.convert import factorize, matching
 from wellcond.errors import invalid, unknown
-from wellcond.layers import LowRankLayer, full_rank, matricize, trained_layers, weight_layers
+from wellcond.layers import LowRankLayer, full_rank, set_weight_matrix, trained_layers, weight_layers, weight_matrix
 from wellcond.optim import Group, LowRankSGD, param_groups
 
 Penalty = Callable[[nn.Module], Tensor]
@@ -181,9 +181,9 @@ def decay_spectra(model: nn.Module, alpha: float, skip: str | Iterable[str] = ()
             if layer.S is None:
                 layer.U.mul_(scale.sqrt())
                 layer.V.mul_(scale.sqrt())
-            else:  # S diagonal, or a Tucker core whose slices are orthogonal
-                layer.S.mul_(scale.view(-1, *(1 for _ in layer.S.shape[1:])))
+            else:  # S diagonal, of a stack too, or a Tucker core whose slices are orthogonal
+                layer.S.mul_(scale.view(-1, *(1 for _ in layer.S.shape[layer.U.ndim - 1 :])))
         else:
-            P, sigma, Qt = torch.linalg.svd(matricize(layer.weight).double(), full_matrices=False)
-            layer.weight.copy_(((P * (sigma * powers)) @ Qt).reshape(layer.weight.shape))
+            P, sigma, Qt = torch.linalg.svd(weight_matrix(layer).double(), full_matrices=False)
+            set_weight_matrix(layer, (P * (sigma * powers)[..., None, :]) @ Qt)
     return model

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from wellcond.layers import LowRankLayer, matricize, weight_layers
+from wellcond.layers import LowRankLayer, matricize, weight_layers, weight_matrix
 from wellcond.linalg import svd
 from wellcond.methods.method import Method, Penalty, Settings, dense, factors, plain_groups, register, weights_of
 
@@ -79,10 +79,13 @@ def robustness_penalty(settings: Settings) -> Penalty | None:
 
     def penalty(model: nn.Module) -> Tensor:
         cores = (
-            layer.core_matrix() if isinstance(layer, LowRankLayer) else matricize(layer.weight)
+            layer.core_matrix() if isinstance(layer, LowRankLayer) else weight_matrix(layer)
             for layer in weight_layers(model).values()
         )
-        return settings.beta * torch.stack([robustness_regularizer(core) for core in cores if core is not None]).sum()
+        return (
+            settings.beta
+            * torch.stack([robustness_regularizer(core).sum() for core in cores if core is not None]).sum()
+        )
 
     return penalty if settings.beta else None
 
@@ -94,9 +97,9 @@ def _soft_orthogonality(settings: Settings) -> Penalty | None:
         matrices = [
             X
             for layer in weight_layers(model).values()
-            for X in ((layer.U, layer.V) if isinstance(layer, LowRankLayer) else (matricize(layer.weight),))
+            for X in ((layer.U, layer.V) if isinstance(layer, LowRankLayer) else (weight_matrix(layer),))
         ]
-        return settings.beta * torch.stack([soft_orthogonality(X) for X in matrices]).sum()
+        return settings.beta * torch.stack([soft_orthogonality(X).sum() for X in matrices]).sum()
 
     return penalty if settings.beta else None
 

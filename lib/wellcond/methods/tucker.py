@@ -43,7 +43,7 @@ class Tucker2Conv2d(LowRankLayer):
     same kernel_size, stride, padding, dilation. Raises ValueError if a rank is out of range.
     """
 
-    convolves = True
+    dense, norm = nn.Conv2d, nn.BatchNorm2d
     S: nn.Parameter
 
     def __init__(
@@ -72,7 +72,8 @@ class Tucker2Conv2d(LowRankLayer):
         self.V = nn.Parameter(random_stiefel(in_channels, ranks[1], **kwargs))
         self.bias = nn.Parameter(torch.zeros(out_channels, **kwargs)) if bias else None
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, (kh, kw)
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, 1
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups, self.padding_mode = 1, "zeros"
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -128,20 +129,12 @@ class Tucker2Conv2d(LowRankLayer):
     def from_dense(cls, layer: nn.Conv2d, rank: tuple[int, int], *, core: bool = True) -> Self:
         """The truncated higher-order SVD of the kernel of `layer`, with its bias."""
         kh, kw = layer.kernel_size
-        new = cls(
-            layer.in_channels,
-            layer.out_channels,
-            (kh, kw),
-            rank,
-            **convolution_arguments(layer),
-            bias=layer.bias is not None,
-            device=layer.weight.device,
-            dtype=layer.weight.dtype,
-        )
-        return filled(new, layer)
+        how: dict[str, Any] = {name: getattr(layer, name) for name in ("stride", "padding", "dilation")}
+        how |= {"bias": layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
+        return filled(cls(layer.in_channels, layer.out_channels, (kh, kw), rank, **how), layer)
 
     @classmethod
-    def truncated(cls, layer: nn.Linear | nn.Conv2d, rank_of: Callable[[int], int], *, core: bool = True) -> Self:
+    def truncated(cls, layer: nn.Module, rank_of: Callable[[int], int], *, core: bool = True) -> Self:
         """The ranks are those of the two channel modes, whose unfoldings may have fewer columns than there are
         channels; there is always a core."""
         assert isinstance(layer, nn.Conv2d)
@@ -149,6 +142,11 @@ class Tucker2Conv2d(LowRankLayer):
         return cls.from_dense(layer, (rank_of(min(n_o, n_i * positions)), rank_of(min(n_i, n_o * positions))))
 
     to_dense = LowRankConv2d.to_dense
+
+    @classmethod
+    def refuses(cls, layer: nn.Conv2d) -> str:
+        """Groups, which have no common modes, and padding other than zeros."""
+        return "groups, or padding other than zeros" if layer.groups > 1 or layer.padding_mode != "zeros" else ""
 
     def plain_layers(self) -> nn.Sequential:
         """Vᵀ, the core and U, the first and the last as 1 x 1 convolutions."""
