@@ -17,7 +17,8 @@ from study.results.store import Measurement
 from study.settings import SETTINGS, check_setting
 from study.training.adversarial import SETTINGS as ADVERSARIAL
 from study.training.adversarial import adversary_of
-from study.training.loop import AUTOCAST, SCHEDULES
+from study.training.loop import SCHEDULES
+from study.training.precision import FORMATS
 from wellcond.compression.compressors import COMPRESSORS
 from wellcond.errors import unknown
 from wellcond.methods.method import Method
@@ -44,7 +45,7 @@ class Strict(BaseModel):
 class Train(Strict):
     """The protocol: momentum SGD with a schedule. milestones: epochs after which lr is multiplied by gamma; or, with a
     schedule of train.SCHEDULES, a fall of lr step by step after a rise over `warmup` epochs. label_smoothing in (0, 1);
-    autocast: a format of train.AUTOCAST for the products of training.
+    autocast: a format of precision.FORMATS for the products of training.
 
     batch_factor k: batches k times larger and k times the learning rate (linear scaling), which rises step by step
     from lr to k lr over the first `warmup` epochs (Goyal et al., arXiv:1706.02677)."""
@@ -62,7 +63,7 @@ class Train(Strict):
     schedule: Annotated[str, one_of("schedule", SCHEDULES)] | None = None
     warmup: int | None = Field(None, ge=1)
     label_smoothing: float | None = Field(None, gt=0, lt=1)
-    autocast: Annotated[str, one_of("autocast", AUTOCAST)] | None = None
+    autocast: Annotated[str, one_of("autocast", FORMATS)] | None = None
 
     @field_validator("warmup")
     @classmethod

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from study.training.adversarial import Adversary
 from study.training.distributed import ALONE, Processes
+from study.training.precision import FORMATS, products_in
 from wellcond.errors import invalid, unknown
 from wellcond.linalg import upcast
 
@@ -65,9 +66,6 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """The learning rate after the warm-up as a multiple of the largest, t in [0, 1) the fraction of those steps done."""
 
 STEPS = "steps"  # the other schedule: multiplied by gamma at the milestones
-
-AUTOCAST: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16}
-"""Formats in which products may be computed; the weights, what updates them, and the loss stay in float32."""
 
 
 def derived_seed(*keys: int) -> int:
@@ -179,12 +177,12 @@ def _cross_entropy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, labe
 
 
 def in_format(model: Callable[[Tensor], Tensor], autocast: str) -> Callable[[Tensor], Tensor]:
-    """x -> logits in float32, computed with products in a format of AUTOCAST; the model itself for ""."""
+    """x -> logits in float32, computed with products in a format of FORMATS; the model itself for ""."""
     if not autocast:
         return model
 
     def forward(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, AUTOCAST[autocast]):
+        with products_in(autocast, x.device):
             return upcast(model(x))
 
     return forward
@@ -218,7 +216,7 @@ def fit(
     by which it falls step by step. warmup: epochs over which it rises first, step by step and linearly, from
     warmup_start (in (0, 1]) times itself ("steps") or from almost 0.
     label_smoothing s in [0, 1): the target is (1 - s) times the label's unit vector plus s/classes. autocast: "" or a
-    key of AUTOCAST.
+    key of FORMATS.
     adversary: minimize its loss in place of the cross-entropy. Its images of a batch are made once, at the network
     before the step, from starts drawn by (seed, epoch); an optimizer that evaluates the loss again within the step
     meets the same images.
@@ -319,5 +317,5 @@ def check_protocol(
         raise invalid("warmup", warmup, f"< epochs = {epochs}")
     if not 0 <= label_smoothing < 1:
         raise invalid("label_smoothing", label_smoothing, "in [0, 1)")
-    if autocast and autocast not in AUTOCAST:
-        raise unknown("autocast", autocast, AUTOCAST)
+    if autocast and autocast not in FORMATS:
+        raise unknown("autocast", autocast, FORMATS)
