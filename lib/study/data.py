@@ -3,19 +3,22 @@
 ``digits`` (scikit-learn's, enlarged) is embedded and needs no file. The others are read from <root>/<name>.npz
 (uint8 arrays x_train, y_train, x_test, y_test), root = $WELLCOND_DATA or ./data of the project; a missing file is
 downloaded by torchvision and written in that form. Splits and subsets are chosen by a hash of the images, so any copy
-of a data set, in any order, gives the same ones.
+of a data set, in any order, gives the same ones. Data of your own are a function, "package.module:factory", that
+returns such arrays, or a folder with train/ and test/, in each a folder of images for each class.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from study import paths
+from study.importing import FORM, factory_named, said
 from wellcond.errors import invalid, unknown
 
 Bytes = NDArray[np.uint8]
@@ -190,24 +194,86 @@ _UNREADABLE = (
 )
 
 
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+"""The arrays of a data set, uint8: images (N, H, W) or (N, H, W, 1 or 3), and the numbers of their classes (N,)."""
+
+
+def _check(arrays: Mapping[str, Any]) -> None:
+    """Raise ValueError unless these are the arrays of a data set."""
+    if any(getattr(arrays[name], "dtype", None) != np.uint8 for name in NAMES):
+        raise ValueError("not uint8")
+    for split in ("train", "test"):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)) or y.shape != x.shape[:1]:
+            raise ValueError(f"{split}: shapes {x.shape} and {y.shape}, not (N, H, W[, 1 or 3]) and (N,)")
+        if not len(x):
+            raise ValueError(f"{split}: no images")
+
+
+def source(name: str) -> Source:
+    """Where the data of this name come from: a key of DATASETS, "package.module:factory", or a folder of images.
+
+    The factory takes no arguments and returns the four arrays NAMES, in this order or in a mapping; classes are counted
+    in the labels. Raises ValueError for a name that is none, or arrays that are none.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    if ":" in name:
+        return _own(name, _called(name))
+    if Path(name, "train").is_dir() and Path(name, "test").is_dir():
+        return _own(name, _folder(Path(name)))
+    raise unknown("dataset", name, [*DATASETS, FORM, "a folder with train/ and test/"])
+
+
+def _own(name: str, arrays: dict[str, Bytes]) -> Source:
+    try:
+        _check(arrays)
+    except (ValueError, KeyError) as error:
+        raise invalid("dataset", name, f"uint8 arrays {', '.join(NAMES)} ({error})") from error
+    classes = 1 + max(int(arrays[f"y_{split}"].max()) for split in ("train", "test"))
+    return Source(classes, 1 if arrays["x_test"].ndim == 3 else arrays["x_test"].shape[3], arrays=lambda: arrays)
+
+
+@functools.lru_cache(maxsize=2)
+def _called(name: str) -> dict[str, Bytes]:
+    factory = factory_named("dataset", name, "arrays")
+    try:
+        made = factory()
+        return {key: made[key] for key in NAMES} if isinstance(made, Mapping) else dict(zip(NAMES, made, strict=True))
+    except Exception as error:  # it is not ours, and may raise anything
+        raise invalid("dataset", name, f"a function that returns {', '.join(NAMES)} ({said(error)})") from error
+
+
+@functools.lru_cache(maxsize=2)
+def _folder(path: Path) -> dict[str, Bytes]:
+    """Images in the folders of their classes, as torchvision reads them, all of one size."""
+    from torchvision.datasets import ImageFolder
+
+    arrays = {}
+    try:
+        for split in ("train", "test"):
+            images = ImageFolder(path / split)
+            arrays[f"x_{split}"] = np.stack([np.asarray(image, dtype=np.uint8) for image, _ in images])
+            arrays[f"y_{split}"] = np.array(images.targets, dtype=np.uint8)
+    except (OSError, ValueError) as error:
+        raise invalid(
+            "dataset", str(path), f"a folder of images of one size, in folders by class ({said(error)})"
+        ) from error
+    return arrays
+
+
 def _read(path: Path, expected: str) -> tuple[dict[str, Bytes], str]:
-    names = ("x_train", "y_train", "x_test", "y_test")
     try:
         with zipfile.ZipFile(path) as archive:
             declared = sum(entry.file_size for entry in archive.infolist())
         if declared > LARGEST:
             raise ValueError(f"{declared:,} bytes, of at most {LARGEST:,}")
         with np.load(path) as archive:
-            arrays = {name: archive[name] for name in names}
-        if any(values.dtype != np.uint8 for values in arrays.values()):
-            raise ValueError("not uint8")
-        for split in ("train", "test"):
-            x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-            if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)) or y.shape != x.shape[:1]:
-                raise ValueError(f"{split}: shapes {x.shape} and {y.shape}, not (N, H, W[, 1 or 3]) and (N,)")
+            arrays = {name: archive[name] for name in NAMES}
+        _check(arrays)
         sha256 = _content_hash(arrays)
     except _UNREADABLE as error:
-        raise invalid("file", str(path), f"a readable .npz with uint8 {', '.join(names)} ({error})") from error
+        raise invalid("file", str(path), f"a readable .npz with uint8 {', '.join(NAMES)} ({error})") from error
     if expected and sha256 != expected:
         raise invalid("sha256", sha256, f"{expected} for {path.name}; delete the file to fetch it again")
     return arrays, sha256
@@ -249,7 +315,7 @@ def load(
     n_test: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Data:
-    """A data set by name, split into training, validation and test images.
+    """A data set by name, see `source`, split into training, validation and test images.
 
     seed: chooses the validation split; the test set never depends on it. validation: fraction of the official
     training images held out, in [0, 1). n_train, n_test: keep only so many images (None: all); the kept test images
@@ -257,22 +323,20 @@ def load(
     Raises ValueError for an unknown name, a fraction or a count out of range, or a corrupted file; FileNotFoundError
     for data that is neither there nor downloadable.
     """
-    if name not in DATASETS:
-        raise unknown("dataset", name, DATASETS)
+    found = source(name)
     if not 0 <= validation < 1:
         raise invalid("validation", validation, "in [0, 1)")
     for field, n in (("n_train", n_train), ("n_test", n_test)):
         if n is not None and n < 1:
             raise invalid(field, n, ">= 1, or None for all")
-    source = DATASETS[name]
-    if source.arrays is not None:
-        arrays = source.arrays()
+    if found.arrays is not None:
+        arrays = found.arrays()
         sha256 = _content_hash(arrays)
     else:
         path = paths.data() / f"{name}.npz"
         if not path.exists():
             _download(name, path)
-        arrays, sha256 = _read(path, source.sha256)
+        arrays, sha256 = _read(path, found.sha256)
 
     order = _hash_order(arrays["x_train"], arrays["y_train"], seed)
     held_out = round(validation * len(order))
@@ -285,6 +349,6 @@ def load(
         train=_images(arrays["x_train"][fitted], arrays["y_train"][fitted]),
         validation=_images(arrays["x_train"][order[:held_out]], arrays["y_train"][order[:held_out]]),
         test=_images(arrays["x_test"][test], arrays["y_test"][test]),
-        num_classes=source.num_classes,
+        num_classes=found.num_classes,
         sha256=sha256,
     ).to(device)

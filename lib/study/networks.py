@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import inspect
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from study.importing import FORM, factory_named, said
 from wellcond.errors import invalid, unknown
 
 
@@ -229,20 +228,9 @@ def build(name: str, *, num_classes: int = 10, in_channels: int = 1) -> nn.Modul
     """
     if ":" not in name:
         if name not in MODELS:
-            choices = {**MODELS, "package.module:factory": None}
-            raise unknown("model", name, choices)
+            raise unknown("model", name, [*MODELS, FORM])
         return MODELS[name](num_classes=num_classes, in_channels=in_channels)
-    module_name, _, attribute = name.partition(":")
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name):
-        raise invalid("model", name, "an importable package.module:factory")
-    try:
-        factory: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise invalid("model", name, f"an importable package.module:factory ({error})") from error
-    except Exception as error:  # the module runs, and may raise anything
-        raise invalid("model", name, f"an importable package.module:factory ({_said(error)})") from error
-    if not callable(factory):
-        raise invalid("model", name, f"a factory of nn.Module, not a {type(factory).__name__}")
+    factory = factory_named("model", name, "nn.Module")
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
     parameters = inspect.signature(factory).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -251,14 +239,10 @@ def build(name: str, *, num_classes: int = 10, in_channels: int = 1) -> nn.Modul
     try:
         model = factory(**arguments)
     except Exception as error:
-        raise invalid("model", name, f"a factory that returns a network ({_said(error)})") from error
+        raise invalid("model", name, f"a factory that returns a network ({said(error)})") from error
     if not isinstance(model, nn.Module):
         raise invalid("model", name, f"a factory of nn.Module, not of {type(model).__name__}")
     return model
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,6 +1,7 @@
 """Data sets: the embedded one, splits that do not depend on the order of a file, damaged files, augmentation."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -352,3 +353,82 @@ def test_augmentation_differs_by_epoch_and_image():
     assert torch.equal(epoch(1), epoch(1))
     assert not torch.equal(epoch(1), epoch(2))
     assert len({x.numpy().tobytes() for x in epoch(1)}) > 20
+
+
+def stripes(n=12, size=8):
+    """Horizontal and vertical stripes, of a user."""
+    lines = np.arange(size, dtype=np.uint8) % 2 * 255
+    image = np.tile(lines, (size, 1))
+    x = np.stack([image if k % 2 else image.T for k in range(n)])
+    x[:, 0, 0] = np.arange(n)  # no two alike
+    return x, (np.arange(n) % 2).astype(np.uint8)
+
+
+def striped():
+    return (*stripes(), *stripes(6))
+
+
+def by_name():
+    return dict(zip(data.NAMES, striped(), strict=True))
+
+
+def floats():
+    return tuple(a / 255 for a in striped())
+
+
+def three():
+    return striped()[:3]
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """This module as one that a user can name."""
+    monkeypatch.setitem(sys.modules, "own_data", sys.modules[__name__])
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("factory", ["striped", "by_name"])
+def test_data_of_your_own_are_a_function(factory):
+    loaded = data.load(f"own_data:{factory}", validation=0.25)
+    assert (loaded.num_classes, loaded.shape) == (2, (1, 8, 8))
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (9, 3, 6)
+    everything = torch.cat([loaded.train.images, loaded.validation.images])[:, 0]
+    assert sorted(everything[:, 0, 0].tolist()) == list(range(12))
+    assert loaded.sha256 == data.load("own_data:striped").sha256
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_data:floats", "dataset = 'own_data:floats': must be uint8 arrays .* \\(not uint8\\)"),
+        (
+            "own_data:three",
+            "dataset = 'own_data:three': must be a function that returns x_train, y_train, x_test, y_test",
+        ),
+        ("own_data:nothing", "dataset = 'own_data:nothing': must be an importable package.module:factory"),
+        ("own_data:np", "dataset = 'own_data:np': must be a factory of arrays, not a module"),
+        ("no folder", "dataset = 'no folder': unknown"),
+    ],
+)
+def test_data_of_your_own_that_are_none(name, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(name)
+
+
+def test_a_folder_of_images(tmp_path):
+    from PIL import Image
+
+    for split, (x, y) in {"train": stripes(), "test": stripes(6)}.items():
+        for k, (image, label) in enumerate(zip(x, y, strict=True)):
+            folder = tmp_path / split / ("across", "down")[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).convert("RGB").save(folder / f"{k}.png")
+    loaded = data.load(str(tmp_path), validation=0)
+    assert (loaded.num_classes, loaded.shape, len(loaded.train), len(loaded.test)) == (2, (3, 8, 8), 12, 6)
+    down = loaded.train.images[loaded.train.labels == 1][:, 0, 1]
+    assert torch.equal(down[0], torch.from_numpy(stripes()[0][1][1]))
+    (tmp_path / "test" / "across" / "0.png").write_bytes(b"no image")
+    data._folder.cache_clear()
+    with pytest.raises(ValueError, match="must be a folder of images of one size, in folders by class"):
+        data.load(str(tmp_path))

@@ -147,8 +147,25 @@ def answer(model: nn.Module, x: Any) -> Tensor:
     return next(part for part in tensors(y) if part.is_floating_point())
 
 
+@torch.no_grad()
+def settle(model: nn.Module, x: Any) -> nn.Module:
+    """Have batch normalization take its statistics from this input, and draw the weights that start at zero; in
+    evaluation mode at the end. A network as it is made may return its last bias, whatever it is given."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.5  # a variance of few numbers may be next to nothing: half of it is the first one, 1
+    answer(model.train(), x)
+    for p in model.parameters():
+        if p.ndim > 1 and not p.any():
+            nn.init.normal_(p, std=0.02)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
 def _difference(y: Tensor, expected: Tensor) -> float:
-    return float((y - expected).norm() / expected.norm())
+    return float((y - expected).detach().norm() / expected.detach().norm())
 
 
 def tried(model: nn.Module, x: Any, ratio: float) -> dict[str, Any]:
@@ -199,7 +216,7 @@ def architecture_rows(*, repeats: int = 0, device: str = "cpu", ratio: float = 0
             model, x = made()
         except ImportError:
             continue
-        answer(model.eval(), x)  # lazy layers find their sizes
+        settle(model, x)  # lazy layers find their sizes, too
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what stays dense, which the row counts
             rows.append({"architecture": name, "ratio": ratio, **tried(model.to(device), x, ratio)})
