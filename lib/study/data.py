@@ -210,16 +210,18 @@ def _check(arrays: Mapping[str, Any]) -> None:
             raise ValueError(f"{split}: no images")
 
 
-def source(name: str) -> Source:
-    """Where the data of this name come from: a key of DATASETS, "package.module:factory", or a folder of images.
+def source(name: str | Callable[[], Any]) -> Source:
+    """Where data come from: a key of DATASETS, a factory or its name "package.module:factory", or a folder of images.
 
     The factory takes no arguments and returns the four arrays NAMES, in this order or in a mapping; classes are counted
     in the labels. Raises ValueError for a name that is none, or arrays that are none.
     """
+    if callable(name):
+        return _own(name.__name__, _arrays(name.__name__, name))
     if name in DATASETS:
         return DATASETS[name]
     if ":" in name:
-        return _own(name, _called(name))
+        return _own(name, _named(name))
     if Path(name, "train").is_dir() and Path(name, "test").is_dir():
         return _own(name, _folder(Path(name)))
     raise unknown("dataset", name, [*DATASETS, FORM, "a folder with train/ and test/"])
@@ -235,8 +237,11 @@ def _own(name: str, arrays: dict[str, Bytes]) -> Source:
 
 
 @functools.lru_cache(maxsize=2)
-def _called(name: str) -> dict[str, Bytes]:
-    factory = factory_named("dataset", name, "arrays")
+def _named(name: str) -> dict[str, Bytes]:
+    return _arrays(name, factory_named("dataset", name, "arrays"))
+
+
+def _arrays(name: str, factory: Callable[[], Any]) -> dict[str, Bytes]:
     try:
         made = factory()
         return {key: made[key] for key in NAMES} if isinstance(made, Mapping) else dict(zip(NAMES, made, strict=True))
@@ -307,7 +312,7 @@ def _images(x: Bytes, y: Bytes) -> Images:
 
 
 def load(
-    name: str,
+    name: str | Callable[[], Any],
     *,
     seed: int = 0,
     validation: float = 0.25,
@@ -315,7 +320,7 @@ def load(
     n_test: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Data:
-    """A data set by name, see `source`, split into training, validation and test images.
+    """A data set by name, or from a factory, see `source`, split into training, validation and test images.
 
     seed: chooses the validation split; the test set never depends on it. validation: fraction of the official
     training images held out, in [0, 1). n_train, n_test: keep only so many images (None: all); the kept test images
@@ -345,7 +350,7 @@ def load(
         raise invalid("validation", validation, f"small enough to leave one of {len(order)} images for training")
     test = _hash_order(arrays["x_test"], arrays["y_test"], 0)[:n_test]
     return Data(
-        name,
+        name.__name__ if callable(name) else name,
         train=_images(arrays["x_train"][fitted], arrays["y_train"][fitted]),
         validation=_images(arrays["x_train"][order[:held_out]], arrays["y_train"][order[:held_out]]),
         test=_images(arrays["x_test"][test], arrays["y_test"][test]),

@@ -394,7 +394,8 @@ def test_data_of_your_own_are_a_function(factory):
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (9, 3, 6)
     everything = torch.cat([loaded.train.images, loaded.validation.images])[:, 0]
     assert sorted(everything[:, 0, 0].tolist()) == list(range(12))
-    assert loaded.sha256 == data.load("own_data:striped").sha256
+    assert loaded.sha256 == data.load("own_data:striped").sha256 == data.load(striped).sha256
+    assert data.load(striped).name == "striped"
 
 
 @pytest.mark.usefixtures("own")
