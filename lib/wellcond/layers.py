@@ -436,12 +436,3 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d | LowRank
     """Every linear and convolution layer of a model, dense or factorized, by module name."""
     kinds = (nn.Linear, nn.Conv2d, LowRankLayer)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
-
-
-def trained_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d | LowRankLayer]:
-    """Those of `weight_layers` of which something is trained: what is frozen stays what it is."""
-    return {
-        name: layer
-        for name, layer in weight_layers(model).items()
-        if any(p.requires_grad for part, p in layer.named_parameters() if part != "bias")
-    }

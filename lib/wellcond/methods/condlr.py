@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from wellcond.convert import factorize
 from wellcond.integrator import Factors
-from wellcond.layers import trained_layers
-from wellcond.methods.method import Method, Settings, decayed, last_layer, plain_groups, register
+from wellcond.methods.method import Method, Settings, decayed, last_layer, plain_groups, register, trained_layers
 from wellcond.optim import UPDATES, Group, State, clip_weight, constrain, copy_, factors_of, param_groups, with_rest
 from wellcond.spectrum import clip_spectrum
 from wellcond.stiefel import project_horizontal, qr
