@@ -27,7 +27,7 @@ from sphinx.util.inspect import stringify_signature
 from docstrings import convert, inline, parameters_of
 
 PACKAGES = ("wellcond.", "study.")
-FACES = ("wellcond", "wellcond.methods", "wellcond.compression", "study")  # where a name may be meant
+FACES = ("wellcond", "wellcond.methods", "wellcond.compression", "wellcond.adaptation", "study")  # where a name may be meant
 FOLDER = "lib"  # of the packages, in the repository
 
 

@@ -11,7 +11,7 @@ for any torch optimizer.
     lowrank_published_band      [U, S, V]      methods.condlr: the step of the released CondLR code, tau > 0
     lowrank_published_mean      [U, S, V]      methods.condlr: the same, tau = 0
     stiefel                     weights        methods.orthonormal: stiefel_step on the orthonormal rows of each weight
-    clipped                     weights        the Euclidean step, then the nearest weight matrix with κ <= max_cond
+    clipped                     weights        methods.condlr: the Euclidean step, then the nearest one of κ <= max_cond
 
 Gradients with respect to the factors are those of autograd: with G = ∂L/∂W, g_U = G V Sᵀ, g_S = Uᵀ G V,
 g_V = Gᵀ U S. Learning rates are in units of the gradient flow's time.
@@ -68,12 +68,6 @@ def euclidean(group: Group, state: State) -> None:
 def clip_weight(weight: Tensor, max_cond: float, rule: str = "nearest", stacked: bool = False) -> None:
     """Replace a weight, in place, by the nearest one whose matrix has κ <= max_cond."""
     set_tall(weight, clip_condition_number(tall(weight, stacked), max_cond, rule), stacked)
-
-
-def _clipped(group: Group, state: State) -> None:
-    euclidean(group, state)
-    for p in group["params"]:
-        clip_weight(p, group["max_cond"], group["rule"], group["stacked"])
 
 
 def factors_of(group: Group, state: State) -> tuple[Factors, Factors, Factors]:
@@ -154,7 +148,6 @@ UPDATES: dict[str, Callable[[Group, State], None]] = {
     "euclidean": euclidean,
     "lowrank": _lowrank,
     "lowrank_plain": _lowrank_plain,
-    "clipped": _clipped,
 }
 """The rule of each kind of group; a file of methods/ may add its own."""
 
