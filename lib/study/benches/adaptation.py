@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
@@ -43,19 +43,22 @@ EPS, STEPS = 0.05, 20
 """Of the attacks on turned test images, in the maximum norm, and the steps of PGD."""
 
 
-class Task(NamedTuple):
+class Tasks(NamedTuple):
+    """Upright images to train on and to test, and turned ones; they share no training image."""
+
+    first: Images
+    old: Images
     train: Images
     validation: Images
-    test: Images
+    new: Images
 
 
-def tasks(seed: int) -> tuple[Task, Task]:
-    """Upright and turned digits; they share no training image."""
+def tasks(seed: int) -> Tasks:
     digits = data.load("digits", seed=seed, validation=0.2)
     half = len(digits.train) // 2
     second = Images(digits.train.images[half:], digits.train.labels[half:])
     turned = (Images(part.images.rot90(1, (2, 3)), part.labels) for part in (second, digits.validation, digits.test))
-    return Task(digits.train.first(half), digits.validation, digits.test), Task(*turned)
+    return Tasks(digits.train.first(half), digits.test, *turned)
 
 
 def network() -> nn.Module:
@@ -64,15 +67,12 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers[:-1])
 
 
-# --- methods ---------------------------------------------------------------------------------------------------------
-
-
 class Way(NamedTuple):
     """start: the network to train; optimizer: of it and a learning rate; plain: the trained one with dense weights."""
 
     start: Callable[[nn.Module], nn.Module]
     optimizer: Callable[[nn.Module, float], torch.optim.Optimizer]
-    plain: Callable[[nn.Module], nn.Module] = copy.deepcopy
+    plain: Callable[[Any], nn.Module] = copy.deepcopy
     max_cond: float = math.nan
     package: str = "torch"
 
@@ -85,16 +85,10 @@ def _on_manifold(max_cond: float, model: nn.Module, lr: float) -> torch.optim.Op
     return LowRankAdamW(param_groups(model, max_cond=max_cond), lr=lr, weight_decay=0)
 
 
-def _lora(model: nn.Module) -> nn.Module:
+def _lora(model: nn.Module) -> Any:
     peft = importlib.import_module("peft")
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(weight_layers(model)))
-    adapted: nn.Module = peft.get_peft_model(copy.deepcopy(model), config)
-    return adapted
-
-
-def _unwrapped(model: Any) -> nn.Module:
-    plain: nn.Module = copy.deepcopy(model).merge_and_unload()
-    return plain
+    return peft.get_peft_model(copy.deepcopy(model), config)
 
 
 def ways() -> dict[str, Way]:
@@ -107,11 +101,8 @@ def ways() -> dict[str, Way]:
     }
     lora = {}
     if importlib.util.find_spec("peft") is not None:
-        lora = {"lora": Way(_lora, _adamw, _unwrapped, package=f"peft {version('peft')}")}
+        lora = {"lora": Way(_lora, _adamw, lambda model: model.merge_and_unload(), package=f"peft {version('peft')}")}
     return {"full": Way(copy.deepcopy, _adamw), **lora, **adapters}
-
-
-# --- training and measuring ------------------------------------------------------------------------------------------
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, epochs: int, seed: int) -> nn.Module:
@@ -136,36 +127,36 @@ def n_correct(model: nn.Module, images: Images, attack: str = "", **options: Any
     return int(right.sum())
 
 
-def largest_condition(matrices: Iterator[Tensor], rank: int | None = None) -> float:
-    """The largest σ_1/σ_r of the matrices; r = `rank` or the full rank, if that is less."""
+def _largest_condition(matrices: Sequence[Tensor], rank: int | None = None) -> float:
+    """The largest σ_1/σ_r of the matrices; r = `rank`, or the full one if that is less."""
     spectra = [torch.linalg.svdvals(W.double())[:rank] for W in matrices]
     return max(float(sigma[0] / sigma[-1]) for sigma in spectra)
 
 
-def measured(base: nn.Module, plain: nn.Module, old: Task, new: Task) -> Row:
+@torch.no_grad()
+def _measured(base: nn.Module, plain: nn.Module, split: Tasks) -> Row:
     before, after = ([matricize(layer.weight) for layer in weight_layers(m).values()] for m in (base, plain))
     differences = [W - W0 for W0, W in zip(before, after, strict=True)]
     return {
-        "n_validation": len(new.validation),
-        "n_test": len(new.test),
-        "new_correct": n_correct(plain, new.test),
-        "old_correct": n_correct(plain, old.test),
-        "fgsm_correct": n_correct(plain, new.test, "fgsm"),
-        "pgd_correct": n_correct(plain, new.test, "pgd_linf", steps=STEPS),
-        "kappa_update": largest_condition(iter(differences), RANK),
-        "kappa_weights": largest_condition(iter(after)),
+        "n_validation": len(split.validation),
+        "n_test": len(split.new),
+        "new_correct": n_correct(plain, split.new),
+        "old_correct": n_correct(plain, split.old),
+        "fgsm_correct": n_correct(plain, split.new, "fgsm"),
+        "pgd_correct": n_correct(plain, split.new, "pgd_linf", steps=STEPS),
+        "kappa_update": _largest_condition(differences, RANK),
+        "kappa_weights": _largest_condition(after),
         "change": max(float(D.norm() / W.norm()) for D, W in zip(differences, before, strict=True)),
     }
 
 
-def _adapted(base: nn.Module, way: Way, lr: float, new: Task, seed: int) -> tuple[nn.Module, Row]:
+def _adapted(base: nn.Module, way: Way, lr: float, split: Tasks, seed: int) -> tuple[nn.Module, Row]:
     """The network with dense weights, and what its training was."""
     torch.manual_seed(seed)
     model = way.start(base)
-    train(model, way.optimizer(model, lr), new.train, EPOCHS, seed)
-    plain = way.plain(model)
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return plain, {"lr": lr, "n_trained": n_trained, "validation_correct": n_correct(plain, new.validation)}
+    plain = way.plain(train(model, way.optimizer(model, lr), split.train, EPOCHS, seed))
+    return plain, {"lr": lr, "n_trained": n_trained, "validation_correct": n_correct(plain, split.validation)}
 
 
 def adaptation_rows(*, seeds: Sequence[int] = SEEDS) -> list[Row]:
@@ -177,20 +168,17 @@ def adaptation_rows(*, seeds: Sequence[int] = SEEDS) -> list[Row]:
     kappa_weights (κ(W)) and change (‖W - W₀‖_F/‖W₀‖_F).
     """
     rows: list[Row] = []
-    found: dict[str, dict[float, list[tuple[nn.Module, Row]]]] = {name: {} for name in ways()}
-    split = {seed: tasks(seed) for seed in seeds}
+    splits = {seed: tasks(seed) for seed in seeds}
     bases: dict[int, nn.Module] = {}
-    for seed, (old, new) in split.items():
+    for seed, split in splits.items():
         torch.manual_seed(seed)
-        base = bases[seed] = network()
-        train(base, _adamw(base, FIRST_LR), old.train, FIRST_EPOCHS, seed)
-        rows.append({"method": "before", "package": "torch", "seed": seed, **measured(base, base, old, new)})
-        for name, way in ways().items():
-            for lr in LEARNING_RATES:
-                found[name].setdefault(lr, []).append(_adapted(base, way, lr, new, seed))
+        base = network()
+        bases[seed] = train(base, _adamw(base, FIRST_LR), split.first, FIRST_EPOCHS, seed)
+        rows.append({"method": "before", "package": "torch", "seed": seed, **_measured(base, base, split)})
     for name, way in ways().items():
-        best = max(found[name].values(), key=lambda trained: sum(row["validation_correct"] for _, row in trained))
-        for (seed, (old, new)), (plain, row) in zip(split.items(), best, strict=True):
+        found = [[_adapted(bases[seed], way, lr, splits[seed], seed) for seed in seeds] for lr in LEARNING_RATES]
+        best = max(found, key=lambda trained: sum(row["validation_correct"] for _, row in trained))
+        for seed, (plain, row) in zip(seeds, best, strict=True):
             about = {"method": name, "package": way.package, "seed": seed, "max_cond": way.max_cond}
-            rows.append({**about, **row, **measured(bases[seed], plain, old, new)})
+            rows.append({**about, **row, **_measured(bases[seed], plain, splits[seed])})
     return rows
