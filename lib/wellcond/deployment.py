@@ -88,7 +88,8 @@ def close(outputs: list[Tensor], expected: list[Tensor]) -> bool:
 
 def _slower_by_factors(model: nn.Module, example: Any) -> set[str]:
     """The factorized layers, by name, whose factors take longer than one dense layer."""
-    layers, inputs = low_rank_layers(model), {}
+    layers = low_rank_layers(model)
+    inputs: dict[str, Tensor] = {}
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, name=name: inputs.update(zip([name], args, strict=False)))
         for name, layer in layers.items()

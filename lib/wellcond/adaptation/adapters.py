@@ -9,9 +9,7 @@ away again by a frozen copy. Merely subtracting it from W₀ would round every w
 its precision. σ is the root mean square of the singular values of W₀: a step changes U S Vᵀ by what it would change
 triplets of W₀ itself, and at the usual learning rates the bases leave their random start; smaller σ trained slower.
 
-W - W₀ is what is learned. Its rank is at most 2r, and κ(S) is bounded, not κ(W).
-
-Sources: Hu et al., ICLR 2022 (LoRA); StelLA, NeurIPS 2025, for U S Vᵀ with orthonormal U, V.
+The rank of W - W₀ is at most 2r. Sources: Hu et al., ICLR 2022 (LoRA); StelLA, NeurIPS 2025, for orthonormal U, V.
 """
 
 from __future__ import annotations
@@ -28,8 +26,7 @@ from wellcond.convert import assigned, convertible, copied, matching, replace_mo
 from wellcond.errors import invalid, unknown
 from wellcond.layers import CONVOLUTION, HOOKS, LowRankConv2d, LowRankLayer, LowRankLinear, convolution_arguments
 
-UPDATE, START = "update.", "start."
-"""How the parameters of an adapter begin, after the name of its layer."""
+UPDATE, START = "update.", "start."  # how the parameters of an adapter begin, after the name of its layer
 
 
 def low_rank_like(layer: nn.Linear | nn.Conv2d, rank: int, *, bias: bool = False, core: bool = True) -> LowRankLayer:
@@ -67,12 +64,11 @@ class AdaptedLayer(nn.Module):
 
     def difference(self) -> Tensor:
         """W - W₀ = U S Vᵀ - U₀ S₀ V₀ᵀ, in the shape of the weight."""
-        first, last = (part.weight.flatten(1) for part in self.start)  # V₀ᵀ, U₀ S₀
+        first, last = (p.flatten(1) for p in self.start.parameters())  # V₀ᵀ, U₀ S₀
         return (self.update.matrix() - last @ first).reshape(self.dense.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.dense(x) + (self.update(x) - self.start(x))
-        return y
+        return self.dense(x) + (self.update(x) - self.start(x))  # type: ignore[no-any-return]
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:

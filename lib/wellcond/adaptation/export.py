@@ -78,7 +78,7 @@ def ranks(model: nn.Module) -> dict[str, int]:
     found = {name: layer.rank for name, layer in low_rank_layers(model).items()}
     for name, module in model.named_modules():
         if type(module) is nn.Sequential and (hasattr(module, "in_features") or hasattr(module, "in_channels")):
-            found[name] = len(module[0].weight)  # Vᵀ, then U S
+            found[name] = len(next(module.parameters()))  # Vᵀ, then U S
     return found
 
 
