@@ -36,9 +36,9 @@ def deploy(model: nn.Module, example: Any = None, *, measure: bool = True) -> nn
     the stride), so that is where r(n + m) >= nm, for a convolution as for a linear layer. Where forward code reads the
     weight itself, or cannot be traced, the layer stays what it is, with U S merged.
 
-    measure: with an example, a layer becomes one dense layer also where its factors take longer: medians of interleaved
-    calls on what the example gives that layer, on this machine. The form of a layer that both take as long is then a
-    matter of chance; False leaves it to the multiply-adds.
+    measure: with an example, a layer becomes one dense layer also where its factors take longer on this machine, in the
+    median and at best of interleaved calls on what the example gives that layer. Where both forms take as long, the
+    form is then a matter of chance; False leaves it to the multiply-adds.
 
     Batch normalization is folded into the convolution or linear layer that feeds it, if it is the only reader of that
     layer's output; ``nn.Identity`` takes its place. `Normalize` stays: padded with zeros, the images after it are not
@@ -109,7 +109,7 @@ def _takes_longer(this: nn.Module, that: nn.Module, x: Tensor) -> bool:
         if x.is_cuda:
             torch.cuda.synchronize()
         seconds[layer].append(time.perf_counter() - start)
-    return statistics.median(seconds[this][1:]) > statistics.median(seconds[that][1:])
+    return all(typical(seconds[this][1:]) > typical(seconds[that][1:]) for typical in (statistics.median, min))
 
 
 def _deployed(new: nn.Module, flow: Dataflow, dense: set[str]) -> nn.Module:

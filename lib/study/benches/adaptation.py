@@ -2,9 +2,8 @@
 
 Three linear layers are trained on half of the training images of scikit-learn's digits, then moved to the other half,
 turned by 90 degrees. The classes stay: no method needs a new classifier, and what the network still knows is its
-accuracy on upright digits. A quarter turn moves every pixel on to another one, so that the images are as sharp as
-before, and the network is lost on them. All methods take the same steps of AdamW without decay, from one network; each
-has the learning rate of LEARNING_RATES with the best mean accuracy over the seeds on turned validation images.
+accuracy on upright digits. A quarter turn keeps the images sharp, and the network is lost on them. All methods take the
+same steps of AdamW without decay, each at the learning rate with the best mean accuracy on turned validation images.
 """
 
 from __future__ import annotations
