@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -109,7 +108,8 @@ def _takes_longer(this: nn.Module, that: nn.Module, x: Tensor) -> bool:
         if x.is_cuda:
             torch.cuda.synchronize()
         seconds[layer].append(time.perf_counter() - start)
-    return all(typical(seconds[this][1:]) > typical(seconds[that][1:]) for typical in (statistics.median, min))
+    a, b = (torch.tensor(seconds[layer][1:]) for layer in (this, that))
+    return bool(a.median() > b.median() and a.min() > b.min())
 
 
 def _deployed(new: nn.Module, flow: Dataflow, dense: set[str]) -> nn.Module:
