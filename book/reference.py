@@ -27,7 +27,8 @@ from sphinx.util.inspect import stringify_signature
 from docstrings import convert, inline, parameters_of
 
 PACKAGES = ("wellcond.", "study.")
-FACES = ("wellcond", "wellcond.methods", "wellcond.compression", "study")  # where a name may be meant
+# where a name may be meant
+FACES = ("wellcond", "wellcond.methods", "wellcond.compression", "wellcond.adaptation", "study")
 FOLDER = "lib"  # of the packages, in the repository
 
 

@@ -47,7 +47,7 @@ def test_importing_has_no_side_effects(package, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("package", [wellcond, wellcond.methods, wellcond.compression, study])
+@pytest.mark.parametrize("package", [wellcond, wellcond.methods, wellcond.compression, wellcond.adaptation, study])
 def test_public_names_exist(package):
     assert len(set(package.__all__)) == len(package.__all__)
     assert all(hasattr(package, name) for name in package.__all__)

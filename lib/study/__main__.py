@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--table",
         default="training",
-        help="training (default), integrators, growth, retractions, ablation, lmo, lmo_growth or results_folder",
+        help="training (default), integrators, growth, retractions, ablation, lmo, lmo_growth, results_folder or "
+        "adaptation",
     )
     nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18"
     bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)

@@ -338,6 +338,7 @@ def load(
         arrays = found.arrays()
         sha256 = _content_hash(arrays)
     else:
+        name = str(name)
         path = paths.data() / f"{name}.npz"
         if not path.exists():
             _download(name, path)

@@ -5,13 +5,17 @@ optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=1.1), lr=0.1)
 ...                                                         # an ordinary training loop
 small = wc.deploy(model)                                    # for inference: plain layers, merged factors
 
-Two wings stand beside it: `wc.methods`, the other ways to train a network, and `wc.compression`, which makes a trained
-one smaller; it loses less if it was trained for that (wc.methods.FrankWolfe, ProximalSGD, lorita.overparametrize):
+Three wings stand beside it: `wc.methods`, the other ways to train a network; `wc.compression`, which makes a trained
+one smaller; it loses less if it was trained for that (wc.methods.FrankWolfe, ProximalSGD, lorita.overparametrize); and
+`wc.adaptation`, which moves it to another task, or to another program:
 
 small = wc.compression.compress(model, "svd", amount=0.8).model    # 80 % of the rank of each layer removed
+model = wc.adapt(model, rank=8)                                    # low-rank updates of frozen weights
+wc.export(small, "network.onnx", example)
 """
 
-from wellcond import compression, kinds, methods
+from wellcond import adaptation, compression, kinds, methods
+from wellcond.adaptation import adapt, export, load_factors
 from wellcond.convert import densify, factorize, opened, rank_for_ratio
 from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
@@ -43,6 +47,8 @@ __all__ = [
     "LowRankLayer",
     "LowRankLinear",
     "LowRankSGD",
+    "adapt",
+    "adaptation",
     "clip_condition_number",
     "compression",
     "condition_number",
@@ -52,9 +58,11 @@ __all__ = [
     "densify",
     "deploy",
     "effective_kappa",
+    "export",
     "factorize",
     "kinds",
     "layer_reports",
+    "load_factors",
     "low_rank_layers",
     "matricize",
     "methods",

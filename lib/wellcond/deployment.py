@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,9 +17,12 @@ from wellcond.errors import invalid
 from wellcond.layers import low_rank_layers
 from wellcond.tracing import BATCH_NORMS, Dataflow, dataflow
 
+ROUNDS = 15
+"""How often each form of a layer is timed."""
+
 
 @torch.no_grad()
-def deploy(model: nn.Module, example: Any = None) -> nn.Module:
+def deploy(model: nn.Module, example: Any = None, *, measure: bool = True) -> nn.Module:
     """A copy of `model` for inference, in evaluation mode; the same function up to rounding.
 
     example: an input, or a tuple of the arguments of the forward code, or a mapping of them by name, to compare the
@@ -30,6 +34,10 @@ def deploy(model: nn.Module, example: Any = None) -> nn.Module:
     the stride), so that is where r(n + m) >= nm, for a convolution as for a linear layer. Where forward code reads the
     weight itself, or cannot be traced, the layer stays what it is, with U S merged.
 
+    measure: with an example, a layer becomes one dense layer also where its factors take longer on this machine, in the
+    median and at best of interleaved calls on what the example gives that layer. Where both forms take as long, the
+    form is then a matter of chance; False leaves it to the multiply-adds.
+
     Batch normalization is folded into the convolution or linear layer that feeds it, if it is the only reader of that
     layer's output; ``nn.Identity`` takes its place. `Normalize` stays: padded with zeros, the images after it are not
     the images before it. Layers that share factors stay as they are. The forward code of the network is unchanged, and
@@ -40,18 +48,20 @@ def deploy(model: nn.Module, example: Any = None) -> nn.Module:
     """
     model = unparametrized(model)
     if example is None:
-        return _deployed(model, dataflow(model))
-    if not (expected := _outputs(model, example)):
+        return _deployed(model, dataflow(model), set())
+    if not (expected := outputs_of(model, example)):
         raise invalid("example", type(example).__name__, "one for which the network returns tensors")
+    slower = _slower_by_factors(model, example) if measure else set()
     for assume in (True, False):
-        new = _deployed(copy.deepcopy(model), dataflow(model, assume=assume))
+        new = _deployed(copy.deepcopy(model), dataflow(model, assume=assume), slower)
         with suppress(Exception):  # whatever code raises that finds another layer than it expects
-            if _close(_outputs(new, example), expected):
+            if close(outputs_of(new, example), expected):
                 return new
     raise invalid("example", type(example).__name__, "one to which the network returns the same output every time")
 
 
-def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
+def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
+    """The tensors that the network returns for an example, as of `deploy`."""
     if isinstance(example, Mapping):
         return list(_tensors(model(**example)))
     return list(_tensors(model(*example) if isinstance(example, tuple) else model(example)))
@@ -65,7 +75,7 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _close(outputs: list[Tensor], expected: list[Tensor]) -> bool:
+def close(outputs: list[Tensor], expected: list[Tensor]) -> bool:
     """Whether they differ by rounding: relative to the norms, by the root of the precision at most."""
     return len(outputs) == len(expected) and all(
         a.shape == b.shape and bool((a - b).norm() <= torch.finfo(b.dtype).eps ** 0.5 * b.norm())
@@ -74,13 +84,40 @@ def _close(outputs: list[Tensor], expected: list[Tensor]) -> bool:
     )
 
 
-def _deployed(new: nn.Module, flow: Dataflow) -> nn.Module:
-    """`new`, changed in place."""
+def _slower_by_factors(model: nn.Module, example: Any) -> set[str]:
+    """The factorized layers, by name, whose factors take longer than one dense layer."""
+    layers = low_rank_layers(model)
+    inputs: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: inputs.update(zip([name], args, strict=False)))
+        for name, layer in layers.items()
+    ]
+    outputs_of(model, example)
+    for hook in hooks:
+        hook.remove()
+    forms = {name: (layers[name].plain_layers(), layers[name].to_dense()) for name in inputs}
+    return {name for name, x in inputs.items() if _takes_longer(*forms[name], x)}
+
+
+def _takes_longer(this: nn.Module, that: nn.Module, x: Tensor) -> bool:
+    seconds: dict[nn.Module, list[float]] = {this: [], that: []}
+    for layer in (this, that) * (ROUNDS + 1):  # the first warms up
+        start = time.perf_counter()
+        layer(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        seconds[layer].append(time.perf_counter() - start)
+    a, b = (torch.tensor(seconds[layer][1:]) for layer in (this, that))
+    return bool(a.median() > b.median() and a.min() > b.min())
+
+
+def _deployed(new: nn.Module, flow: Dataflow, dense: set[str]) -> nn.Module:
+    """`new`, changed in place; dense: the factorized layers that become dense ones, beside those that are no larger."""
     shared = tied(new)
     for name, layer in low_rank_layers(new).items():
         if name in shared:
             continue
-        if layer.n_deployed >= layer.n_dense:
+        if name in dense & flow.called or layer.n_deployed >= layer.n_dense:
             new = replace_module(new, name, layer.to_dense())
         elif name in flow.called:
             new = replace_module(new, name, layer.plain_layers())

@@ -533,12 +533,3 @@ def weight_layers(model: nn.Module) -> dict[str, Any]:
     """Every layer of a model with a weight matrix of its own, dense or factorized, by module name."""
     types = (nn.Linear, nn.Conv2d, LowRankLayer)
     return {name: m for name, m in model.named_modules() if isinstance(m, types) or kind_of(m) is not None}
-
-
-def trained_layers(model: nn.Module) -> dict[str, Any]:
-    """Those of `weight_layers` of which something is trained: what is frozen stays what it is."""
-    return {
-        name: layer
-        for name, layer in weight_layers(model).items()
-        if any(p.requires_grad for part, p in layer.named_parameters() if part != "bias")
-    }

@@ -10,8 +10,8 @@ for any torch optimizer.
     lowrank_plain               [U, S, V]      lowrank_step, its plain form, slower
     lowrank_published_band      [U, S, V]      methods.condlr: the step of the released CondLR code, tau > 0
     lowrank_published_mean      [U, S, V]      methods.condlr: the same, tau = 0
-    stiefel                     weights        stiefel_step on the orthonormal rows (or columns) of each weight
-    clipped                     weights        the Euclidean step, then the nearest weight matrix with κ <= max_cond
+    stiefel                     weights        methods.orthonormal: stiefel_step on the orthonormal rows of each weight
+    clipped                     weights        methods.condlr: the Euclidean step, then the nearest one of κ <= max_cond
 
 Gradients with respect to the factors are those of autograd: with G = ∂L/∂W, g_U = G V Sᵀ, g_S = Uᵀ G V,
 g_V = Gᵀ U S. Learning rates are in units of the gradient flow's time.
@@ -32,20 +32,7 @@ from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.layers import low_rank_layers, matricize
 from wellcond.linalg import full_float32, upcast
 from wellcond.spectrum import CLIP_RULES, check_max_cond, clip_condition_number
-from wellcond.stiefel import RETRACTIONS, polar, project_tangent, retract
-
-
-def stiefel_step(
-    X: Tensor, grad: Tensor, momentum: Tensor, *, lr: float, beta: float, retraction: str
-) -> tuple[Tensor, Tensor]:
-    """Riemannian momentum SGD on St(n, r): m <- P_X(β m + g), X <- R_X(-h m), P_X the tangent projection at X.
-
-    X, grad, momentum (n, r); returns the new X and m. Projecting the stored momentum at each new point is the vector
-    transport of Li, Fuxin and Todorovic, ICLR 2020.
-    """
-    momentum = project_tangent(X, beta * momentum + grad)
-    return retract(X, -lr * momentum, retraction), momentum
-
+from wellcond.stiefel import RETRACTIONS
 
 State = dict[Tensor, Any]
 Group = dict[str, Any]
@@ -80,13 +67,7 @@ def euclidean(group: Group, state: State) -> None:
 
 def clip_weight(weight: Tensor, max_cond: float, rule: str = "nearest", stacked: bool = False) -> None:
     """Replace a weight, in place, by the nearest one whose matrix has κ <= max_cond."""
-    _set_tall(weight, clip_condition_number(tall(weight, stacked), max_cond, rule), stacked)
-
-
-def _clipped(group: Group, state: State) -> None:
-    euclidean(group, state)
-    for p in group["params"]:
-        clip_weight(p, group["max_cond"], group["rule"], group["stacked"])
+    set_tall(weight, clip_condition_number(tall(weight, stacked), max_cond, rule), stacked)
 
 
 def factors_of(group: Group, state: State) -> tuple[Factors, Factors, Factors]:
@@ -156,29 +137,17 @@ def tall(weight: Tensor, stacked: bool = False) -> Tensor:
     return W.mT if W.shape[-2] <= W.shape[-1] else W
 
 
-def _set_tall(weight: Tensor, A: Tensor, stacked: bool = False) -> None:
+def set_tall(weight: Tensor, A: Tensor, stacked: bool = False) -> None:
     # by copy, not through a view: in channels-last memory the matricized weight is itself a copy
     n = weight.shape[1] if stacked else weight.shape[0]
     W = A.mT if n == A.shape[-1] else A
     weight.copy_(W.reshape(weight.shape))
 
 
-def _stiefel(group: Group, state: State) -> None:
-    params, stacked = [p for p in group["params"] if p.grad is not None], group["stacked"]
-    for p, buffer in zip(params, _buffers(params, state), strict=True):
-        X, grad, momentum = (tall(t, stacked) for t in (p, p.grad, buffer))
-        options = {"lr": group["lr"], "beta": group["momentum"], "retraction": group["retraction"]}
-        frame, momentum = stiefel_step(X, grad, momentum, **options)
-        _set_tall(p, frame, stacked)
-        _set_tall(buffer, momentum, stacked)
-
-
 UPDATES: dict[str, Callable[[Group, State], None]] = {
     "euclidean": euclidean,
     "lowrank": _lowrank,
     "lowrank_plain": _lowrank_plain,
-    "stiefel": _stiefel,
-    "clipped": _clipped,
 }
 """The rule of each kind of group; a file of methods/ may add its own."""
 
@@ -401,9 +370,3 @@ def constrain(model: nn.Module, max_cond: float, rule: str = "nearest") -> nn.Mo
         else:
             clip_weight(layer.S, max_cond, rule)
     return model
-
-
-@torch.no_grad()
-def orthonormalize(weight: Tensor) -> None:
-    """Replace a weight, in place, by the nearest matrix with orthonormal rows (columns if it is tall)."""
-    _set_tall(weight, polar(tall(weight)))

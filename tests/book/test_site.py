@@ -137,8 +137,8 @@ def test_links_to_binder_and_colab_name_the_notebook(page):
 def public_names() -> set[str]:
     """The names of the packages, and of the modules among them, as the page of reference spells them."""
     names = set()
-    for package in (wellcond, wellcond.methods, wellcond.compression, study):
-        for name in set(package.__all__) - {"methods", "compression"}:
+    for package in (wellcond, wellcond.methods, wellcond.compression, wellcond.adaptation, study):
+        for name in set(package.__all__) - {"methods", "compression", "adaptation"}:
             value = getattr(package, name)
             module = inspect.ismodule(value)
             names.add(f"module-{value.__name__}" if module else f"{package.__name__}.{name}")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from architectures import networks as models
 from helpers import DOUBLE, Tiny, randn
-from wellcond import convert, counts
+from wellcond import convert, counts, deployment
 from wellcond.deployment import deploy
 from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers
 from wellcond.tracing import dataflow
@@ -616,3 +616,41 @@ def test_the_data_flow_of_a_network():
     parts = ("bn1", "conv1", "bn2", "conv2", "shortcut")
     of_blocks = {f"blocks.{i}.{part}" for i in range(3) for part in parts} - {"blocks.0.shortcut"}
     assert flow.called == {"conv", "bn", "fc"} | of_blocks  # what is traced into is not called but followed
+
+
+class CalledTwice(nn.Module):
+    """Its layer sees two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.linear(self.linear(x))
+
+
+@pytest.mark.parametrize(("longer", "form"), [(True, nn.Linear), (False, nn.Sequential)])
+def test_with_an_example_the_faster_form_is_taken(longer, form, monkeypatch):
+    torch.manual_seed(0)
+    model = convert.factorize(nn.Sequential(CalledTwice(), nn.Linear(6, 9)).double(), rank=2)
+    x, seen = randn(4, 6), []
+
+    def takes_longer(this, that, inputs):
+        seen.append((tuple(inputs.shape), torch.allclose(this(inputs), that(inputs))))
+        return longer
+
+    monkeypatch.setattr(deployment, "_takes_longer", takes_longer)
+    small = deploy(model, x)
+    assert [type(layer) for layer in (small[0].linear, small[1])] == [form, form]
+    assert seen == [((4, 6), True)] * 2
+    torch.testing.assert_close(small(x), model(x))
+    assert not any(layer._forward_pre_hooks for layer in low_rank_layers(model).values())
+    for without in (deploy(model), deploy(model, x, measure=False)):
+        assert type(without[1]) is nn.Sequential
+    assert len(seen) == 2
+
+
+def test_times_are_those_of_the_layers():
+    slow, fast, x = nn.Sequential(*(nn.Linear(400, 400) for _ in range(8))), nn.Linear(400, 400), torch.rand(64, 400)
+    assert deployment._takes_longer(slow, fast, x)
+    assert not deployment._takes_longer(fast, slow, x)

@@ -12,6 +12,7 @@ from torch import nn
 from helpers import DOUBLE, matrix_with, order, randn
 from wellcond import convert, layers, optim, spectrum, stiefel
 from wellcond.methods import condlr
+from wellcond.methods.orthonormal import orthonormalize, stiefel_step
 from wellcond.optim import Factors, LowRankSGD
 
 N, M, R = 8, 6, 3
@@ -312,9 +313,9 @@ def test_stiefel_steps_stay_on_the_manifold_for_a_thousand_steps(retraction):
     momentum = torch.zeros_like(X)
     gradients = randn(1000, 20, 6, dtype=torch.float32, seed=3)
     for gradient in gradients:
-        X, momentum = optim.stiefel_step(X, gradient, momentum, lr=0.05, beta=0.9, retraction=retraction)
+        X, momentum = stiefel_step(X, gradient, momentum, lr=0.05, beta=0.9, retraction=retraction)
     assert stiefel.orthogonality_error(X) <= 1e-5
-    inner = X.mT @ optim.stiefel_step(X, gradients[0], momentum, lr=0.05, beta=0.9, retraction=retraction)[1]
+    inner = X.mT @ stiefel_step(X, gradients[0], momentum, lr=0.05, beta=0.9, retraction=retraction)[1]
     assert (inner + inner.mT).abs().max() < 1e-4  # the momentum is tangent: entries of size 10 in float32
 
 
@@ -325,7 +326,7 @@ def test_stiefel_momentum_accumulates(retraction, beta):
     X, g, h, K = orthonormal(9, 4, 2), randn(9, 4, seed=5), 1e-7, 6
     Y, momentum = X, torch.zeros_like(X)
     for _ in range(K):
-        Y, momentum = optim.stiefel_step(Y, g, momentum, lr=h, beta=beta, retraction=retraction)
+        Y, momentum = stiefel_step(Y, g, momentum, lr=h, beta=beta, retraction=retraction)
     weight = sum(beta**j for k in range(K) for j in range(k + 1))
     XtG = X.mT @ g
     torch.testing.assert_close((Y - X) / h, -weight * (g - X @ (XtG + XtG.mT) / 2), rtol=0, atol=1e-4)
@@ -340,7 +341,7 @@ def test_stiefel_steps_solve_the_procrustes_problem(retraction):
     X = torch.linalg.qr(A + 0.5 * randn(9, 4, seed=8))[0]
     X = X * torch.sign((X * A).sum(0))
     for _ in range(500):
-        X, momentum = optim.stiefel_step(X, X - A, momentum, lr=0.1, beta=0.5, retraction=retraction)
+        X, momentum = stiefel_step(X, X - A, momentum, lr=0.1, beta=0.5, retraction=retraction)
     np.testing.assert_allclose(X.numpy(), P @ Qt, atol=1e-8)
 
 
@@ -354,7 +355,7 @@ def test_stiefel_steps_solve_the_procrustes_problem(retraction):
 def test_stiefel_group_keeps_rows_or_columns_orthonormal(shape, memory_format):
     """Also where the matricized weight is a copy, not a view, of the parameter; and it does move."""
     weight = nn.Parameter(randn(*shape).to(memory_format=memory_format))
-    optim.orthonormalize(weight)
+    orthonormalize(weight)
     reference = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
     start = weight.detach().clone()
     for p in (weight, reference):
@@ -379,7 +380,7 @@ def test_a_stack_of_layers_takes_the_step_of_each(kind):
         shapes = ((4, 3, 2, 2), (9, 6), (5, 5))  # rows, columns, square
         members = [[nn.Parameter(randn(*shape, seed=k)) for shape in shapes] for k in range(3)]
         for weight in (p for member in members for p in member):
-            optim.orthonormalize(weight)
+            orthonormalize(weight)
     stack = [nn.Parameter(torch.stack(list(copies)).detach()) for copies in zip(*members, strict=True)]
     options = {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.01, "kind": kind, "max_cond": max_cond}
     alone = [LowRankSGD([{"params": member}], **options) for member in members]
@@ -400,7 +401,7 @@ def test_orthonormalize_is_the_nearest_matrix():
     for shape in ((3, 7), (7, 3)):
         weight = nn.Parameter(randn(*shape))
         P, _, Qt = np.linalg.svd(weight.detach().numpy(), full_matrices=False)
-        optim.orthonormalize(weight)
+        orthonormalize(weight)
         np.testing.assert_allclose(weight.detach().numpy(), P @ Qt, atol=1e-12)
 
 
@@ -420,7 +421,7 @@ def groups_of(kind):
     if kind == "stiefel":
         weights = [model[0].weight, model[2].weight]
         for weight in weights:
-            optim.orthonormalize(weight)
+            orthonormalize(weight)
         rest = [model[0].bias, model[2].bias]
         return model, [{"params": weights, "kind": "stiefel", "retraction": "cayley"}, {"params": rest}]
     model = optim.constrain(convert.factorize(model, rank=3), 1.5)

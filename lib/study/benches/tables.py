@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from study import paths
+from study.benches.adaptation import adaptation_rows
 from study.benches.architectures import architecture_rows
 from study.benches.integrator import ablation_rows, growth_rows, retraction_rows
 from study.benches.linear_minimization import lmo_growth_rows, lmo_rows
@@ -33,6 +34,7 @@ TABLES: dict[str, Callable[..., list[Row]]] = {
     "lmo_growth": lmo_growth_rows,
     "results_folder": results_folder_rows,
     "architectures": architecture_rows,
+    "adaptation": lambda repeats, device: adaptation_rows(),  # on one thread of a CPU, each seed once
 }
 """Tables of no network, from repeats and device."""
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from wellcond.layers import trained_layers
-from wellcond.methods.method import Method, Settings, decayed, dense, factors, plain_groups, register
+from wellcond.methods.method import Method, Settings, decayed, dense, factors, plain_groups, register, trained_layers
 
 
 def _spectrally_normalized(model: nn.Module, settings: Settings) -> nn.Module:

@@ -14,9 +14,19 @@ from torch import Tensor, nn
 
 from wellcond.convert import factorize
 from wellcond.integrator import Factors
-from wellcond.layers import trained_layers
-from wellcond.methods.method import Method, Settings, decayed, last_layer, plain_groups, register
-from wellcond.optim import UPDATES, Group, State, clip_weight, constrain, copy_, factors_of, param_groups, with_rest
+from wellcond.methods.method import Method, Settings, decayed, last_layer, plain_groups, register, trained_layers
+from wellcond.optim import (
+    UPDATES,
+    Group,
+    State,
+    clip_weight,
+    constrain,
+    copy_,
+    euclidean,
+    factors_of,
+    param_groups,
+    with_rest,
+)
 from wellcond.spectrum import clip_spectrum
 from wellcond.stiefel import project_horizontal, qr
 
@@ -80,8 +90,15 @@ def _published_mean(group: Group, state: State) -> None:
     copy_((*W, *momentum), (*new, *new_momentum))
 
 
+def _euclidean_clipped(group: Group, state: State) -> None:
+    euclidean(group, state)
+    for p in group["params"]:
+        clip_weight(p, group["max_cond"], group["rule"], group["stacked"])
+
+
 UPDATES["lowrank_published_band"] = _published_band
 UPDATES["lowrank_published_mean"] = _published_mean
+UPDATES["clipped"] = _euclidean_clipped
 
 
 def _usv(model: nn.Module, settings: Settings) -> nn.Module:

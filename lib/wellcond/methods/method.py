@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wellcond.convert import factorize, matching
 from wellcond.errors import invalid, unknown
-from wellcond.layers import LowRankLayer, full_rank, set_weight_matrix, trained_layers, weight_layers, weight_matrix
+from wellcond.layers import LowRankLayer, full_rank, set_weight_matrix, weight_layers, weight_matrix
 from wellcond.optim import Group, LowRankSGD, param_groups
 
 Penalty = Callable[[nn.Module], Tensor]
@@ -143,6 +143,15 @@ def decayed(model: nn.Module, settings: Settings) -> nn.Module:
 def plain_groups(model: nn.Module, settings: Settings) -> list[Group]:
     """Dense weights and U Vᵀ by plain SGD, U S Vᵀ by the manifold integrator."""
     return param_groups(model, max_cond=settings.max_cond)
+
+
+def trained_layers(model: nn.Module) -> dict[str, Any]:
+    """Those of `weight_layers` of which something is trained: what is frozen stays what it is."""
+    return {
+        name: layer
+        for name, layer in weight_layers(model).items()
+        if any(p.requires_grad for part, p in layer.named_parameters() if part != "bias")
+    }
 
 
 def weights_of(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,153 @@
+"""Networks for other programs: ONNX, torch.export and safetensors files, and weights of eight bits.
+
+A program is read again and run on the example before its file takes its name: what cannot be written, or computes
+something else, leaves nothing behind. `deploy` first, for plain layers.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wellcond.adaptation.adapters import adapted_layers, low_rank_like
+from wellcond.adaptation.files import needed, read_tensors, replacing, write_tensors
+from wellcond.convert import copied, replace_module, unparametrized
+from wellcond.deployment import close, outputs_of
+from wellcond.errors import invalid, unknown
+from wellcond.layers import low_rank_layers
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def _check(found: list[Tensor], expected: list[Tensor], format: str) -> None:
+    if not close(found, expected):
+        raise RuntimeError(f"format = {format!r}: the file computes other outputs than the network; nothing is written")
+
+
+def _onnx(model: nn.Module, path: Path, example: Any) -> None:
+    for package in ("onnx", "onnxscript"):
+        needed(package, "format = 'onnx'")
+    args, kwargs = _arguments(example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.onnx, about what it itself calls
+        program: Any = torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, verbose=False)
+        program.save(path, external_data=False)
+    try:
+        runtime = needed("onnxruntime", "checking an ONNX file")
+    except ImportError:
+        return  # written all the same: who reads it may have another runtime
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    names = [value.name for value in session.get_inputs()]
+    found = session.run(None, {name: value.numpy(force=True) for name, value in zip(names, tensors, strict=True)})
+    _check([torch.from_numpy(value) for value in found], [y.cpu() for y in outputs_of(model, example)], "onnx")
+
+
+def _torch(model: nn.Module, path: Path, example: Any) -> None:
+    args, kwargs = _arguments(example)
+    torch.export.save(torch.export.export(model, args, kwargs), path)
+    _check(outputs_of(torch.export.load(path).module(), example), outputs_of(model, example), "torch")
+
+
+def _safetensors(model: nn.Module, path: Path, example: Any) -> None:
+    if adapted := adapted_layers(model):
+        raise invalid("model", f"one with adapters ({', '.join(adapted)})", "merged, wc.adaptation.merge(model)")
+    needed("safetensors", "format = 'safetensors'")
+    write_tensors(model.state_dict(), path, {"ranks": json.dumps(ranks(model))})
+
+
+FORMATS: dict[str, Callable[[nn.Module, Path, Any], None]] = {
+    "onnx": _onnx,
+    "torch": _torch,
+    "safetensors": _safetensors,
+}
+
+
+def ranks(model: nn.Module) -> dict[str, int]:
+    """The rank of every layer that is stored by factors, factorized or deployed, by name."""
+    found = {name: layer.rank for name, layer in low_rank_layers(model).items()}
+    for name, module in model.named_modules():
+        if type(module) is nn.Sequential and (hasattr(module, "in_features") or hasattr(module, "in_channels")):
+            found[name] = len(next(module.parameters()))  # Vᵀ, then U S
+    return found
+
+
+@torch.no_grad()
+def export(model: nn.Module, path: str | Path, example: Any = None, *, format: str = "onnx") -> Path:
+    """Write a network, in evaluation mode, for other programs; returns the path.
+
+        wc.export(wc.deploy(model), "network.onnx", torch.rand(1, 3, 32, 32))
+
+    example: as of `deploy`; the shapes of the program are those of its tensors. Safetensors, which hold numbers only,
+    need none. format: a key of FORMATS: "onnx" by torch.onnx (needs onnx and onnxscript; run on the example and
+    compared where onnxruntime is installed), "torch" by torch.export, read again and compared, or "safetensors" (needs
+    safetensors), with the ranks as JSON in the metadata, for `load_factors`. Nothing half-written stays behind.
+    Raises ValueError for an unknown format or no example, ImportError, naming the package, where one is absent,
+    RuntimeError if the program computes something else, and whatever torch raises for code that it cannot export.
+    """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if example is None and format != "safetensors":
+        raise invalid("example", None, f"an input of the network, to write format = {format!r}")
+    with replacing(path) as part:
+        FORMATS[format](unparametrized(model), part, example)
+    return Path(path)
+
+
+def _like_stored(layer: nn.Linear | nn.Conv2d, name: str, state: Mapping[str, Tensor]) -> nn.Module:
+    """A layer of the shape of `layer` and of the form in which the file holds it."""
+    prefix = f"{name}." if name else ""
+    if f"{prefix}U" in state:
+        core = f"{prefix}S" in state
+        return low_rank_like(layer, state[f"{prefix}U"].shape[1], bias=f"{prefix}bias" in state, core=core)
+    if f"{prefix}1.weight" in state:
+        factors = low_rank_like(layer, len(state[f"{prefix}0.weight"]), bias=f"{prefix}1.bias" in state, core=False)
+        return factors.plain_layers()
+    if layer.bias is None and f"{prefix}bias" in state:  # of the batch normalization that was folded into it
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+    return layer
+
+
+def load_factors(path: str | Path, model: nn.Module) -> nn.Module:
+    """A copy of the dense network `model`, in evaluation mode, with the ranks and numbers of a safetensors file that
+    `export` wrote of its factorized or deployed form; batch normalization that is folded there becomes nn.Identity.
+
+    Raises ValueError for the file of another network.
+    """
+    state, new = read_tensors(path), copied(model)
+    for name, layer in new.named_modules():
+        if type(layer) in (nn.Linear, nn.Conv2d) and (like := _like_stored(layer, name, state)) is not layer:
+            new = replace_module(new, name, like)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not any(k.startswith(f"{name}.") for k in state):
+            new = replace_module(new, name, nn.Identity())
+    try:
+        new.load_state_dict(state)
+    except RuntimeError as error:
+        raise invalid("path", str(path), f"the file of this network ({' '.join(str(error).split())})") from error
+    return new.eval()
+
+
+def quantize(model: nn.Module) -> nn.Module:
+    """A copy of a deployed network, in evaluation mode, whose linear layers hold their weights in eight bits, one scale
+    an output, by torchao; inputs stay floats. Convolutions stay as they are: torchao has no such weights for them.
+
+    Raises ImportError without torchao, ValueError for factorized layers or where there is no linear layer.
+    """
+    if factorized := low_rank_layers(model):
+        raise invalid("model", f"one with factorized layers ({', '.join(factorized)})", "deployed, wc.deploy(model)")
+    if not any(isinstance(module, nn.Linear) for module in model.modules()):
+        raise invalid("model", type(model).__name__, "a network with a linear layer")
+    torchao = needed("torchao.quantization", "quantize")
+    new = unparametrized(model)
+    torchao.quantize_(new, torchao.Int8WeightOnlyConfig())
+    return new
