@@ -12,6 +12,7 @@ small = wc.compression.compress(model, "svd", amount=0.8).model    # 80 % of the
 """
 
 from wellcond import compression, methods
+from wellcond.compression.budgets import ranks
 from wellcond.convert import densify, factorize, rank_for_ratio
 from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
@@ -56,6 +57,7 @@ __all__ = [
     "param_groups",
     "random_stiefel",
     "rank_for_ratio",
+    "ranks",
     "recompute",
     "retract",
     "singular_values",
