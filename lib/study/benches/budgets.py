@@ -42,7 +42,7 @@ class Protocol(NamedTuple):
     n_test: int | None = None
 
 
-def resnet8(**how: int) -> nn.Module:
+def resnet8(**how: Any) -> nn.Module:
     """A block for each of 16, 32 and 64 channels, on images of half the size: the digits are enlarged fourfold."""
     return nn.Sequential(nn.AvgPool2d(2), networks.ResNet(blocks=1, **how))
 

@@ -85,11 +85,9 @@ def ranks(
     values = IMPORTANCE[importance](model, layers, data, loss)
     menus = {name: _ranks_below_dense(layer, multiple_of) for name, layer in layers.items()}
     if kind == "energy":
-        least = {
-            name: [r for r in menus[name] if value[r - 1] >= math.log(fraction) - SLACK]
-            for name, value in values.items()
-        }
-        return {name: enough[0] for name, enough in least.items() if enough}
+        enough = math.log(fraction) - SLACK
+        kept = {name: [r for r in menu if values[name][r - 1] >= enough] for name, menu in menus.items()}
+        return {name: least[0] for name, least in kept.items() if least}
     costs = COSTS[kind](model, layers, menus, input)
     choices = {}
     for name, menu in menus.items():

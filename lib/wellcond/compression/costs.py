@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -111,7 +110,7 @@ def _truncated(full: Any, rank: int) -> nn.Module:
 def isotonic(y: Sequence[float]) -> list[float]:
     """The nearest ascending sequence in the 2-norm: max over i <= k of min over j >= k of the mean of y_i, ..., y_j."""
     n = range(len(y))
-    return [max(min(statistics.fmean(y[i : j + 1]) for j in n[k:]) for i in n[: k + 1]) for k in n]
+    return [max(min(sum(y[i : j + 1]) / (j + 1 - i) for j in n[k:]) for i in n[: k + 1]) for k in n]
 
 
 def seconds(work: Callable[[], Any]) -> float:
