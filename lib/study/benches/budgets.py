@@ -49,7 +49,7 @@ def resnet8(**how: Any) -> nn.Module:
 
 PROTOCOLS = {
     "lenet5": Protocol(networks.LeNet5, "digits", epochs=8, batch_size=32, lr=0.05, momentum=0.5, tuning=1),
-    "lenet5_mnist": Protocol(networks.LeNet5, "mnist", 3, 128, 0.1, 0.3, tuning=1, n_train=10_000),
+    "lenet5_mnist": Protocol(networks.LeNet5, "mnist", 4, 64, 0.1, 0.3, tuning=1, n_train=4000, n_test=5000),
     "resnet8": Protocol(resnet8, "digits", epochs=5, batch_size=32, lr=0.05, momentum=0.9, tuning=1),
 }
 """By the name of the network in the table."""

@@ -17,7 +17,7 @@ NETS = {"lenet5": "LeNet5, digits", "lenet5_mnist": "LeNet5, MNIST", "resnet8": 
 STAGES = {"truncated": "truncated", "fine_tuned": "truncated, fine-tuned", "condlr": "CondLR from the start"}
 REFERENCE = "one ratio"
 RIVALS = {"energy": "budget, energy", "sensitivity": "budget, sensitivity", "initial": "budget, energy at the start"}
-CURVES = {"energy": ("from a budget", "#0072B2", "D"), REFERENCE: (REFERENCE, "#D55E00", "o")}
+CURVES = {"energy": ("budget", "#0072B2", "D"), REFERENCE: (REFERENCE, "#D55E00", "o")}
 """What is drawn of the ways to choose ranks: label, color, marker."""
 
 
@@ -53,12 +53,17 @@ def plot_budgets(frame: pd.DataFrame) -> Figure:
     the dense network."""
     nets = [str(net) for net in frame["net"].unique()] if len(frame) else []
     cells = [(net, stage) for net in nets for stage in STAGES]
-    fig, axes = panels([f"{NETS[net]}\n{STAGES[stage]}" for net, stage in cells], len(STAGES), 2.6, "row")
+    fig, axes = panels([f"{NETS[net]}\n{STAGES[stage]}" for net, stage in cells], len(STAGES), 2.6, "none")
     if not cells:
         return finish(fig)
     for i, (ax, (net, stage)) in enumerate(zip(axes, cells, strict=True)):
         rows = frame[frame["net"] == net]
-        ax.axhline(100 * (rows["dense"] / rows["n_test"]).mean(), color="#888888", linewidth=0.8)
+        dense = 100 * (rows["dense"] / rows["n_test"]).mean()
+        ax.axhline(dense, color="#888888", linewidth=0.8)
+        if i % len(STAGES) == 0:
+            ax.annotate(
+                "dense", (0.03, dense), (0, 2), ax.get_yaxis_transform(), "offset points", color="#666666", fontsize=9
+            )
         share = 100 * rows[rows["ranks"] == REFERENCE].groupby("ratio")["share"].mean()
         curves = {way: accuracy(rows, net, way, stage) for way in CURVES}
         upper = max(curves, key=lambda way: curves[way].mean().mean())

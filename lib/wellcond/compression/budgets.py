@@ -62,8 +62,9 @@ def ranks(
     patterns of layers left dense, which are paid for all the same. multiple_of: every rank is a multiple of it.
     importance: a key of IMPORTANCE; "sensitivity" needs data, a few batches (x, y), and loss(model(x), y).
 
-    A layer stays dense where no rank costs less than its matrix. The least there is has every layer at the smallest
-    rank, `multiple_of`. The model is not changed; what is measured is measured in evaluation mode.
+    A layer stays dense where no rank costs less than its matrix; to be constrained like the others, give it its full
+    rank. The least there is has every layer at the smallest rank, `multiple_of`. The model is not changed; what is
+    measured is measured in evaluation mode.
     Raises ValueError for a budget below the least or out of range, an unknown entry, importance or layer, more than one
     entry, multiple_of < 1, missing input or data, a network without layers to convert, or one that is scripted.
     """

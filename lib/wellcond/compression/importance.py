@@ -18,10 +18,11 @@ Layers = Mapping[str, Any]
 """Dense layers by name, with a weight that `matricize` makes a matrix (n, m), or a stack of them (..., n, m)."""
 
 
-def matrix(layer: nn.Module) -> Tensor:
-    """The weight matrix (..., n, m) of a dense layer, detached."""
-    assert isinstance(layer.weight, Tensor)
-    return matricize(layer.weight.detach())
+def matrix(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
+    """The weight of a dense layer, detached, or a tensor of its shape, as a matrix (..., n, m)."""
+    weight = layer.weight.detach() if weight is None else weight  # type: ignore[operator]
+    assert isinstance(weight, Tensor)
+    return matricize(weight)
 
 
 def evaluate(model: Callable[..., Any], input: Any) -> Any:
@@ -67,7 +68,7 @@ def sensitivity(
         with torch.enable_grad():
             grads = torch.autograd.grad(loss(evaluate(forward, x), y), list(weights.values()), materialize_grads=True)
         for (name, (P, sigma, Qt)), grad in zip(triples.items(), grads, strict=True):
-            change = sigma * (P * (upcast(matricize(grad)) @ Qt.mT)).sum(-2)
+            change = sigma * (P * (upcast(matrix(layers[name], grad)) @ Qt.mT)).sum(-2)
             gains[name] += _over_stack(change.square())
     if batch is None:
         raise invalid("data", data, "batches (x, y), at least one, where importance = 'sensitivity'")
