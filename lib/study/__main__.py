@@ -67,14 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--table",
         default="training",
-        help="training (default), integrators, growth, retractions, ablation, lmo, lmo_growth, results_folder or "
-        "adaptation",
+        help="what to measure: training (default); an unknown name lists the others",
     )
-    nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18"
+    nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18; of budgets: lenet5, lenet5_mnist, resnet8"
     bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)
     bench.add_argument("--ratio", nargs="+", type=float, default=[0.5, 0.8, 0.9], help="rank ratios removed")
     bench.add_argument("--batch", type=int, default=128)
-    bench.add_argument("--repeats", type=int, default=15, help="interleaved rounds; medians are shown (default 15)")
+    bench.add_argument(
+        "--repeats", type=int, default=15, help="interleaved rounds; medians are shown (default 15); of budgets: seeds"
+    )
     bench.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     bench.add_argument("--json", action="store_true", help="print JSON rows instead of a table")
     bench.add_argument("--save", action="store_true", help="also write results/bench/<device>/<table>.csv")
@@ -258,8 +259,9 @@ def _bench(options: argparse.Namespace) -> None:
         shown += rows
         if options.save:
             command = f"python -m study bench --table {options.table} --save --device {device}"
+            which = f"--net {net} --ratio {' '.join(map(str, options.ratio))} --batch {options.batch}"
             provenance = {
-                "command": f"{command} --net {net} --batch {options.batch}" if by_net else command,
+                "command": f"{command} {which}" if by_net else command,
                 "repeats": options.repeats,
                 "started": started,
                 "finished": now(),

@@ -16,6 +16,7 @@ wc.export(small, "network.onnx", example)
 
 from wellcond import adaptation, compression, kinds, methods
 from wellcond.adaptation import adapt, export, load_factors
+from wellcond.compression.budgets import ranks
 from wellcond.convert import densify, factorize, opened, rank_for_ratio
 from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
@@ -73,6 +74,7 @@ __all__ = [
     "param_groups",
     "random_stiefel",
     "rank_for_ratio",
+    "ranks",
     "recompute",
     "register_kind",
     "register_matrices",
