@@ -67,9 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--table",
         default="training",
-        help="training (default), integrators, growth, retractions, ablation, lmo, lmo_growth or results_folder",
+        help="training (default), integrators, peers, growth, retractions, ablation, lmo, lmo_growth or results_folder",
     )
-    nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18"
+    nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18, vit"
     bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)
     bench.add_argument("--ratio", nargs="+", type=float, default=[0.5, 0.8, 0.9], help="rank ratios removed")
     bench.add_argument("--batch", type=int, default=128)

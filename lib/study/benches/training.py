@@ -24,7 +24,7 @@ from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
 
 Row = dict[str, Any]
-INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18"), (3, 32, 32))}
+INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18", "vit"), (3, 32, 32))}
 RECOMPUTED = "condlr_recomputed"
 """CondLR whose convolutions compute the tensors between their factors again in the backward pass (`recompute`)."""
 METHODS = ("dense", "uv", "usv", "condlr", RECOMPUTED)
