@@ -1,7 +1,6 @@
 """A training step beside those of other libraries, in one run, at equal ranks and with the same optimizer.
 
-Every linear layer and convolution but the classifier is replaced; each form of a layer is a function of the dense layer
-and the rank. Libraries that are not installed have no rows.
+Every linear layer and convolution but the classifier is replaced. Libraries that are not installed have no rows.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,9 @@ from torch.nn.utils import parametrize
 
 from study import networks as models
 from study.benches.clocks import interleaved, spread
-from study.benches.training import INPUTS, SPLIT, Row, Trainee
+from study.benches.training import INPUTS, SPLIT, Row, Trainee, check
 from wellcond.convert import copied, rank_for_ratio, replace_module
-from wellcond.errors import invalid, unknown
-from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, full_rank, matricize, trained_layers
+from wellcond.layers import LowRankConv2d, LowRankLinear, full_rank, matricize, trained_layers
 from wellcond.methods.adam import LowRankAdamW
 from wellcond.methods.method import last_layer
 from wellcond.optim import LowRankSGD, constrain, param_groups
@@ -31,19 +29,16 @@ from wellcond.stiefel import qr
 MAX_COND = 1.1
 LARGEST = 1024  # geotorch solves with a matrix n x n for a frame (n, r): with a larger n, a step takes minutes
 
-# ------------------------------------------------------------------------ the forms of a layer
 
-
-def factorized(layer: Any, rank: int, core: bool = True) -> LowRankLayer:
+def factorized(layer: Any, rank: int, core: bool = True) -> Any:
     """U S Vᵀ of this library, or U Vᵀ."""
-    kind: Any = LowRankLinear if isinstance(layer, nn.Linear) else LowRankConv2d
-    return kind.from_dense(layer, rank, core=core)  # type: ignore[no-any-return]
+    return (LowRankLinear if isinstance(layer, nn.Linear) else LowRankConv2d).from_dense(layer, rank, core=core)
 
 
-def two_layers(layer: Any, rank: int) -> nn.Module:
+@torch.no_grad()
+def two_layers(layer: Any, rank: int) -> Any:
     """U Vᵀ as one writes it by hand: nn.Sequential of two plain layers."""
-    with torch.no_grad():
-        return factorized(layer, rank, core=False).plain_layers()
+    return factorized(layer, rank, core=False).plain_layers()
 
 
 class Frame(nn.Module):
@@ -56,9 +51,8 @@ class Frame(nn.Module):
         return X
 
 
-def differentiated_qr(layer: Any, rank: int) -> nn.Module:
-    """U S Vᵀ with U = qf(A), V = qf(B), differentiated through the QR factorizations: faster than torch's and
-    geotorch's frames."""
+def differentiated_qr(layer: Any, rank: int) -> Any:
+    """U S Vᵀ with U = qf(A), V = qf(B), differentiated through the QR factorizations."""
     made = factorized(layer, rank)
     for name in ("U", "V"):
         parametrize.register_parametrization(made, name, Frame())
@@ -72,64 +66,50 @@ class Matricized(nn.Module):
         super().__init__()
         self.of_matrix, self.shape = of_matrix, shape
 
-    def forward(self, X: Tensor) -> Tensor:
-        return self.of_matrix(X).reshape(self.shape)  # type: ignore[no-any-return]
+    def forward(self, X: Tensor) -> Any:
+        return self.of_matrix(X).reshape(self.shape)
 
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return self.of_matrix.right_inverse(matricize(weight), check_in_manifold=False)  # type: ignore[no-any-return]
+    def right_inverse(self, weight: Tensor) -> Any:
+        return self.of_matrix.right_inverse(matricize(weight), check_in_manifold=False)
 
 
-def geotorch(layer: Any, rank: int) -> nn.Module:
+def geotorch(layer: Any, rank: int) -> Any:
     """W = U diag(σ) Vᵀ, formed in every pass, with U and V Cayley transforms: the faster of geotorch's two maps."""
     manifold = import_module("geotorch").LowRank(matricize(layer.weight).shape, rank, "cayley")
-    parametrize.register_parametrization(layer, "weight", Matricized(manifold, layer.weight.shape))
-    return layer  # type: ignore[no-any-return]
+    return parametrize.register_parametrization(layer, "weight", Matricized(manifold, layer.weight.shape))
 
 
-def tensorly_torch(layer: Any, rank: int) -> nn.Module:
-    """A Tucker form with as many parameters as U Vᵀ of this rank: linear layers form W in every pass, as is its default
-    (factor by factor, einsum would need opt_einsum), convolutions go factor by factor."""
-    n, m = matricize(layer.weight).shape
-    form: dict[str, Any] = {"factorization": "tucker", "rank": rank * (n + m) / (n * m)}
-    tltorch = import_module("tltorch")
-    if isinstance(layer, nn.Linear):
-        return tltorch.FactorizedLinear((m,), (n,), bias=layer.bias is not None, implementation="reconstructed", **form)  # type: ignore
-    geometry = {key: getattr(layer, key) for key in ("stride", "padding", "dilation")}
-    channels = (layer.in_channels, layer.out_channels, layer.kernel_size)
-    return tltorch.FactorizedConv(*channels, order=2, bias=layer.bias is not None, **geometry, **form)  # type: ignore
+def tensorly_torch(layer: Any, rank: int) -> Any:
+    """A Tucker form with as many parameters as U Vᵀ of this rank; linear layers form W, convolutions go by factors."""
+    (n, m), tltorch = matricize(layer.weight).shape, import_module("tltorch")
+    form = {"factorization": "tucker", "rank": rank * (n + m) / (n * m), "bias": layer.bias is not None}
+    if isinstance(layer, nn.Linear):  # by factors its einsum needs opt_einsum, or forms tensors of B m r² numbers
+        return tltorch.FactorizedLinear((m,), (n,), implementation="reconstructed", **form)
+    geometry = {key: getattr(layer, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+    return tltorch.FactorizedConv(layer.in_channels, layer.out_channels, order=2, **geometry, **form)
 
 
-class Form(NamedTuple):
-    """make: of a dense layer and a rank; package: that it needs; orthonormal: whether U and V stay so; largest: the
-    n of the largest frame that is measured."""
-
-    make: Callable[[Any, int], nn.Module]
-    package: str = "torch"
-    orthonormal: bool = False
-    largest: float = math.inf
+FORMS: dict[str, Callable[[Any, int], Any]] = {
+    "wellcond": factorized, "uv": two_layers, "qr": differentiated_qr, "geotorch": geotorch,
+    "tensorly_torch": tensorly_torch,
+}  # fmt: skip
+ORTHONORMAL = ("wellcond", "qr", "geotorch")
+PACKAGES = {"geotorch": "geotorch", "tensorly_torch": "tensorly-torch"}  # what a form needs beside torch
 
 
-FORMS: dict[str, Form] = {
-    "wellcond": Form(factorized, orthonormal=True),
-    "uv": Form(two_layers),
-    "qr": Form(differentiated_qr, orthonormal=True),
-    "geotorch": Form(geotorch, "geotorch", orthonormal=True, largest=LARGEST),
-    "tensorly_torch": Form(tensorly_torch, "tltorch"),
-}
+def installed(form: str) -> str:
+    """The version of its package, "" if there is none."""
+    try:
+        return version(PACKAGES.get(form, "torch"))
+    except PackageNotFoundError:
+        return ""
+
+
+# of each family torch's, ours, and the options of both
 OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, float]]] = {
     "SGD": (torch.optim.SGD, LowRankSGD, {"lr": 0.01, "momentum": 0.9}),
     "AdamW": (torch.optim.AdamW, LowRankAdamW, {"lr": 1e-4, "weight_decay": 0.01}),
 }
-"""Of each family torch's, ours, and the options of both."""
-
-
-def optimizer(family: str, form: str, model: nn.Module) -> torch.optim.Optimizer:
-    """That of a network in this form."""
-    torchs, ours, options = OPTIMIZERS[family]
-    kind, params = (
-        (ours, param_groups(model, max_cond=MAX_COND)) if form == "wellcond" else (torchs, model.parameters())
-    )
-    return kind(params, **options)  # type: ignore[no-any-return]
 
 
 def converted(model: nn.Module, form: str, ratio: float) -> nn.Module:
@@ -137,15 +117,18 @@ def converted(model: nn.Module, form: str, ratio: float) -> nn.Module:
     new = copied(model)
     for name, layer in trained_layers(new).items():
         if name not in last_layer(model):
-            new = replace_module(new, name, FORMS[form].make(layer, rank_for_ratio(ratio, full_rank(layer))))
+            new = replace_module(new, name, FORMS[form](layer, rank_for_ratio(ratio, full_rank(layer))))
     return constrain(new, MAX_COND) if form == "wellcond" else new
 
 
 class Peer(Trainee):
     """A network in training on one batch; a parametrized frame is computed once in a step."""
 
-    def __init__(self, model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> None:
-        self.device, self.network, self.optimizer, self.x, self.y = x.device.type, model.train(), optimizer, x, y
+    def __init__(self, form: str, family: str, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        torchs, ours, options = OPTIMIZERS[family]
+        groups = param_groups(model, max_cond=MAX_COND) if form == "wellcond" else model.parameters()
+        self.optimizer = (ours if form == "wellcond" else torchs)(groups, **options)
+        self.device, self.network, self.x, self.y = x.device.type, model.train(), x, y
         self.penalty, self.spent = None, dict.fromkeys((*SPLIT, "passes"), 0.0)
 
     def step(self) -> None:
@@ -157,24 +140,22 @@ def peer_rows(net: str, ratios: Sequence[float], *, batch: int, repeats: int, de
     """One row a network, form, ratio and optimizer: the step, and its ratio to that of U Vᵀ by hand.
 
     Columns: net, method (dense or a key of FORMS), optimizer, ratio, batch, parameters, step_s (median), spread, to_uv
-    (step_s over that of U Vᵀ with this ratio and optimizer), memory_bytes (peak of a step), orthonormal.
+    (step_s over that of U Vᵀ with this ratio and optimizer), memory_bytes (peak of a step), orthonormal
+    (whether U and V stay so), version (of the package).
     Raises ValueError for an unknown network, or a batch or ratio out of range.
     """
-    if net not in INPUTS:
-        raise unknown("net", net, INPUTS)
-    if batch < 1:
-        raise invalid("batch", batch, ">= 1")
+    check(net, batch)
     torch.manual_seed(0)
     dense = models.build(net, in_channels=INPUTS[net][0]).to(device, memory_format=torch.channels_last)
     x, y = torch.rand(batch, *INPUTS[net], device=device), torch.randint(10, (batch,), device=device)
     n = max(max(matricize(layer.weight).shape) for layer in trained_layers(dense).values())  # type: ignore[arg-type]
-    forms = [name for name, form in FORMS.items() if find_spec(form.package) and n <= form.largest]
+    forms = [form for form in FORMS if installed(form) and (form != "geotorch" or n <= LARGEST)]
     networks = {("dense", math.nan): dense} | {(f, r): converted(dense, f, r) for r in ratios for f in forms}
-    peers = {}
-    for (form, ratio), network in networks.items():
-        for family in OPTIMIZERS:
-            model = copied(network).to(memory_format=torch.channels_last)
-            peers[form, ratio, family] = Peer(model, optimizer(family, form, model), x, y)
+    peers = {
+        (form, ratio, family): Peer(form, family, copied(network).to(memory_format=torch.channels_last), x, y)
+        for (form, ratio), network in networks.items()
+        for family in OPTIMIZERS
+    }
     seconds = interleaved({key: peer.step for key, peer in peers.items()}, repeats, device)
     median = {key: statistics.median(times) for key, times in seconds.items()}
     return [
@@ -185,7 +166,8 @@ def peer_rows(net: str, ratios: Sequence[float], *, batch: int, repeats: int, de
             "spread": spread(seconds[form, ratio, family]),
             "to_uv": median[form, ratio, family] / median.get(("uv", ratio, family), math.nan),
             "memory_bytes": peer.memory(),
-            "orthonormal": form in FORMS and FORMS[form].orthonormal,
+            "orthonormal": form in ORTHONORMAL,
+            "version": installed(form),
         }
         for (form, ratio, family), peer in peers.items()
     ]  # fmt: skip

@@ -22,11 +22,7 @@ NET = "helpers:Tiny"
 def alone(monkeypatch):
     """No other library is installed."""
     monkeypatch.setitem(training_bench.INPUTS, NET, (1, 28, 28))
-    monkeypatch.setattr(peers, "find_spec", lambda package: package == "torch" or None)
-
-
-def installed(form):
-    return peers.find_spec(peers.FORMS[form].package) is not None
+    monkeypatch.setattr(peers, "installed", lambda form: "" if form in peers.PACKAGES else "1.0")
 
 
 def dense_layers():
@@ -37,11 +33,11 @@ def dense_layers():
 @pytest.mark.parametrize("layer", dense_layers(), ids=["linear", "convolution"])
 @pytest.mark.parametrize("form", ["wellcond", "uv", "qr", "geotorch"])
 def test_each_form_starts_as_the_truncated_svd(form, layer):
-    if not installed(form):
+    if not peers.installed(form):
         pytest.skip(f"{form} is not installed")
     P, sigma, Qt = torch.linalg.svd(matricize(layer.weight.detach()), full_matrices=False)
     x = torch.randn(5, 12) if isinstance(layer, nn.Linear) else torch.randn(5, 4, 8, 8)
-    made = peers.FORMS[form].make(layer, 3)(x)
+    made = peers.FORMS[form](layer, 3)(x)
     truncated = (P[:, :3] * sigma[:3]) @ Qt[:3]
     layer.weight = nn.Parameter(truncated.reshape(layer.weight.shape)) if form != "geotorch" else layer.weight
     expected = layer(x)
@@ -66,7 +62,7 @@ def test_rows(alone):
 def test_a_step_keeps_the_frames_orthonormal_and_moves_them(form, family):
     model = peers.converted(Tiny(), form, 0.5)
     before = {name: layer.weight.detach().clone() for name, layer in trained_layers(model).items()}
-    peer = peers.Peer(model, peers.optimizer(family, form, model), torch.rand(4, 1, 28, 28), torch.arange(4))
+    peer = peers.Peer(form, family, model, torch.rand(4, 1, 28, 28), torch.arange(4))
     peer.step()
     peer.step()
     changed = [layer for layer in trained_layers(model).values() if isinstance(layer, LowRankLayer)]
@@ -79,11 +75,12 @@ def test_a_step_keeps_the_frames_orthonormal_and_moves_them(form, family):
 
 
 def test_networks_with_large_frames_are_left_out_where_a_step_takes_minutes(alone, monkeypatch):
-    monkeypatch.setattr(peers, "find_spec", lambda package: True)
-    monkeypatch.setitem(peers.FORMS, "geotorch", peers.FORMS["uv"]._replace(largest=10))
-    monkeypatch.delitem(peers.FORMS, "tensorly_torch")
-    rows = bench.measure("peers", net=NET, ratios=[0.5], batch=2, repeats=2)
-    assert "geotorch" not in {row["method"] for row in rows}
+    monkeypatch.setattr(peers, "installed", lambda form: "1.0" if form in ("uv", "geotorch") else "")
+    monkeypatch.setitem(peers.FORMS, "geotorch", peers.two_layers)
+    for largest, methods in ((10_000, {"dense", "uv", "geotorch"}), (10, {"dense", "uv"})):
+        monkeypatch.setattr(peers, "LARGEST", largest)
+        rows = bench.measure("peers", net=NET, ratios=[0.5], batch=2, repeats=2)
+        assert {row["method"] for row in rows} == methods
 
 
 @pytest.mark.parametrize(
