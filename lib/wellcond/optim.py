@@ -97,9 +97,6 @@ def copy_(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
         target.copy_(source)
 
 
-OF_POINT = ("max_cond", "rule", "retraction")  # the options that say how a step ends on the manifold
-
-
 def _lowrank_options(group: Group) -> dict[str, Any]:
     return {"beta": group["momentum"], **{key: group[key] for key in ("lr", *OF_POINT)}}
 
@@ -203,6 +200,7 @@ def move(rule: Callable[[Group, State], None], group: Group, state: State) -> No
             state[p].update({k: v.to(p.dtype) if isinstance(v, Tensor) else v for k, v in memory[q].items()})
 
 
+OF_POINT = ("max_cond", "rule", "retraction")  # the options that say how a step ends on the manifold
 OF_TORCH = frozenset(
     {"params", "param_names", "initial_lr", "min_lr", "max_lr", "swa_lr", "base_momentum", "max_momentum"}
 )

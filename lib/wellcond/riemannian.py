@@ -118,8 +118,9 @@ def on_manifold(optimizer: type[torch.optim.Optimizer], params: Iterable[Any], *
     options: those of the class. What is returned is one of its instances: schedulers, state_dict and GradScaler work.
     Raises ValueError for a class that is none, or that evaluates the loss several times in a step (LBFGS).
     """
-    optimizers = torch.optim.Optimizer if optimizer is not torch.optim.LBFGS else ()
-    if not (isinstance(optimizer, type) and issubclass(optimizer, optimizers)):
-        raise invalid("optimizer", optimizer, "a class of torch.optim that evaluates the loss once in a step, as AdamW")
+    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+        raise invalid("optimizer", optimizer, "a class of torch.optim, such as torch.optim.AdamW")
+    if issubclass(optimizer, torch.optim.LBFGS):
+        raise invalid("optimizer", optimizer.__name__, "one that evaluates the loss once in a step")
     mixed: type[torch.optim.Optimizer] = type(f"{optimizer.__name__}OnManifold", (OnManifold, optimizer), {})
     return mixed(params, **options)

@@ -223,7 +223,7 @@ def test_the_two_halves_are_projections():
     [
         (
             lambda m: wc.on_manifold(torch.optim.LBFGS, m.parameters()),
-            "LBFGS'>: must be a class of torch.optim that evaluates the loss once",
+            "optimizer = 'LBFGS': must be one that evaluates",
         ),
         (lambda m: wc.on_manifold("Adam", m.parameters()), "optimizer = 'Adam': must be a class of torch.optim"),
         (lambda m: wc.on_manifold(nn.Linear, m.parameters()), "must be a class of torch.optim"),

@@ -146,7 +146,7 @@ def peer_rows(net: str, ratios: Sequence[float], *, batch: int, repeats: int, de
     """
     check(net, batch)
     torch.manual_seed(0)
-    dense = models.build(net, in_channels=INPUTS[net][0]).to(device, memory_format=torch.channels_last)
+    dense = models.build(net, in_channels=INPUTS[net][0]).to(device).to(memory_format=torch.channels_last)
     x, y = torch.rand(batch, *INPUTS[net], device=device), torch.randint(10, (batch,), device=device)
     n = max(max(matricize(layer.weight).shape) for layer in trained_layers(dense).values())  # type: ignore[arg-type]
     forms = [form for form in FORMS if installed(form) and (form != "geotorch" or n <= LARGEST)]
