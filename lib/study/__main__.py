@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         default="training",
         help="what to measure: training (default); an unknown name lists the others",
     )
-    nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18; of budgets: lenet5, lenet5_mnist, resnet8"
+    nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18, vit; of budgets: lenet5, lenet5_mnist, resnet8"
     bench.add_argument("--net", nargs="+", default=["lenet5"], help=nets)
     bench.add_argument("--ratio", nargs="+", type=float, default=[0.5, 0.8, 0.9], help="rank ratios removed")
     bench.add_argument("--batch", type=int, default=128)

@@ -33,9 +33,10 @@ from wellcond.layers import (
     register_kind,
     weight_layers,
 )
+from wellcond.methods.adam import LowRankAdamW
 from wellcond.opening import register_matrices
 from wellcond.optim import LowRankSGD, constrain, param_groups
-from wellcond.riemannian import LowRankAdamW, on_manifold
+from wellcond.riemannian import on_manifold
 from wellcond.spectrum import clip_condition_number, condition_number, nearest_scaled_orthogonal, singular_values
 from wellcond.stiefel import orthogonality_error, random_stiefel, retract
 from wellcond.summary import summary

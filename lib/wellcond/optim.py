@@ -46,10 +46,6 @@ def momentum_of(p: Tensor, state: State) -> Tensor:
     return buffer
 
 
-def _buffers(params: Iterable[Tensor], state: State) -> list[Tensor]:
-    return [momentum_of(p, state) for p in params]
-
-
 def euclidean(group: Group, state: State) -> None:
     params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
     if not params:
@@ -58,7 +54,7 @@ def euclidean(group: Group, state: State) -> None:
     if group["weight_decay"]:
         grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
     if group["momentum"]:
-        buffers = _buffers(params, state)
+        buffers = [momentum_of(p, state) for p in params]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, grads)
         grads = buffers
@@ -74,7 +70,7 @@ def factors_of(group: Group, state: State) -> tuple[Factors, Factors, Factors]:
     W = Factors(*group["params"])
     g_U, g_S, g_V = (p.grad if p.grad is not None else torch.zeros_like(p) for p in W)
     # the gradient of wd/2 ||W||² is W, whose components on the tangent space are (0, S, 0)
-    return W, Factors(g_U, g_S + group["weight_decay"] * W.S, g_V), Factors(*_buffers(W, state))
+    return W, Factors(g_U, g_S + group["weight_decay"] * W.S, g_V), Factors(*(momentum_of(p, state) for p in W))
 
 
 def copy_(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
@@ -83,7 +79,7 @@ def copy_(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
 
 
 def _lowrank_options(group: Group) -> dict[str, Any]:
-    return {"beta": group["momentum"], **{key: group[key] for key in ("lr", "max_cond", "rule", "retraction")}}
+    return {"beta": group["momentum"], **{key: group[key] for key in ("lr", *OF_POINT)}}
 
 
 def _lowrank(group: Group, state: State) -> None:
@@ -108,18 +104,13 @@ def _stackable(group: Group) -> bool:
     )
 
 
-def _stack_key(group: Group) -> tuple[Any, ...]:
-    """What groups of one stack have in common."""
-    shapes = tuple((p.shape, p.dtype, p.device) for p in group["params"])
-    return shapes, tuple(sorted(_lowrank_options(group).items())), group["weight_decay"]
-
-
-def _batches(groups: Sequence[Group]) -> Iterable[list[Group]]:
-    """The groups, those that can take a step together in one list."""
-    alike: dict[Any, list[Group]] = {}
+def alike(groups: Iterable[Group], options: Iterable[str]) -> list[list[Group]]:
+    """The groups, those of equal shapes and options in one list."""
+    stacks: dict[Any, list[Group]] = {}
     for group in groups:
-        alike.setdefault(_stack_key(group) if _stackable(group) else id(group), []).append(group)
-    return alike.values()
+        shapes = tuple((p.shape, p.dtype, p.device) for p in group["params"])
+        stacks.setdefault((shapes, *(group[key] for key in options)), []).append(group)
+    return list(stacks.values())
 
 
 def _lowrank_plain(group: Group, state: State) -> None:
@@ -178,6 +169,7 @@ def move(rule: Callable[[Group, State], None], group: Group, state: State) -> No
             state[p].update({k: v.to(p.dtype) if isinstance(v, Tensor) else v for k, v in memory[q].items()})
 
 
+OF_POINT = ("max_cond", "rule", "retraction")  # the options that say how a step ends on the manifold
 OF_TORCH = frozenset(
     {"params", "param_names", "initial_lr", "min_lr", "max_lr", "swa_lr", "base_momentum", "max_momentum"}
 )
@@ -310,11 +302,12 @@ class LowRankSGD(CheckedOptimizer):
         check_group(group)
 
     def update(self) -> None:
-        for groups in _batches(self.param_groups):
-            if len(groups) > 1:
+        for groups in alike(self.param_groups, ("kind", "lr", "momentum", "weight_decay", *OF_POINT)):
+            if len(groups) > 1 and all(map(_stackable, groups)):
                 _lowrank_together(groups, self.state)
             else:
-                move(self.updates[groups[0]["kind"]], groups[0], self.state)
+                for group in groups:
+                    move(self.updates[group["kind"]], group, self.state)
 
 
 def check_group(group: Group) -> None:

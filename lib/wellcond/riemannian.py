@@ -16,22 +16,21 @@ Source: StelLA, NeurIPS 2025, for a Euclidean step between two projections, ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wellcond.errors import invalid, unknown
-from wellcond.integrator import Factors, precondition
+from wellcond.integrator import ORTHONORMALIZE, Factors, precondition
 from wellcond.linalg import full_float32, upcast
-from wellcond.optim import OF_TORCH, Group, LowRankSGD, check_gradients, check_group, evaluated
+from wellcond.optim import OF_POINT, OF_TORCH, Group, LowRankSGD, alike, check_gradients, check_group, evaluated
 from wellcond.spectrum import clip_after_step
 from wellcond.stiefel import project_horizontal, retract
 
-OPTIONS = {"name": "", **{key: LowRankSGD.options[key] for key in ("kind", "max_cond", "rule", "retraction")}}
-MOMENTS = ("momentum_buffer", "exp_avg")
-"""What torch calls the average of past gradients, a tangent vector at the factor."""
+OPTIONS = {"name": "", **{key: LowRankSGD.options[key] for key in ("kind", *OF_POINT)}}
+MOMENTS = ("momentum_buffer", "exp_avg")  # what torch calls the average of past gradients, a tangent vector
 
 
 def horizontal_gradient(W: Factors, grad: Factors) -> Factors:
@@ -40,10 +39,31 @@ def horizontal_gradient(W: Factors, grad: Factors) -> Factors:
     return Factors(project_horizontal(W.U, grad.U) @ left, grad.S, project_horizontal(W.V, grad.V) @ right)
 
 
+def retract_horizontal(X: Tensor, xi: Tensor, retraction: str) -> Tensor:
+    """R_X(ξ) for ξ with Xᵀξ = 0, by products where there is such a form."""
+    if retraction not in ORTHONORMALIZE:
+        return retract(X, xi, retraction)
+    ORTHONORMALIZE[retraction](Y := X + xi)
+    return Y
+
+
 def back_on_manifold(W: Factors, new: Factors, *, max_cond: float, rule: str, retraction: str) -> Factors:
     """The point that a step from W to `new`, in the space of all factors, leads to."""
-    U, V = (retract(X, project_horizontal(X, Y - X), retraction) for X, Y in ((W.U, new.U), (W.V, new.V)))
+    U, V = (retract_horizontal(X, project_horizontal(X, Y - X), retraction) for X, Y in ((W.U, new.U), (W.V, new.V)))
     return Factors(U, clip_after_step(new.S, max_cond, rule), V)
+
+
+def _stack(groups: Sequence[Group], of: Callable[[Tensor], Tensor | None] = upcast) -> Factors:
+    """The factors of layers of equal shapes, or `of` each (else 0), with a leading dimension; stored by columns."""
+    layers = zip(*(group["params"] for group in groups), strict=True)
+    values = ([torch.zeros_like(p) if (x := of(p)) is None else x for p in factors] for factors in layers)
+    return Factors(*(torch.stack([upcast(x).mT for x in factors]).mT for factors in values))
+
+
+def _each(groups: Sequence[Group], stack: Factors) -> Iterator[tuple[Tensor, Tensor]]:
+    """The factors, each with its part of the stack."""
+    parts = (x for part in zip(*stack, strict=True) for x in part)
+    return zip((p for group in groups for p in group["params"]), parts, strict=True)
 
 
 class OnManifold(torch.optim.Optimizer):
@@ -52,6 +72,8 @@ class OnManifold(torch.optim.Optimizer):
     Options of a group beside those of the optimizer: kind, euclidean or lowrank; max_cond, rule and retraction as of
     LowRankSGD. A factor that has no gradient stays. Gradients that are not finite raise NonFiniteGradient (on a CPU).
     """
+
+    gradient = staticmethod(horizontal_gradient)
 
     def add_param_group(self, param_group: Group) -> None:
         for option in sorted(param_group.keys() - OF_TORCH - OPTIONS.keys() - self.defaults.keys()):
@@ -65,39 +87,27 @@ class OnManifold(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every group. closure: optional, re-evaluates the loss and returns it."""
+        """One step of every group, layers of equal shapes as one stack. closure: optional, re-evaluates the loss."""
         loss = evaluated(closure)
         check_gradients(self.param_groups)
-        lowrank = [group for group in self.param_groups if group["kind"] == "lowrank"]
-        moving = [group for group in lowrank if any(p.grad is not None for p in group["params"])]
-        before = []
+        stacks = alike((group for group in self.param_groups if group["kind"] == "lowrank"), OF_POINT)
+        given = {p: p.grad for groups in stacks for group in groups for p in group["params"]}
         with full_float32():
-            for group in moving:
-                W = Factors(*(upcast(p).clone() for p in group["params"]))
-                given = [p.grad for p in group["params"]]
-                grad = Factors(*(upcast(w * 0 if g is None else g) for w, g in zip(W, given, strict=True)))
-                for p, g, new in zip(group["params"], given, horizontal_gradient(W, grad), strict=True):
-                    p.grad = None if g is None else new.to(p.dtype)
-                before.append((W, given))
+            points = [_stack(groups) for groups in stacks]
+            for groups, W in zip(stacks, points, strict=True):
+                for p, g in _each(groups, self.gradient(W, _stack(groups, lambda p: given[p]))):
+                    p.grad = None if p.grad is None else g.to(p.dtype)
             super().step()
-            for group, (W, given) in zip(moving, before, strict=True):
-                options = {key: group[key] for key in ("max_cond", "rule", "retraction")}
-                back = back_on_manifold(W, Factors(*map(upcast, group["params"])), **options)
-                for p, g, new in zip(group["params"], given, back, strict=True):
-                    p.grad = g
-                    if g is not None:
+            for groups, W in zip(stacks, points, strict=True):
+                options = {key: groups[0][key] for key in OF_POINT}
+                for p, new in _each(groups, back_on_manifold(W, _stack(groups), **options)):
+                    p.grad = given[p]
+                    if p.grad is not None:
                         p.copy_(new)
-                for X in (group["params"][0], group["params"][2]):
+                for X in (X for group in groups for X in group["params"][::2]):  # U and V
                     for moment in (self.state[X][key] for key in MOMENTS if self.state[X].get(key) is not None):
                         moment.copy_(project_horizontal(upcast(X), upcast(moment)))
         return loss
-
-
-class LowRankAdamW(OnManifold, torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter, ICLR 2019) on {U S Vᵀ, κ(S) <= max_cond}; options and all else as torch's.
-
-    optimizer = wc.LowRankAdamW(wc.param_groups(model, max_cond=1.1), lr=1e-3, weight_decay=0.01)
-    """
 
 
 def on_manifold(optimizer: type[torch.optim.Optimizer], params: Iterable[Any], **options: Any) -> torch.optim.Optimizer:
@@ -112,7 +122,5 @@ def on_manifold(optimizer: type[torch.optim.Optimizer], params: Iterable[Any], *
         raise invalid("optimizer", optimizer, "a class of torch.optim, such as torch.optim.AdamW")
     if issubclass(optimizer, torch.optim.LBFGS):
         raise invalid("optimizer", optimizer.__name__, "one that evaluates the loss once in a step")
-    made: torch.optim.Optimizer = type(f"{optimizer.__name__}OnManifold", (OnManifold, optimizer), {})(
-        params, **options
-    )
-    return made
+    mixed: type[torch.optim.Optimizer] = type(f"{optimizer.__name__}OnManifold", (OnManifold, optimizer), {})
+    return mixed(params, **options)

@@ -18,6 +18,7 @@ from study.benches.architectures import architecture_rows
 from study.benches.budgets import budget_rows
 from study.benches.integrator import ablation_rows, growth_rows, retraction_rows
 from study.benches.linear_minimization import lmo_growth_rows, lmo_rows
+from study.benches.peers import peer_rows
 from study.benches.results_folder import results_folder_rows
 from study.benches.training import INTEGRATORS, Row, training_rows
 from wellcond.errors import invalid, unknown
@@ -26,6 +27,7 @@ BY_NET: dict[str, Callable[..., list[Row]]] = {
     "training": training_rows,
     "integrators": lambda net, ratios, **how: training_rows(net, ratios, methods=INTEGRATORS, **how),
     "budgets": budget_rows,
+    "peers": peer_rows,
     "lmo": lambda net, ratios, **how: lmo_rows(net, **how),
 }
 """Tables of one network, from net, ratios, batch, repeats and device."""

@@ -24,7 +24,7 @@ from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
 
 Row = dict[str, Any]
-INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18"), (3, 32, 32))}
+INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18", "vit"), (3, 32, 32))}
 RECOMPUTED = "condlr_recomputed"
 """CondLR whose convolutions compute the tensors between their factors again in the backward pass (`recompute`)."""
 METHODS = ("dense", "uv", "usv", "condlr", RECOMPUTED)
@@ -50,14 +50,19 @@ def product_flops(work: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
+def check(net: str, batch: int) -> None:
+    """Raise ValueError for a network without a shape of inputs, or an empty batch."""
+    if net not in INPUTS:
+        raise unknown("net", net, INPUTS)
+    if batch < 1:
+        raise invalid("batch", batch, ">= 1")
+
+
 class Trainee:
     """A network, its optimizer and one batch; `spent` adds up the seconds of the parts of its training steps."""
 
     def __init__(self, net: str, method: str, ratio: float, batch: int, layout: str, device: str) -> None:
-        if net not in INPUTS:
-            raise unknown("net", net, INPUTS)
-        if batch < 1:
-            raise invalid("batch", batch, ">= 1")
+        check(net, batch)
         torch.manual_seed(0)
         self.device, self.shape, self.layout = device, INPUTS[net], LAYOUTS[layout]
         recomputes, method = method == RECOMPUTED, "condlr" if method == RECOMPUTED else method

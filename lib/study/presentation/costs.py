@@ -19,6 +19,7 @@ NETS = {
     "wrn16_4": "WRN16-4",
     "resnet20": "ResNet-20",
     "resnet18": "ResNet-18",
+    "vit": "ViT",
 }
 PARTS = {"forward": "#56B4E9", "backward": "#0072B2", "optimizer": "#D55E00"}
 RECOMPUTED = "condlr_recomputed"

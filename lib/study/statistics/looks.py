@@ -51,6 +51,11 @@ _DRAWN: dict[str, tuple[str, str] | tuple[str, str, str]] = {
     "nuclear_norm": ("#D55E00", "h", "--"),
     "proximal_sgd": ("#D55E00", "X"),
     "group_lasso": ("#CC79A7", "*", ":"),
+    "dense_adamw": ("#000000", "P", "--"),
+    "uv_adamw": ("#E69F00", "d", ":"),
+    "usv_adamw": ("#009E73", "*", "--"),
+    "condlr_adamw": ("#0072B2", "p", "--"),
+    "stella_adamw": ("#7A5195", "v", ":"),
 }
 
 LOOKS = {name: Look(METHODS[name].label, *drawn) for name, drawn in _DRAWN.items()}

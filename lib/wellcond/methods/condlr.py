@@ -12,15 +12,21 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wellcond.convert import factorize
 from wellcond.integrator import Factors
-from wellcond.methods.method import Method, Settings, decayed, last_layer, plain_groups, register, trained_layers
+from wellcond.methods.method import (
+    Method,
+    Settings,
+    constrained_factors,
+    decayed,
+    plain_groups,
+    register,
+    trained_layers,
+)
 from wellcond.optim import (
     UPDATES,
     Group,
     State,
     clip_weight,
-    constrain,
     copy_,
     euclidean,
     factors_of,
@@ -101,12 +107,6 @@ UPDATES["lowrank_published_mean"] = _published_mean
 UPDATES["clipped"] = _euclidean_clipped
 
 
-def _usv(model: nn.Module, settings: Settings) -> nn.Module:
-    # the classifier is factorized at full rank: it is constrained but not truncated
-    factorized = factorize(model, **settings.size(), keep_full_rank=last_layer(model))
-    return constrain(decayed(factorized, settings), settings.max_cond)
-
-
 def _published_groups(model: nn.Module, settings: Settings) -> list[Group]:
     kind = "lowrank_published_mean" if settings.max_cond == 1 else "lowrank_published_band"
     return param_groups(model, max_cond=settings.max_cond, kind=kind)
@@ -131,7 +131,7 @@ register(
         "usv",
         "projected U S Vᵀ",
         "The manifold integrator without a bound on κ(S): τ = ∞.",
-        _usv,
+        constrained_factors,
         plain_groups,
         frozenset({"ratio"}),
     )
@@ -142,7 +142,7 @@ register(
         "condlr",
         "CondLR",
         "The manifold integrator with the nearest projection onto κ(S) <= 1 + τ after each step.",
-        _usv,
+        constrained_factors,
         plain_groups,
         frozenset({"ratio", "max_cond"}),
     )
@@ -153,7 +153,7 @@ register(
         "condlr_published",
         "CondLR as published",
         "The step of the released code: scalar preconditioner and mean-centred clamp (RMS at τ = 0).",
-        _usv,
+        constrained_factors,
         _published_groups,
         frozenset({"ratio", "max_cond"}),
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wellcond.convert import factorize, matching
 from wellcond.errors import invalid, unknown
 from wellcond.layers import LowRankLayer, full_rank, set_weight_matrix, weight_layers, weight_matrix
-from wellcond.optim import Group, LowRankSGD, param_groups
+from wellcond.optim import Group, LowRankSGD, constrain, param_groups
 
 Penalty = Callable[[nn.Module], Tensor]
 
@@ -133,6 +133,12 @@ def dense(model: nn.Module, settings: Settings) -> nn.Module:
 def factors(model: nn.Module, settings: Settings) -> nn.Module:
     """U Vᵀ in every layer but the classifier."""
     return decayed(factorize(model, **settings.size(), skip=last_layer(model), core=False), settings)
+
+
+def constrained_factors(model: nn.Module, settings: Settings) -> nn.Module:
+    """U S Vᵀ in every layer, inside κ(S) <= max_cond; the classifier is constrained but not truncated."""
+    factorized = factorize(model, **settings.size(), keep_full_rank=last_layer(model))
+    return constrain(decayed(factorized, settings), settings.max_cond)
 
 
 def decayed(model: nn.Module, settings: Settings) -> nn.Module:

@@ -115,6 +115,11 @@ FORMS = {  # which form each layer takes at ratio 0.8: U S Vᵀ, U Vᵀ or dense
     "soft_orthogonal": "dense dense dense dense",
     "spectral_norm": "dense dense dense dense",
     "dense_clipped": "dense dense dense dense",
+    "dense_adamw": "dense dense dense dense",
+    "uv_adamw": "UV:4 UV:10 UV:100 dense",
+    "usv_adamw": "USV:4 USV:10 USV:100 USV:10",
+    "condlr_adamw": "USV:4 USV:10 USV:100 USV:10",
+    "stella_adamw": "USV:4 USV:10 USV:100 USV:10",
 }
 
 

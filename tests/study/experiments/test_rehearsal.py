@@ -32,6 +32,8 @@ def small(monkeypatch):
         "vgg16": partial(models.VGG16, widths=[[8] * len(stage) for stage in models.VGG16.WIDTHS]),
         "wrn16_4": partial(models.WideResNet, widen=1),
         "resnet18": partial(models.ResNet, widths=(8, 8, 16, 16), blocks=2),
+        "vit": partial(models.VisionTransformer, width=12, depth=1),
+        "vit_digits": partial(models.VisionTransformer, size=28, patch=7, width=12, depth=1, heads=2),
     }
     for name, source in shapes.items():
         monkeypatch.setitem(data.DATASETS, name, source)
