@@ -1,44 +1,23 @@
-"""The tables of an experiment file, strictly read: the protocol, methods swept over settings, and what is measured."""
+"""The tables of an experiment file that say what is trained: the protocol, and methods swept over settings."""
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from study.attacks.options import complete
-from study.attacks.registry import ATTACKS, options_text
 from study.data import AUGMENTATIONS
-from study.results.store import Measurement
 from study.settings import SETTINGS, check_setting
+from study.strict import Strict, one_of
 from study.training.adversarial import SETTINGS as ADVERSARIAL
 from study.training.adversarial import adversary_of
 from study.training.loop import AUTOCAST, SCHEDULES
-from wellcond.compression.compressors import COMPRESSORS
 from wellcond.errors import unknown
 from wellcond.methods.method import Method
 from wellcond.methods.registry import find
-
-
-def one_of(field: str, registry: Mapping[str, Any]) -> AfterValidator:
-    """The value is a key of the registry, else an error that suggests the nearest."""
-
-    def check(value: str) -> str:
-        if value not in registry:
-            raise unknown(field, value, registry)
-        return value
-
-    return AfterValidator(check)
-
-
-class Strict(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Train(Strict):
@@ -107,7 +86,7 @@ class MethodGrid(Strict):
     depth: tuple[int, ...] = ()
     fraction: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
-    train: dict[str, Any] = {}
+    train: dict[str, Any] = Field({})
 
     @field_validator("train")
     @classmethod
@@ -123,79 +102,3 @@ class MethodGrid(Strict):
             given = {key: value for key, value in zip(SETTINGS, values, strict=True) if value is not None}
             check_settings(method, given)
             yield given
-
-
-class AttackGrid(Strict):
-    """An attack at several radii, on the first n_examples test images (all if absent)."""
-
-    name: Annotated[str, one_of("attack", ATTACKS)]
-    eps: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
-    n_examples: int | None = Field(None, ge=1)
-    options: dict[str, Any] = {}
-
-    @field_validator("eps")
-    @classmethod
-    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("must name each radius once")
-        return value
-
-    @field_validator("options")
-    @classmethod
-    def _accepted(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "name" in info.data:  # else its own error is reported
-            complete(info.data["name"], ATTACKS[info.data["name"]].options, value)
-        return value
-
-    def measurements(self) -> list[Measurement]:
-        """One for each eps."""
-        options = options_text(ATTACKS[self.name], self.options)
-        return [Measurement(self.name, eps, self.n_examples, options) for eps in self.eps]
-
-
-class Selective(Strict):
-    """Something measured on the runs whose run_id matches a glob pattern of `only`; on all if it is empty."""
-
-    only: tuple[str, ...] = ()
-
-    def applies(self, run_id: str) -> bool:
-        return not self.only or any(fnmatch.fnmatchcase(run_id, pattern) for pattern in self.only)
-
-
-class SuiteGrid(AttackGrid, Selective):
-    """An attack of the suite that is run on trained networks."""
-
-
-class DistortionGrid(Selective):
-    """The smallest perturbation of each of the first n_examples test images, by DDN of so many steps."""
-
-    n_examples: int | None = Field(None, ge=1)
-    steps: int = Field(100, ge=1)
-
-
-class ConfidenceGrid(Selective):
-    """Calibration, logits and input gradients on the first n_examples test images (all if absent)."""
-
-    n_examples: int | None = Field(None, ge=1)
-
-
-class CompressionGrid(Selective):
-    """A compressor at several amounts, applied to trained networks in so many phases, each followed by `epochs` epochs
-    of training at the learning rate lr; reestimated: with the statistics of batch normalization computed again.
-    attack: what the compressed networks are measured under, besides the clean test images."""
-
-    compressor: Annotated[str, one_of("compressor", COMPRESSORS)]
-    amount: tuple[Annotated[float, Field(ge=0, lt=1)], ...]
-    phases: int = Field(1, ge=1)
-    epochs: int = Field(0, ge=0, validate_default=True)
-    lr: float = Field(0.01, gt=0, allow_inf_nan=False)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    reestimated: bool = False
-    attack: tuple[AttackGrid, ...] = ()
-
-    @field_validator("epochs")
-    @classmethod
-    def _between(cls, value: int, info: ValidationInfo) -> int:
-        if value == 0 and info.data.get("phases", 1) > 1:
-            raise ValueError("must be >= 1 where phases is > 1")
-        return value

@@ -16,24 +16,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, field_validator, model_validator
 
 from study import paths
 from study.data import DATASETS
-from study.experiments.grids import (
-    AttackGrid,
-    CompressionGrid,
-    ConfidenceGrid,
-    DistortionGrid,
-    MethodGrid,
-    Strict,
-    SuiteGrid,
-    Train,
-    one_of,
-)  # fmt: skip
+from study.experiments.grids import MethodGrid, Train
+from study.measurement.accuracy import AttackGrid
+from study.measurement.attack_suite import SuiteGrid
+from study.measurement.measurement import Selective
+from study.measurement.registry import MEASUREMENTS
 from study.networks import signature
 from study.results.store import Measurement
 from study.settings import SETTINGS, suffix, title
+from study.strict import Strict, one_of
 from study.training.adversarial import SETTINGS as ADVERSARIAL
 from study.training.adversarial import Adversary, adversary_of
 from wellcond.errors import invalid, unknown
@@ -111,8 +106,8 @@ def canonical_hash(value: object) -> str:
 
 class Experiment(Strict):
     """A grid of methods on one data set and model, with its attacks. spectra_epochs: the epochs whose singular values
-    are recorded besides the last (0: before training). suite, confidence, distortion, transfer, compression: what is
-    measured afterwards on the trained networks (`study.experiments.tasks`)."""
+    are recorded besides the last (0: before training). measurements: what is measured afterwards on the trained
+    networks, each kind of MEASUREMENTS under its name, in the file one table or several (`study.experiments.tasks`)."""
 
     name: str = Field(pattern=NAME)
     title: str
@@ -122,15 +117,32 @@ class Experiment(Strict):
     train: Train
     method: tuple[MethodGrid, ...] = Field(min_length=1)
     attack: tuple[AttackGrid, ...] = ()
-    suite: tuple[SuiteGrid, ...] = ()
-    confidence: ConfidenceGrid | None = None
-    distortion: DistortionGrid | None = None
-    transfer: SuiteGrid | None = None
-    compression: tuple[CompressionGrid, ...] = ()
+    measurements: dict[str, tuple[SerializeAsAny[Selective], ...]] = Field({})
     n_train: int | None = Field(None, ge=1)
     n_test: int | None = Field(None, ge=1)
     spectra_epochs: tuple[int, ...] = ()
     preset: str = "paper"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """The tables of measurements under one key."""
+        own = {name: raw[name] for name in MEASUREMENTS if name in raw}
+        tables = {name: [entry] if isinstance(entry, dict) else entry for name, entry in own.items()}
+        rest = {key: value for key, value in raw.items() if key not in own}
+        return {**rest, "measurements": {**rest.get("measurements", {}), **tables}}
+
+    @field_validator("measurements", mode="before")
+    @classmethod
+    def _read(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        fields: Any = {name: (Sequence[kind.grid], ()) for name, kind in MEASUREMENTS.items()}  # type: ignore[name-defined]
+        read = create_model("Measurements", __base__=Strict, **fields).model_validate(raw)
+        return {name: tuple(getattr(read, name)) for name in raw}
+
+    @property
+    def suite(self) -> tuple[SuiteGrid, ...]:
+        """The attacks of the suite."""
+        return tuple(grid for grid in self.measurements.get("suite", ()) if isinstance(grid, SuiteGrid))
 
     @classmethod
     def load(cls, experiment: str | Path, preset: str = "paper", **overrides: Any) -> Self:
@@ -183,13 +195,10 @@ class Experiment(Strict):
             for (name, eps, *_), count in declared.items():
                 if count > 1:
                     raise ValueError(f"{file}: {table} {name} at eps = {eps:g} is declared twice")
-        given = {"suite": self.suite, "compression": self.compression}
-        single = {"confidence": self.confidence, "distortion": self.distortion, "transfer": self.transfer}
-        every = [*given.items(), *((name, (grid,)) for name, grid in single.items() if grid is not None)]
-        for table, selective in every:
+        for name, selective in self.measurements.items():
             for entry in selective:
                 if not any(entry.applies(run_id) for run_id in run_ids):
-                    raise unknown(f"{file}: {table}.only", ", ".join(entry.only), run_ids)
+                    raise unknown(f"{file}: {name}.only", ", ".join(entry.only), run_ids)
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed, in the order of the file."""
@@ -271,27 +280,20 @@ def _kept(entry: dict[str, Any], keep: Mapping[str, list[Any]]) -> dict[str, Any
     return entry
 
 
-_TABLES: dict[str, type[BaseModel]] = {
-    "train": Train,
-    "method": MethodGrid,
-    "attack": AttackGrid,
-    "suite": SuiteGrid,
-    "confidence": ConfidenceGrid,
-    "distortion": DistortionGrid,
-    "transfer": SuiteGrid,
-    "compression": CompressionGrid,
-}
-
-
 def _one_line(error: ValidationError, file: str) -> ValueError:
     errors = error.errors(include_url=False)
     # a misspelt key says more than the key that is then missing
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    *parents, last = first["loc"] or ("",)
-    field = ".".join(str(part) for part in (*parents, last) if not isinstance(part, int))
+    *parents, last = [str(part) for part in first["loc"] if part != "measurements" and not isinstance(part, int)] or [
+        ""
+    ]
+    field = ".".join((*parents, last))
     if first["type"] == "extra_forbidden":
-        table = next((_TABLES[str(p)] for p in parents if p in _TABLES), Experiment)
-        return unknown(f"{file}: key", str(last), table.model_fields)
+        grids = {name: kind.grid for name, kind in MEASUREMENTS.items()}
+        tables: dict[str, type[BaseModel]] = {**grids, "train": Train, "method": MethodGrid, "attack": AttackGrid}
+        inner = next((tables[part] for part in reversed(parents) if part in tables), None)
+        whole = {*Experiment.model_fields, *MEASUREMENTS} - {"measurements"}
+        return unknown(f"{file}: key", last, whole if inner is None else inner.model_fields)
     if first["type"] == "missing":
         return ValueError(f"{file}: {field}: missing")
     message = first["msg"].removeprefix("Value error, ")

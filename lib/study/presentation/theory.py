@@ -1,4 +1,4 @@
-"""Figures and tables of the checks of the approximation theorem. Never imports torch."""
+"""Figures and tables of the checks of the approximation theorem."""
 
 from __future__ import annotations
 

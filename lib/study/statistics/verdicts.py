@@ -1,4 +1,4 @@
-"""A claim, the numbers that were measured for it, and whether they bear it out. Never imports torch."""
+"""A claim, the numbers that were measured for it, and whether they bear it out."""
 
 from __future__ import annotations
 

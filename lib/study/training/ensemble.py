@@ -83,8 +83,7 @@ class Stack:
             forward = in_format(lambda x: functional_call(self.models[0], (parameters, buffers), (x,)), autocast)
             return F.cross_entropy(forward(x), y, label_smoothing=label_smoothing)
 
-        losses: Tensor = vmap(loss, randomness="different")(self.parameters, self.buffers, x, y)
-        return losses
+        return vmap(loss, randomness="different")(self.parameters, self.buffers, x, y)
 
     def optimizer(self, template: LowRankSGD) -> LowRankSGD:
         """`template`, an optimizer of the first model, for the stack: its groups with each parameter by its name.
