@@ -85,7 +85,7 @@ def _scaled_loss(logits: Tensor, y: Tensor) -> Tensor:
 def _fgsm(loss: Callable[[Tensor, Tensor], Tensor] = _summed_loss) -> Attack:
     def attack(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
         adversary = advertorch("attacks").GradientSignAttack(model, loss_fn=loss, eps=float(eps))
-        return adversary.perturb(x, y)  # type: ignore[no-any-return]
+        return adversary.perturb(x, y)
 
     return attack
 
@@ -148,7 +148,7 @@ def _momentum(
     adversary = advertorch("attacks").LinfMomentumIterativeAttack(
         model, loss_fn=_ascent_loss, eps=float(eps), nb_iter=int(steps), eps_iter=relative_step * eps / steps
     )
-    return adversary.perturb(x, y)  # type: ignore[no-any-return]
+    return adversary.perturb(x, y)
 
 
 def _autoattack(norm: str, **version: Any) -> Attack:
@@ -178,7 +178,7 @@ def _autoattack(norm: str, **version: Any) -> Attack:
         for part in (adversary, adversary.apgd, adversary.apgd_targeted):
             part.logger = _SILENT  # what it warns of, `study.statistics.flags` finds in the tables
         adversarial, _ = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
-        return adversarial  # type: ignore[no-any-return]
+        return adversarial
 
     return attack
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from study.data import AUGMENTATIONS
-from study.settings import SETTINGS, check_setting
+from study.settings import ADVERSARIAL, SETTINGS, check_setting
 from study.strict import Strict, one_of
-from study.training.adversarial import SETTINGS as ADVERSARIAL
 from study.training.adversarial import adversary_of
 from study.training.loop import AUTOCAST, SCHEDULES
 from wellcond.errors import unknown
@@ -74,19 +73,19 @@ class MethodGrid(Strict):
     """A method and the settings it is swept over; `train` overrides entries of the protocol for this method."""
 
     name: str
-    ratio: tuple[float, ...] = ()
-    rank: tuple[int, ...] = ()
-    max_cond: tuple[float, ...] = ()
-    tolerance: tuple[float, ...] = ()
-    beta: tuple[float, ...] = ()
-    decay: tuple[float, ...] = ()
-    mix: tuple[float, ...] = ()
-    trades: tuple[float, ...] = ()
-    radius: tuple[float, ...] = ()
-    depth: tuple[int, ...] = ()
-    fraction: tuple[float, ...] = ()
-    scale: tuple[float, ...] = ()
+    settings: dict[str, tuple[int | float, ...]]
     train: dict[str, Any] = Field({})
+
+    KEYS: ClassVar = ("name", *SETTINGS, "train")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, raw: Any) -> Any:
+        """The settings, which stand beside the name in the file, under one key."""
+        if not isinstance(raw, dict) or "settings" in raw:
+            return raw
+        own = {key: raw[key] for key in SETTINGS if key in raw}
+        return {**{key: value for key, value in raw.items() if key not in own}, "settings": own}
 
     @field_validator("train")
     @classmethod
@@ -95,10 +94,10 @@ class MethodGrid(Strict):
             raise unknown("key", key, Train.model_fields)
         return value
 
-    def settings(self) -> Iterable[dict[str, Any]]:
-        """The product of the swept settings, each checked against the method."""
-        method = find(self.name)
-        for values in itertools.product(*(getattr(self, key) or (None,) for key in SETTINGS)):
-            given = {key: value for key, value in zip(SETTINGS, values, strict=True) if value is not None}
-            check_settings(method, given)
-            yield given
+    def swept(self) -> Iterable[dict[str, float]]:
+        """The product of the values of its settings, each checked against the method."""
+        method, given = find(self.name), {key: self.settings[key] for key in SETTINGS if self.settings.get(key)}
+        for values in itertools.product(*given.values()):
+            chosen = dict(zip(given, values, strict=True))
+            check_settings(method, chosen)
+            yield {key: SETTINGS[key].kind(value) for key, value in chosen.items()}

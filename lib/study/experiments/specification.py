@@ -27,9 +27,8 @@ from study.measurement.measurement import Selective
 from study.measurement.registry import MEASUREMENTS
 from study.networks import signature
 from study.results.store import Measurement
-from study.settings import SETTINGS, suffix, title
+from study.settings import ADVERSARIAL, suffix, title
 from study.strict import Strict, one_of
-from study.training.adversarial import SETTINGS as ADVERSARIAL
 from study.training.adversarial import Adversary, adversary_of
 from wellcond.errors import invalid, unknown
 from wellcond.methods.method import Settings
@@ -45,18 +44,7 @@ class Cell(Strict):
     dataset: str
     model: str
     method: str
-    ratio: float | None = None
-    rank: int | None = None
-    max_cond: float | None = None
-    tolerance: float | None = None
-    beta: float | None = None
-    decay: float | None = None
-    mix: float | None = None
-    trades: float | None = None
-    radius: float | None = None
-    depth: int | None = None
-    fraction: float | None = None
-    scale: float | None = None
+    settings: dict[str, int | float] = Field({})
     seed: int
     n_train: int | None = None
     n_test: int | None = None
@@ -67,30 +55,27 @@ class Cell(Strict):
     @property
     def run_id(self) -> str:
         """condlr-r0.8-c1.1-s0: method, settings, seed."""
-        return f"{self.method}{suffix(self.given)}-s{self.seed}"
+        return f"{self.method}{suffix(self.settings)}-s{self.seed}"
 
     @property
-    def given(self) -> dict[str, Any]:
-        """The settings of this cell."""
-        return {key: value for key in SETTINGS if (value := getattr(self, key)) is not None}
-
-    @property
-    def settings(self) -> Settings:
-        """Those of the method."""
-        return Settings(**{key: value for key, value in self.given.items() if key not in ADVERSARIAL})
+    def of_method(self) -> Settings:
+        """The settings of the method."""
+        return Settings(**{key: value for key, value in self.settings.items() if key not in ADVERSARIAL})  # type: ignore[arg-type]
 
     @property
     def adversary(self) -> Adversary | None:
         """That of adversarial training."""
-        return adversary_of(self.given)
+        return adversary_of(self.settings)
 
     @property
     def label(self) -> str:
-        return title(METHODS[self.method].label, METHODS[self.method].uses, self.given)
+        return title(METHODS[self.method].label, METHODS[self.method].uses, self.settings)
 
     def spec(self) -> dict[str, Any]:
         """Everything that determines the trained weights, defaults included, as JSON data without absent options."""
-        return self.model_dump(mode="json", exclude_none=True)
+        own = self.model_dump(mode="json", exclude_none=True, exclude={"settings", "base"})
+        base = {} if self.base is None else {"base": self.base.spec()}
+        return {**own, **self.settings, **base}
 
     @property
     def spec_hash(self) -> str:
@@ -214,12 +199,12 @@ class Experiment(Strict):
         for grid in self.method:
             start, protocol = find(grid.name).starts_from, self._protocol(grid)
             source = self._protocol(next((other for other in self.method if other.name == start), None))
-            swept += [(grid.name, settings, protocol, start, source) for settings in grid.settings()]
+            swept += [(grid.name, settings, protocol, start, source) for settings in grid.swept()]
         cells = []
         for seed in self.seeds:
             for name, settings, protocol, start, source in swept:
                 base = Cell(**common, method=start, seed=seed, train=source) if start else None
-                cells.append(Cell(**common, method=name, seed=seed, train=protocol, base=base, **settings))
+                cells.append(Cell(**common, method=name, seed=seed, train=protocol, base=base, settings=settings))
         return cells
 
     def _protocol(self, grid: MethodGrid | None) -> Train:
@@ -266,8 +251,8 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def _kept(entry: dict[str, Any], keep: Mapping[str, list[Any]]) -> dict[str, Any]:
     """A method entry reduced to the names and values a preset keeps; empty if nothing is left of it."""
     for key, allowed in keep.items():
-        if key not in MethodGrid.model_fields:
-            raise unknown("presets.keep", key, MethodGrid.model_fields)
+        if key not in MethodGrid.KEYS:
+            raise unknown("presets.keep", key, MethodGrid.KEYS)
         if not isinstance(allowed, list):
             raise invalid(f"presets.keep.{key}", allowed, "a list of what is kept")
         value = entry.get(key)
@@ -280,20 +265,24 @@ def _kept(entry: dict[str, Any], keep: Mapping[str, list[Any]]) -> dict[str, Any
     return entry
 
 
+GATHERED = ("measurements", "settings")
+"""Keys of ours, of which the file knows nothing: their contents stand one level higher there."""
+
+
 def _one_line(error: ValidationError, file: str) -> ValueError:
     errors = error.errors(include_url=False)
     # a misspelt key says more than the key that is then missing
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    *parents, last = [str(part) for part in first["loc"] if part != "measurements" and not isinstance(part, int)] or [
-        ""
-    ]
+    *parents, last = [str(part) for part in first["loc"] if not isinstance(part, int) and part not in GATHERED] or [""]
     field = ".".join((*parents, last))
     if first["type"] == "extra_forbidden":
         grids = {name: kind.grid for name, kind in MEASUREMENTS.items()}
         tables: dict[str, type[BaseModel]] = {**grids, "train": Train, "method": MethodGrid, "attack": AttackGrid}
         inner = next((tables[part] for part in reversed(parents) if part in tables), None)
-        whole = {*Experiment.model_fields, *MEASUREMENTS} - {"measurements"}
-        return unknown(f"{file}: key", last, whole if inner is None else inner.model_fields)
+        keys = (
+            {*Experiment.model_fields, *MEASUREMENTS} if inner is None else getattr(inner, "KEYS", inner.model_fields)
+        )
+        return unknown(f"{file}: key", last, {*keys} - {*GATHERED})
     if first["type"] == "missing":
         return ValueError(f"{file}: {field}: missing")
     message = first["msg"].removeprefix("Value error, ")

@@ -52,15 +52,14 @@ def tasks(experiment: Experiment, completed: Mapping[str, int], only: Sequence[s
     """All measurements that the experiment declares on its completed networks ({run_id: number of test images}): the
     cheap ones first, and of each kind in the order of the file, each on all networks before the next."""
     every = [cell for cell in experiment.cells() if cell.run_id in completed]
-    chosen = {cell.run_id for cell in selected(experiment, only)}
+    chosen = [cell for cell in selected(experiment, only) if cell.run_id in completed]
     found: dict[tuple[str, ...], Task] = {}
     for kind in sorted(MEASUREMENTS.values(), key=lambda kind: kind.cost):
         for grid in experiment.measurements.get(kind.name, ()):
             cells = [cell for cell in every if grid.applies(cell.run_id)]
-            for cell in cells:
-                if cell.run_id in chosen:
-                    here = kind.tasks(cell, grid, completed[cell.run_id], cells)
-                    found |= {(task.run_id, task.table, task.what): task for task in here}
+            for cell in (cell for cell in chosen if grid.applies(cell.run_id)):
+                here = kind.tasks(cell, grid, completed[cell.run_id], cells)
+                found |= {(task.run_id, task.table, task.what): task for task in here}
     return list(found.values())
 
 

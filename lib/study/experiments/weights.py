@@ -141,12 +141,12 @@ def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
     else:
         torch.manual_seed(cell.seed)  # the same draw for every method of a seed
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0]).to(device)
-    return placed(find(cell.method).prepare(model, cell.settings), cell, device)
+    return placed(find(cell.method).prepare(model, cell.of_method), cell, device)
 
 
 def placed(model: nn.Module, cell: Cell, device: str) -> nn.Module:
     """On the device, in the layout that the network has chosen."""
-    return model.to(device=device, memory_format=models.layout(cell.model))  # type: ignore[call-overload, no-any-return]
+    return model.to(device=device, memory_format=models.layout(cell.model))  # type: ignore[call-overload]
 
 
 def _spectra_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
@@ -210,7 +210,7 @@ def _fit(
     keeper: Keeper | None = None,
 ) -> list[Diverged | None]:
     """`fit_together` as these cells want it; every process of a group calls it."""
-    method, protocol, settings = find(cells[0].method), cells[0].train, cells[0].settings
+    method, protocol, settings = find(cells[0].method), cells[0].train, cells[0].of_method
     processes, k = distributed.current(), protocol.batch_factor or 1
     return fit_together(
         networks,
@@ -336,5 +336,5 @@ def skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
     with torch.random.fork_rng([]):
         model = models.build(cell.model, num_classes=source.num_classes, in_channels=source.channels)
     method = find(cell.method)
-    model = method.prepare(model, cell.settings)
+    model = method.prepare(model, cell.of_method)
     return placed(method.finish(model) if finished else model, cell, device)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from study.results.store import Results
 from study.results.tables import framed
-from study.settings import SETTINGS, label_suffix, name_suffix, parsed
+from study.settings import ADVERSARIAL, SETTINGS, label_suffix, name_suffix, parsed
 from study.statistics.comparison import Gap, mean_std, student, wilson
 from study.statistics.looks import LOOKS, look
 
@@ -48,9 +48,6 @@ def _settings(run_ids: Sequence[str]) -> pd.DataFrame:
 
 
 # --- parts of results ------------------------------------------------------------------------------------------------
-
-ADVERSARIAL = ("mix", "trades", "radius")
-"""The settings of adversarial training."""
 
 
 def training(row: Mapping[Any, Any]) -> str:

@@ -66,7 +66,7 @@ def covering(cells):
     """Cells in which every method and every value of each of its settings stands at least once."""
     met, chosen = set(), []
     for cell in cells:
-        here = {(cell.method, key, value) for key, value in (*cell.given.items(), ("seed", cell.seed))}
+        here = {(cell.method, key, value) for key, value in (*cell.settings.items(), ("seed", cell.seed))}
         if not here <= met:
             chosen.append(cell.run_id)
             met |= here

@@ -181,7 +181,7 @@ def test_a_run_id_is_read_back():
     for c, row in zip(cells, frame.itertuples(), strict=True):
         assert (row.method, int(row.seed), row.label) == (c.method, c.seed, c.label)
         for name in ("ratio", "max_cond"):
-            value = getattr(c, name)
+            value = c.settings.get(name)
             assert pd.isna(getattr(row, name)) if value is None else float(getattr(row, name)) == value
 
 
