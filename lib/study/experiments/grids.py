@@ -13,7 +13,7 @@ from study.data import AUGMENTATIONS
 from study.settings import ADVERSARIAL, SETTINGS, check_setting
 from study.strict import Strict, one_of
 from study.training.adversarial import adversary_of
-from study.training.loop import AUTOCAST, SCHEDULES
+from study.training.loop import AUTOCAST, SCHEDULES, Recipe
 from wellcond.errors import unknown
 from wellcond.methods.method import Method
 from wellcond.methods.registry import find
@@ -57,6 +57,18 @@ class Train(Strict):
         if value is not None and info.data.get("milestones"):
             raise ValueError("must be absent where milestones are given")
         return value
+
+    @property
+    def factor(self) -> int:
+        """By which batches and learning rate are larger."""
+        return self.batch_factor or 1
+
+    @property
+    def recipe(self) -> Recipe:
+        """What `fit` is told; momentum SGD is the optimizer's part."""
+        given = ("milestones", "gamma", "schedule", "warmup", "label_smoothing", "autocast", "augment")
+        options = {key: value for key in given if (value := getattr(self, key)) is not None}
+        return Recipe(self.epochs, self.factor * self.batch_size, warmup_start=1 / self.factor, **options)
 
 
 def check_settings(method: Method, given: Mapping[str, Any]) -> None:

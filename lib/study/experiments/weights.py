@@ -33,7 +33,7 @@ from study.results.checkpoints import Header, OutOfTime, anew, checkpoint_file, 
 from study.results.provenance import environment
 from study.training import distributed
 from study.training.ensemble import fit_together
-from study.training.loop import STEPS, Diverged, Keeper
+from study.training.loop import Diverged, Keeper
 from wellcond.counts import count_parameters
 from wellcond.diagnostics import layer_reports
 from wellcond.errors import invalid
@@ -211,30 +211,20 @@ def _fit(
 ) -> list[Diverged | None]:
     """`fit_together` as these cells want it; every process of a group calls it."""
     method, protocol, settings = find(cells[0].method), cells[0].train, cells[0].of_method
-    processes, k = distributed.current(), protocol.batch_factor or 1
     return fit_together(
         networks,
         method.optimizer(
             method.groups(networks[0], settings),
-            lr=k * protocol.lr,
+            lr=protocol.factor * protocol.lr,
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
         ),
         [cell_data(cell, device).train for cell in cells],
+        protocol.recipe,
         seeds=[cell.seed for cell in cells],
-        epochs=protocol.epochs,
-        batch_size=k * protocol.batch_size,
-        milestones=protocol.milestones,
-        gamma=protocol.gamma,
-        schedule=protocol.schedule or STEPS,
-        warmup=protocol.warmup or 0,
-        warmup_start=1 / k,
-        label_smoothing=protocol.label_smoothing or 0.0,
-        autocast=protocol.autocast or "",
-        augment=protocol.augment,
         penalty=method.penalty(settings),
         adversary=cells[0].adversary,
-        processes=processes,
+        processes=distributed.current(),
         on_epoch=on_epoch,
         keeper=keeper,
     )
