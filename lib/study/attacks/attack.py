@@ -69,7 +69,11 @@ class AttackKind:
 
 
 ATTACKS: dict[str, AttackKind] = {}
-"""The attacks by name. Each file of this folder registers its own."""
+"""FGSM: x + eps sign ∇L (Goodfellow, 2015). PGD: `steps` projected steps of relative_step·eps/steps from `restarts`
+random starts in the ball (Madry, 2018). Momentum PGD: steps along the sign of Σ ∇L/‖∇L‖₁ (Dong, 2018). Square: a random
+search of 5,000 queries without gradients (Andriushchenko, 2020). AutoAttack: its standard version, APGD-CE, APGD-T,
+FAB-T and Square, 100 iterations each (Croce and Hein, 2020), by its authors' package. scaled: on scaled logits. Of
+corruptions, which know no network, eps is the severity, 0 to 5. Each file of this folder registers its own."""
 
 TITLES: dict[str, str] = {"clean": "clean"}
 """What they are called in the book, and what a network is called on without one."""

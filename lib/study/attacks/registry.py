@@ -2,12 +2,6 @@
 
 An attack maps (model, x, y, eps) to x' with ||x' - x|| <= eps in its norm. The model gets pixels: normalization is its
 own first layer, so eps is in units of the pixel range.
-
-FGSM: x + eps sign ∇L (Goodfellow, 2015). PGD: `steps` projected steps of relative_step·eps/steps from `restarts`
-random starts in the ball (Madry, 2018). Momentum PGD: steps along the sign of Σ ∇L/‖∇L‖₁ (Dong, 2018). Square: a random
-search of 5,000 queries without gradients (Andriushchenko, 2020). AutoAttack: its standard version, APGD-CE, APGD-T,
-FAB-T and Square, 100 iterations each (Croce and Hein, 2020), by its authors' package. scaled: on scaled logits. Of
-corruptions, which know no network, eps is the severity, 0 to 5.
 """
 
 from __future__ import annotations
