@@ -19,7 +19,7 @@ from study.results.store import Results
 from study.training import distributed
 from study.training.adversarial import Adversary
 from study.training.ensemble import fit_together
-from study.training.loop import Diverged, fit
+from study.training.loop import Diverged, Recipe, fit
 
 __all__ = [
     "ATTACKS",
@@ -31,6 +31,7 @@ __all__ = [
     "Experiment",
     "Images",
     "Normalize",
+    "Recipe",
     "Results",
     "assess",
     "build",

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 def _submit(options: argparse.Namespace, arguments: list[str]) -> None:
     """Submit workers that run the command with `arguments`, after the checks that need none of their devices."""
     from study.experiments.cells import check_together, selected
-    from study.experiments.engines import slurm
+    from study.experiments.engines import ENGINES
     from study.experiments.engines.local import check_device_name, deadline_of
     from study.experiments.specification import Experiment
     from study.results import files
@@ -97,34 +97,38 @@ def _submit(options: argparse.Namespace, arguments: list[str]) -> None:
     check_device_name(options.device)
     deadline_of(options.jobs, options.max_minutes)
     if options.jobs > 1:
-        raise invalid("jobs", options.jobs, "1 with --engine slurm, where --workers says how many share the work")
+        raise invalid(
+            "jobs", options.jobs, f"1 with --engine {options.engine}, where --workers says how many share the work"
+        )
     if options.command == "run":
         check_together(options.together)
         if options.rehearse:
-            raise invalid("rehearse", options.rehearse, "absent with --engine slurm")
+            raise invalid("rehearse", options.rehearse, f"absent with --engine {options.engine}")
     elif options.attacks:
         matching(options.attacks, [grid.name for grid in spec.suite], "attacks")
     files.check_writable(spec.folder())
     files.check_locks()
     name = f"{spec.name}-{spec.preset}"
-    jobs = slurm.submit(
+    engine = ENGINES[options.engine]
+    jobs = engine.submit(
         arguments,
         name=name,
         workers=1 if options.workers is None else options.workers,
-        time=options.time or slurm.TIME,
+        time=options.time,
         partition=options.partition,
         options=options.slurm or (),
     )
     ids = jobs[0] if len(jobs) == 1 else f"{jobs[0]} to {jobs[-1]}"
-    print(f"{spec.name} ({spec.preset}): submitted {ids}; logs in {slurm.logs(name)}; see python -m study status")
+    print(f"{spec.name} ({spec.preset}): submitted {ids}; logs in {engine.logs(name)}; see python -m study status")
 
 
 def _is_local(options: argparse.Namespace) -> bool:
     """Whether this process does the work. Raises ValueError for an unknown engine, and for options of another one."""
+    from study.experiments.engines import ENGINES
     from wellcond.errors import invalid
 
-    if options.engine not in ("local", "slurm"):
-        raise invalid("engine", options.engine, "local or slurm")
+    if options.engine not in ("local", *ENGINES):
+        raise invalid("engine", options.engine, " or ".join(("local", *ENGINES)))
     for field in ("workers", "time", "partition", "slurm") if options.engine == "local" else ():
         if (value := getattr(options, field)) is not None:
             raise invalid(field, value, "absent without --engine slurm")
@@ -193,12 +197,12 @@ def _assess(options: argparse.Namespace) -> None:
     import torch
 
     from study.experiments.specification import Experiment
-    from study.experiments.tasks import COMPRESSION, ROBUSTNESS, assess, progress
+    from study.experiments.tasks import assess, progress
+    from study.measurement.registry import tables_of
 
     torch.set_num_threads(1)
     spec = Experiment.load(options.experiment, options.preset)
-    which = {"only": options.only, "attacks": options.attacks}
-    which["tables"] = {"attack": ROBUSTNESS, "compress": COMPRESSION}[options.command]
+    which = {"only": options.only, "attacks": options.attacks, "tables": tables_of(options.command)}
     assess(spec, device=options.device, max_minutes=options.max_minutes, jobs=options.jobs, **which)
     done, total = progress(spec, **which)
     print(f"{spec.name} ({spec.preset}): {done} of {total} measurements on completed cells; {spec.folder()}")

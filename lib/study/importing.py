@@ -27,7 +27,7 @@ def factory_named(field: str, name: str, of: str) -> Callable[..., Any]:
         raise invalid(field, name, f"an importable {FORM} ({said(error)})") from error
     if not callable(factory):
         raise invalid(field, name, f"a factory of {of}, not a {type(factory).__name__}")
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def said(error: Exception) -> str:

@@ -68,8 +68,7 @@ class LeNet5(nn.Module):
         # LeakyReLU increases, so it commutes with max-pooling: pooling first gives the same map from fewer activations
         x = F.leaky_relu(F.max_pool2d(self.conv1(x), 2))
         x = F.leaky_relu(F.max_pool2d(self.conv2(x), 2))
-        logits: Tensor = self.fc2(F.leaky_relu(self.fc1(x.flatten(1))))
-        return logits
+        return self.fc2(F.leaky_relu(self.fc1(x.flatten(1))))
 
 
 class VGG16(nn.Module):
@@ -107,8 +106,7 @@ class VGG16(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(self.normalize(x)).flatten(1)
         x = F.leaky_relu(self.fc2(F.leaky_relu(self.fc1(x))))
-        logits: Tensor = self.fc3(self.dropout(x))
-        return logits
+        return self.fc3(self.dropout(x))
 
 
 class PreactivationBlock(nn.Module):
@@ -155,8 +153,7 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.conv(self.normalize(x)))
         x = F.adaptive_avg_pool2d(F.leaky_relu(self.bn(x)), 1).flatten(1)
-        logits: Tensor = self.fc(x)
-        return logits
+        return self.fc(x)
 
 
 class ResNet(nn.Module):
@@ -196,8 +193,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.bn(self.conv(self.normalize(x)))))
-        logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
-        return logits
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 def _projection(width_in: int, width: int, stride: int) -> nn.Module:

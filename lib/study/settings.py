@@ -25,13 +25,14 @@ from wellcond.errors import invalid
 
 class Setting(NamedTuple):
     """letter: in a run_id; accepts, accepted: its range, and that in words; label: how the label of a method shows it;
-    name: how the full name of a configuration does."""
+    name: how the full name of a configuration does; kind: int where it is a whole number."""
 
     letter: str
     accepts: Callable[[float], bool]
     accepted: str
     label: Callable[[float], str] = lambda value: ""
     name: Callable[[float], str] = lambda value: ""
+    kind: type[float] = float
 
 
 SETTINGS: dict[str, Setting] = {
@@ -41,7 +42,9 @@ SETTINGS: dict[str, Setting] = {
         "in [0, 1), the fraction of the rank that is removed",
         name=lambda v: f", ratio {v:g}",
     ),
-    "rank": Setting("k", lambda v: v >= 1 and v == int(v), "a whole number >= 1", name=lambda v: f", rank {v:g}"),
+    "rank": Setting(
+        "k", lambda v: v >= 1 and v == int(v), "a whole number >= 1", name=lambda v: f", rank {v:g}", kind=int
+    ),
     "max_cond": Setting(
         "c",
         lambda v: v >= 1,
@@ -61,12 +64,18 @@ SETTINGS: dict[str, Setting] = {
     "radius": Setting(
         "e", lambda v: 0 < v < float("inf"), "> 0, in units of the pixel range", name=lambda v: f", ε = {v:g}"
     ),
-    "depth": Setting("n", lambda v: v >= 1 and v == int(v), "a whole number >= 1", label=lambda v: f", N = {v:g}"),
+    "depth": Setting(
+        "n", lambda v: v >= 1 and v == int(v), "a whole number >= 1", label=lambda v: f", N = {v:g}", kind=int
+    ),
     "fraction": Setting(
         "f", lambda v: 0 < v <= 1, "in (0, 1], a fraction of the coordinates", label=lambda v: f", k = {100 * v:g} %"
     ),
     "scale": Setting("w", lambda v: 0 < v < float("inf"), "> 0", label=lambda v: f", w = {v:g}"),
 }
+
+
+ADVERSARIAL = ("mix", "trades", "radius")
+"""Those of adversarial training, whatever the method."""
 
 
 def check_setting(key: str, value: float) -> None:

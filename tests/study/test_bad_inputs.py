@@ -20,7 +20,7 @@ from study.attacks.logits import logits_of
 from study.attacks.registry import ATTACKS, options_text, perturb
 from study.experiments.specification import Experiment
 from study.results import store
-from study.training.loop import check_protocol
+from study.training.loop import Recipe
 
 
 def refused(call, *parts):
@@ -533,7 +533,7 @@ PROTOCOL = {"epochs": 1, "batch_size": 1, "warmup": 0, "warmup_start": 1.0}
     ],
 )
 def test_protocols(field, value):
-    refused(lambda: check_protocol(**{**PROTOCOL, field: value}), f"{field} = {value!r}")
+    refused(lambda: Recipe(**{**PROTOCOL, field: value}), f"{field} = {value!r}")
 
 
 def small():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from helpers import generator
 from study import data
 from study.data import Images, Source
+from study.experiments.specification import Experiment
 
 
 def identities(images):
@@ -415,6 +416,24 @@ def test_data_of_your_own_are_a_function(factory):
 def test_data_of_your_own_that_are_none(name, message):
     with pytest.raises(ValueError, match=message):
         data.load(name)
+
+
+@pytest.mark.usefixtures("own")
+def test_an_experiment_knows_data_of_your_own_by_their_content(monkeypatch):
+    """A name does not say what the function returns today; results of other data are not taken for its own."""
+
+    def specification():
+        return Experiment.load("mnist_lenet5", "smoke", dataset="own_data:striped").cells()[0].spec()
+
+    first = specification()
+    assert first["content"] == data.content("own_data:striped") != ""
+    assert "content" not in Experiment.load("mnist_lenet5", "smoke").cells()[0].spec()
+    monkeypatch.setattr(sys.modules["own_data"], "striped", lambda: (*stripes(10), *stripes(6)))
+    data._named.cache_clear()
+    assert specification()["content"] != first["content"]
+    data._named.cache_clear()
+    with pytest.raises(ValueError, match="dataset = 'own_data:nothing': must be an importable"):
+        Experiment.load("mnist_lenet5", "smoke", dataset="own_data:nothing")
 
 
 def test_a_folder_of_images(tmp_path):

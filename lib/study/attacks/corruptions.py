@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from study.attacks.attack import AttackKind, register
 from study.attacks.starts import image_generators
 from wellcond.errors import invalid, unknown
 
@@ -35,8 +36,7 @@ def blur(x: Tensor, sigma: float, index: Tensor, seed: int) -> Tensor:
     from torchvision.transforms.v2 import functional
 
     size = 2 * int(BLUR_TRUNCATE * sigma + 0.5) + 1
-    blurred: Tensor = functional.gaussian_blur(x, [size, size], [sigma, sigma])
-    return blurred
+    return functional.gaussian_blur(x, [size, size], [sigma, sigma])
 
 
 def contrast(x: Tensor, factor: float, index: Tensor, seed: int) -> Tensor:
@@ -48,9 +48,10 @@ def contrast(x: Tensor, factor: float, index: Tensor, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Corruption:
-    """A corruption of the registry: its call (x, level, index, seed), and its level at the severities 1 to 5."""
+    """A corruption: its title, its call (x, level, index, seed), and its level at the severities 1 to 5."""
 
     name: str
+    title: str
     call: Callable[[Tensor, float, Tensor, int], Tensor]
     levels: tuple[float, float, float, float, float]
 
@@ -58,9 +59,9 @@ class Corruption:
 CORRUPTIONS: dict[str, Corruption] = {
     kind.name: kind
     for kind in (
-        Corruption("gaussian_noise", gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
-        Corruption("blur", blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
-        Corruption("contrast", contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+        Corruption("gaussian_noise", "Gaussian noise", gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+        Corruption("blur", "blur", blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+        Corruption("contrast", "contrast", contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
     )
 }
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -82,3 +83,14 @@ def corrupt(name: str, x: Tensor, severity: float, index: Tensor, *, seed: int =
         return x.clone()
     kind = CORRUPTIONS[name]
     return kind.call(x, kind.levels[int(severity) - 1], index, seed).clamp(0, 1)
+
+
+def _attack(name: str) -> AttackKind:
+    def corruption(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
+        return corrupt(name, x, eps, index, seed=seed)
+
+    return AttackKind(name, CORRUPTIONS[name].title, "corruption", corruption, nested=False)
+
+
+for _name in CORRUPTIONS:
+    register(_attack(_name))

@@ -6,13 +6,15 @@ own first layer, so eps is in units of the pixel range.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
+import pkgutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,17 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from study.attacks.corruptions import CORRUPTIONS, corrupt
+from study.attacks.attack import ATTACKS as ATTACKS
+from study.attacks.attack import Attack, Option, complete, register
+from study.attacks.attack import AttackKind as AttackKind
+from study.attacks.attack import options_text as options_text
 from study.attacks.logits import correct, logits_of
-from study.attacks.options import Option, complete
 from study.attacks.starts import image_generators
 from wellcond.errors import invalid
 
 
 def advertorch(name: str) -> ModuleType:
     """Import advertorch.<name>. Version 0.2.3 imports a helper that torch has removed, so give it back first."""
-    import importlib
-
     import torch.autograd.gradcheck  # noqa: F401
 
     def zero_gradients(x: Tensor) -> None:
@@ -51,11 +53,6 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode, no parameter gradients; modes and requires_grad flags are restored."""
     with advertorch("context").ctx_noparamgrad_and_eval(model):
         yield model
-
-
-Attack = Callable[..., Tensor]
-"""(model, x, y, *, eps, index, seed, ...) -> x'; index (B,): the numbers of the images, from which random starts are
-drawn, so that an image is attacked alike in any batch and on any device."""
 
 
 def _summed_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -82,7 +79,7 @@ def _scaled_loss(logits: Tensor, y: Tensor) -> Tensor:
 def _fgsm(loss: Callable[[Tensor, Tensor], Tensor] = _summed_loss) -> Attack:
     def attack(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
         adversary = advertorch("attacks").GradientSignAttack(model, loss_fn=loss, eps=float(eps))
-        return adversary.perturb(x, y)  # type: ignore[no-any-return]
+        return adversary.perturb(x, y)
 
     return attack
 
@@ -145,7 +142,7 @@ def _momentum(
     adversary = advertorch("attacks").LinfMomentumIterativeAttack(
         model, loss_fn=_ascent_loss, eps=float(eps), nb_iter=int(steps), eps_iter=relative_step * eps / steps
     )
-    return adversary.perturb(x, y)  # type: ignore[no-any-return]
+    return adversary.perturb(x, y)
 
 
 def _autoattack(norm: str, **version: Any) -> Attack:
@@ -175,7 +172,7 @@ def _autoattack(norm: str, **version: Any) -> Attack:
         for part in (adversary, adversary.apgd, adversary.apgd_targeted):
             part.logger = _SILENT  # what it warns of, `study.statistics.flags` finds in the tables
         adversarial, _ = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
-        return adversarial  # type: ignore[no-any-return]
+        return adversarial
 
     return attack
 
@@ -186,13 +183,6 @@ def _square(norm: str) -> Attack:
 
 def _standard(norm: str) -> Attack:
     return _autoattack(norm, version="standard")
-
-
-def _corruption(name: str) -> AttackKind:
-    def corruption(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, index: Tensor, seed: int) -> Tensor:
-        return corrupt(name, x, eps, index, seed=seed)
-
-    return AttackKind(name, "corruption", corruption, nested=False)
 
 
 _SILENT = logging.Logger("silent", logging.CRITICAL)
@@ -219,51 +209,30 @@ def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return correct(model, x, y)
 
 
-@dataclass(frozen=True)
-class AttackKind:
-    """An attack of the registry: its norm, the call, its options with defaults, and whether eps-balls are nested.
-
-    nested: an image that falls at one eps has fallen at every larger one, since the smaller perturbation is allowed
-    there too, and one that withstands the larger ball has withstood the smaller; a single-step attack is reported at
-    each eps on its own. follows: cheaper attacks; an image which has fallen to one of them at the same eps need not be
-    attacked again.
-    """
-
-    name: str
-    norm: str
-    call: Attack
-    options: tuple[Option, ...] = ()
-    nested: bool = True
-    follows: tuple[str, ...] = ()
-
-
 _STEPS = (Option("steps", 40), Option("relative_step", 2.5, whole=False))
 _RESTARTS = (*_STEPS, Option("restarts", 1))
 _QUERIES = (Option("queries", None),)
 _STANDARD = (Option("iterations", None), *_QUERIES)
 
-ATTACKS: dict[str, AttackKind] = {
-    kind.name: kind
-    for kind in (
-        AttackKind("fgsm", "linf", _fgsm(), nested=False),
-        AttackKind("pgd_linf", "linf", _pgd("linf"), _RESTARTS),
-        AttackKind("pgd_l2", "l2", _pgd("l2"), _RESTARTS),
-        AttackKind("mim_linf", "linf", _momentum, _STEPS, follows=("pgd_linf",)),
-        AttackKind("fgsm_scaled", "linf", _fgsm(_scaled_loss), nested=False),
-        AttackKind("pgd_linf_scaled", "linf", _pgd("linf", _scaled_loss), _RESTARTS),
-        AttackKind("pgd_l2_scaled", "l2", _pgd("l2", _scaled_loss), _RESTARTS),
-        AttackKind("square_linf", "linf", _square("Linf"), _QUERIES, follows=("pgd_linf",)),
-        AttackKind("square_l2", "l2", _square("L2"), _QUERIES, follows=("pgd_l2",)),
-        AttackKind("autoattack_linf", "linf", _standard("Linf"), _STANDARD, follows=("pgd_linf", "square_linf")),
-        AttackKind("autoattack_l2", "l2", _standard("L2"), _STANDARD, follows=("pgd_l2", "square_l2")),
-        *map(_corruption, CORRUPTIONS),
-    )
-}
-"""FGSM: x + eps sign ∇L (Goodfellow, 2015). PGD: `steps` projected steps of relative_step·eps/steps from `restarts`
-random starts in the ball (Madry, 2018). Momentum PGD: steps along the sign of Σ ∇L/‖∇L‖₁ (Dong, 2018). Square: a random
-search of 5,000 queries without gradients (Andriushchenko, 2020). AutoAttack: its standard version, APGD-CE, APGD-T,
-FAB-T and Square, 100 iterations each (Croce and Hein, 2020), by its authors' package. scaled: on scaled logits. Of
-corruptions, which know no network, eps is the severity, 0 to 5."""
+for _kind in (
+    AttackKind("fgsm", "FGSM", "linf", _fgsm(), nested=False),
+    AttackKind("pgd_linf", "PGD ℓ∞", "linf", _pgd("linf"), _RESTARTS),
+    AttackKind("pgd_l2", "PGD ℓ₂", "l2", _pgd("l2"), _RESTARTS),
+    AttackKind("mim_linf", "momentum PGD", "linf", _momentum, _STEPS, follows=("pgd_linf",)),
+    AttackKind("fgsm_scaled", "FGSM, scaled logits", "linf", _fgsm(_scaled_loss), nested=False),
+    AttackKind("pgd_linf_scaled", "PGD ℓ∞, scaled logits", "linf", _pgd("linf", _scaled_loss), _RESTARTS),
+    AttackKind("pgd_l2_scaled", "PGD ℓ₂, scaled logits", "l2", _pgd("l2", _scaled_loss), _RESTARTS),
+    AttackKind("square_linf", "Square ℓ∞", "linf", _square("Linf"), _QUERIES, follows=("pgd_linf",)),
+    AttackKind("square_l2", "Square ℓ₂", "l2", _square("L2"), _QUERIES, follows=("pgd_l2",)),
+    AttackKind(
+        "autoattack_linf", "AutoAttack ℓ∞", "linf", _standard("Linf"), _STANDARD, follows=("pgd_linf", "square_linf")
+    ),
+    AttackKind("autoattack_l2", "AutoAttack ℓ₂", "l2", _standard("L2"), _STANDARD, follows=("pgd_l2", "square_l2")),
+):
+    register(_kind)
+
+for _file in pkgutil.iter_modules([str(Path(__file__).parent)]):  # each registers its own
+    importlib.import_module(f"study.attacks.{_file.name}")
 
 
 def perturb(
@@ -302,16 +271,6 @@ def perturb(
         return kind.call(
             stride_free(model), images, y, eps=eps, index=index.to(x.device), seed=seed, **settings
         ).detach()
-
-
-def options_text(kind: AttackKind, options: Mapping[str, Any]) -> str:
-    """ "relative_step=2.5 restarts=1 steps=40": all options of an attack, its defaults included but for None, which
-    leaves a number to the authors of the attack.
-
-    Raises ValueError for an option that it does not have, or out of its range.
-    """
-    chosen = complete(kind.name, kind.options, options)
-    return " ".join(f"{name}={value:g}" for name, value in sorted(chosen.items()) if value is not None)
 
 
 def smallest_perturbation(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 100, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from study import data, networks
 from study.benches.training import Row
 from study.measurement.accuracy import count_correct
 from study.training.fine_tuning import fine_tuned
-from study.training.loop import fit
+from study.training.loop import Recipe, fit
 from wellcond.compression.batch_norm import reestimate_batch_norm
 from wellcond.compression.budgets import ranks
 from wellcond.convert import convertible, factorize
@@ -123,15 +123,8 @@ def _share(model: nn.Module) -> float:
 def _trained(model: nn.Module, images: data.Data, protocol: Protocol, seed: int) -> nn.Module:
     model = model.to(memory_format=torch.channels_last)
     optimizer = LowRankSGD(param_groups(model, max_cond=MAX_COND), lr=protocol.lr, momentum=protocol.momentum)
-    fit(
-        model,
-        optimizer,
-        images.train,
-        epochs=protocol.epochs,
-        batch_size=protocol.batch_size,
-        seed=seed,
-        schedule="cosine",
-    )
+    recipe = Recipe(protocol.epochs, protocol.batch_size, schedule="cosine")
+    fit(model, optimizer, images.train, recipe, seed=seed)
     return model
 
 

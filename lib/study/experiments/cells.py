@@ -108,7 +108,7 @@ def run_cell(
         "model": cell.model,
         "method": cell.method,
         "label": cell.label,
-        **{key: getattr(cell, key) for key in SETTINGS},
+        **{key: cell.settings.get(key) for key in SETTINGS},
         "seed": cell.seed,
         "epochs": cell.train.epochs if find(cell.method).trains else 0,
         "device": device,

@@ -1,45 +1,23 @@
-"""The tables of an experiment file, strictly read: the protocol, methods swept over settings, and what is measured."""
+"""The tables of an experiment file that say what is trained: the protocol, and methods swept over settings."""
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from study.attacks.options import complete
-from study.attacks.registry import ATTACKS, options_text
 from study.data import AUGMENTATIONS
-from study.results.store import Measurement
-from study.settings import SETTINGS, check_setting
-from study.training.adversarial import SETTINGS as ADVERSARIAL
+from study.settings import ADVERSARIAL, SETTINGS, check_setting
+from study.strict import Strict, one_of
 from study.training.adversarial import adversary_of
-from study.training.loop import SCHEDULES
+from study.training.loop import SCHEDULES, Recipe
 from study.training.precision import FORMATS
-from wellcond.compression.compressors import COMPRESSORS
 from wellcond.errors import unknown
 from wellcond.methods.method import Method
 from wellcond.methods.registry import find
-
-
-def one_of(field: str, registry: Mapping[str, Any]) -> AfterValidator:
-    """The value is a key of the registry, else an error that suggests the nearest."""
-
-    def check(value: str) -> str:
-        if value not in registry:
-            raise unknown(field, value, registry)
-        return value
-
-    return AfterValidator(check)
-
-
-class Strict(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Train(Strict):
@@ -81,6 +59,18 @@ class Train(Strict):
             raise ValueError("must be absent where milestones are given")
         return value
 
+    @property
+    def factor(self) -> int:
+        """By which batches and learning rate are larger."""
+        return self.batch_factor or 1
+
+    @property
+    def recipe(self) -> Recipe:
+        """What `fit` is told; momentum SGD is the optimizer's part."""
+        given = ("milestones", "gamma", "schedule", "warmup", "label_smoothing", "autocast", "augment")
+        options = {key: value for key in given if (value := getattr(self, key)) is not None}
+        return Recipe(self.epochs, self.factor * self.batch_size, warmup_start=1 / self.factor, **options)
+
 
 def check_settings(method: Method, given: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the setting, unless exactly what the method uses is given, and all in range; a method
@@ -96,19 +86,19 @@ class MethodGrid(Strict):
     """A method and the settings it is swept over; `train` overrides entries of the protocol for this method."""
 
     name: str
-    ratio: tuple[float, ...] = ()
-    rank: tuple[int, ...] = ()
-    max_cond: tuple[float, ...] = ()
-    tolerance: tuple[float, ...] = ()
-    beta: tuple[float, ...] = ()
-    decay: tuple[float, ...] = ()
-    mix: tuple[float, ...] = ()
-    trades: tuple[float, ...] = ()
-    radius: tuple[float, ...] = ()
-    depth: tuple[int, ...] = ()
-    fraction: tuple[float, ...] = ()
-    scale: tuple[float, ...] = ()
-    train: dict[str, Any] = {}
+    settings: dict[str, tuple[int | float, ...]]
+    train: dict[str, Any] = Field({})
+
+    KEYS: ClassVar = ("name", *SETTINGS, "train")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, raw: Any) -> Any:
+        """The settings, which stand beside the name in the file, under one key."""
+        if not isinstance(raw, dict) or "settings" in raw:
+            return raw
+        own = {key: raw[key] for key in SETTINGS if key in raw}
+        return {**{key: value for key, value in raw.items() if key not in own}, "settings": own}
 
     @field_validator("train")
     @classmethod
@@ -117,86 +107,10 @@ class MethodGrid(Strict):
             raise unknown("key", key, Train.model_fields)
         return value
 
-    def settings(self) -> Iterable[dict[str, Any]]:
-        """The product of the swept settings, each checked against the method."""
-        method = find(self.name)
-        for values in itertools.product(*(getattr(self, key) or (None,) for key in SETTINGS)):
-            given = {key: value for key, value in zip(SETTINGS, values, strict=True) if value is not None}
-            check_settings(method, given)
-            yield given
-
-
-class AttackGrid(Strict):
-    """An attack at several radii, on the first n_examples test images (all if absent)."""
-
-    name: Annotated[str, one_of("attack", ATTACKS)]
-    eps: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
-    n_examples: int | None = Field(None, ge=1)
-    options: dict[str, Any] = {}
-
-    @field_validator("eps")
-    @classmethod
-    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("must name each radius once")
-        return value
-
-    @field_validator("options")
-    @classmethod
-    def _accepted(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "name" in info.data:  # else its own error is reported
-            complete(info.data["name"], ATTACKS[info.data["name"]].options, value)
-        return value
-
-    def measurements(self) -> list[Measurement]:
-        """One for each eps."""
-        options = options_text(ATTACKS[self.name], self.options)
-        return [Measurement(self.name, eps, self.n_examples, options) for eps in self.eps]
-
-
-class Selective(Strict):
-    """Something measured on the runs whose run_id matches a glob pattern of `only`; on all if it is empty."""
-
-    only: tuple[str, ...] = ()
-
-    def applies(self, run_id: str) -> bool:
-        return not self.only or any(fnmatch.fnmatchcase(run_id, pattern) for pattern in self.only)
-
-
-class SuiteGrid(AttackGrid, Selective):
-    """An attack of the suite that is run on trained networks."""
-
-
-class DistortionGrid(Selective):
-    """The smallest perturbation of each of the first n_examples test images, by DDN of so many steps."""
-
-    n_examples: int | None = Field(None, ge=1)
-    steps: int = Field(100, ge=1)
-
-
-class ConfidenceGrid(Selective):
-    """Calibration, logits and input gradients on the first n_examples test images (all if absent)."""
-
-    n_examples: int | None = Field(None, ge=1)
-
-
-class CompressionGrid(Selective):
-    """A compressor at several amounts, applied to trained networks in so many phases, each followed by `epochs` epochs
-    of training at the learning rate lr; reestimated: with the statistics of batch normalization computed again.
-    attack: what the compressed networks are measured under, besides the clean test images."""
-
-    compressor: Annotated[str, one_of("compressor", COMPRESSORS)]
-    amount: tuple[Annotated[float, Field(ge=0, lt=1)], ...]
-    phases: int = Field(1, ge=1)
-    epochs: int = Field(0, ge=0, validate_default=True)
-    lr: float = Field(0.01, gt=0, allow_inf_nan=False)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    reestimated: bool = False
-    attack: tuple[AttackGrid, ...] = ()
-
-    @field_validator("epochs")
-    @classmethod
-    def _between(cls, value: int, info: ValidationInfo) -> int:
-        if value == 0 and info.data.get("phases", 1) > 1:
-            raise ValueError("must be >= 1 where phases is > 1")
-        return value
+    def swept(self) -> Iterable[dict[str, float]]:
+        """The product of the values of its settings, each checked against the method."""
+        method, given = find(self.name), {key: self.settings[key] for key in SETTINGS if self.settings.get(key)}
+        for values in itertools.product(*given.values()):
+            chosen = dict(zip(given, values, strict=True))
+            check_settings(method, chosen)
+            yield {key: SETTINGS[key].kind(value) for key, value in chosen.items()}

@@ -20,12 +20,18 @@ from study.experiments.tasks import assess, progress
 
 IMAGES = 8  # two batches of four
 FEW: dict[str, int] = {"steps": 2, "restarts": 2, "iterations": 1, "queries": 2}
+CUT = {"n_examples": IMAGES // 2, "steps": FEW["steps"], "epochs": 1}
 
 
-def _attack(grid: Mapping[str, Any]) -> dict[str, Any]:
-    names = {option.name for option in ATTACKS[grid["name"]].options}
-    options = {**grid["options"], **{key: few for key, few in FEW.items() if key in names}}
-    return {**grid, "options": options, "n_examples": None if grid["n_examples"] is None else IMAGES // 2}
+def _short(grid: Mapping[str, Any]) -> dict[str, Any]:
+    """What is measured, on few images, in few steps and epochs, and the attacks in it likewise."""
+    short = {key: min(grid[key], few) for key, few in CUT.items() if grid.get(key) is not None}
+    if "options" in grid:
+        names = {option.name for option in ATTACKS[grid["name"]].options}
+        short["options"] = {**grid["options"], **{key: few for key, few in FEW.items() if key in names}}
+    if "attack" in grid:
+        short["attack"] = [_short(attack) for attack in grid["attack"]]
+    return {**grid, **short}
 
 
 def _protocol(train: Mapping[str, Any], n_train: int) -> dict[str, Any]:
@@ -40,7 +46,6 @@ def rehearsal(experiment: Experiment) -> Experiment:
     whole = experiment.model_dump()
     held_out = data.load(experiment.dataset, validation=0.0)
     n_train = len(held_out.train)
-    few = {"n_examples": IMAGES // 2}
     return Experiment.model_validate(
         {
             **whole,
@@ -50,15 +55,8 @@ def rehearsal(experiment: Experiment) -> Experiment:
             "n_test": IMAGES,
             "train": _protocol(whole["train"], n_train),
             "method": [{**m, "train": _protocol(m["train"], n_train)} for m in whole["method"]],
-            "attack": [_attack(attack) for attack in whole["attack"]],
-            "suite": [_attack(attack) for attack in whole["suite"]],
-            "transfer": whole["transfer"] and _attack(whole["transfer"]),
-            "confidence": whole["confidence"] and {**whole["confidence"], **few},
-            "distortion": whole["distortion"] and {**whole["distortion"], **few, "steps": FEW["steps"]},
-            "compression": [
-                {**c, "epochs": min(c["epochs"], 1), "attack": [_attack(attack) for attack in c["attack"]]}
-                for c in whole["compression"]
-            ],
+            "attack": [_short(attack) for attack in whole["attack"]],
+            "measurements": {name: [_short(grid) for grid in grids] for name, grids in whole["measurements"].items()},
             "spectra_epochs": tuple(epoch for epoch in experiment.spectra_epochs if epoch <= 2),
         }
     )

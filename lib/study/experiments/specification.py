@@ -16,25 +16,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from study import paths
-from study.data import DATASETS
-from study.experiments.grids import (
-    AttackGrid,
-    CompressionGrid,
-    ConfidenceGrid,
-    DistortionGrid,
-    MethodGrid,
-    Strict,
-    SuiteGrid,
-    Train,
-    one_of,
-)  # fmt: skip
+from study.data import content, source
+from study.experiments.grids import MethodGrid, Train
+from study.measurement.accuracy import AttackGrid
+from study.measurement.attack_suite import SuiteGrid
+from study.measurement.measurement import Selective
+from study.measurement.registry import MEASUREMENTS
 from study.networks import signature
 from study.results.store import Measurement
-from study.settings import SETTINGS, suffix, title
-from study.training.adversarial import SETTINGS as ADVERSARIAL
+from study.settings import ADVERSARIAL, suffix, title
+from study.strict import Strict
 from study.training.adversarial import Adversary, adversary_of
 from wellcond.errors import invalid, unknown
 from wellcond.methods.method import Settings
@@ -50,52 +53,39 @@ class Cell(Strict):
     dataset: str
     model: str
     method: str
-    ratio: float | None = None
-    rank: int | None = None
-    max_cond: float | None = None
-    tolerance: float | None = None
-    beta: float | None = None
-    decay: float | None = None
-    mix: float | None = None
-    trades: float | None = None
-    radius: float | None = None
-    depth: int | None = None
-    fraction: float | None = None
-    scale: float | None = None
+    settings: dict[str, int | float] = Field({})
     seed: int
     n_train: int | None = None
     n_test: int | None = None
     train: Train
     base: Cell | None = None
     architecture: str | None = None  # of a network by its factory: `networks.signature`
+    content: str | None = None  # of data of your own: `data.content`
 
     @property
     def run_id(self) -> str:
         """condlr-r0.8-c1.1-s0: method, settings, seed."""
-        return f"{self.method}{suffix(self.given)}-s{self.seed}"
+        return f"{self.method}{suffix(self.settings)}-s{self.seed}"
 
     @property
-    def given(self) -> dict[str, Any]:
-        """The settings of this cell."""
-        return {key: value for key in SETTINGS if (value := getattr(self, key)) is not None}
-
-    @property
-    def settings(self) -> Settings:
-        """Those of the method."""
-        return Settings(**{key: value for key, value in self.given.items() if key not in ADVERSARIAL})
+    def of_method(self) -> Settings:
+        """The settings of the method."""
+        return Settings(**{key: value for key, value in self.settings.items() if key not in ADVERSARIAL})  # type: ignore[arg-type]
 
     @property
     def adversary(self) -> Adversary | None:
         """That of adversarial training."""
-        return adversary_of(self.given)
+        return adversary_of(self.settings)
 
     @property
     def label(self) -> str:
-        return title(METHODS[self.method].label, METHODS[self.method].uses, self.given)
+        return title(METHODS[self.method].label, METHODS[self.method].uses, self.settings)
 
     def spec(self) -> dict[str, Any]:
         """Everything that determines the trained weights, defaults included, as JSON data without absent options."""
-        return self.model_dump(mode="json", exclude_none=True)
+        own = self.model_dump(mode="json", exclude_none=True, exclude={"settings", "base"})
+        base = {} if self.base is None else {"base": self.base.spec()}
+        return {**own, **self.settings, **base}
 
     @property
     def spec_hash(self) -> str:
@@ -109,28 +99,50 @@ def canonical_hash(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _there(dataset: str) -> str:
+    source(dataset)
+    return dataset
+
+
 class Experiment(Strict):
     """A grid of methods on one data set and model, with its attacks. spectra_epochs: the epochs whose singular values
-    are recorded besides the last (0: before training). suite, confidence, distortion, transfer, compression: what is
-    measured afterwards on the trained networks (`study.experiments.tasks`)."""
+    are recorded besides the last (0: before training). measurements: what is measured afterwards on the trained
+    networks, each kind of MEASUREMENTS under its name, in the file one table or several (`study.experiments.tasks`)."""
 
     name: str = Field(pattern=NAME)
     title: str
-    dataset: Annotated[str, one_of("dataset", DATASETS)]
+    dataset: Annotated[str, AfterValidator(_there)]
     model: str
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31, strict=True)], ...] = Field(min_length=1)
     train: Train
     method: tuple[MethodGrid, ...] = Field(min_length=1)
     attack: tuple[AttackGrid, ...] = ()
-    suite: tuple[SuiteGrid, ...] = ()
-    confidence: ConfidenceGrid | None = None
-    distortion: DistortionGrid | None = None
-    transfer: SuiteGrid | None = None
-    compression: tuple[CompressionGrid, ...] = ()
+    measurements: dict[str, tuple[SerializeAsAny[Selective], ...]] = Field({})
     n_train: int | None = Field(None, ge=1)
     n_test: int | None = Field(None, ge=1)
     spectra_epochs: tuple[int, ...] = ()
     preset: str = "paper"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """The tables of measurements under one key."""
+        own = {name: raw[name] for name in MEASUREMENTS if name in raw}
+        tables = {name: [entry] if isinstance(entry, dict) else entry for name, entry in own.items()}
+        rest = {key: value for key, value in raw.items() if key not in own}
+        return {**rest, "measurements": {**rest.get("measurements", {}), **tables}}
+
+    @field_validator("measurements", mode="before")
+    @classmethod
+    def _read(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        fields: Any = {name: (Sequence[kind.grid], ()) for name, kind in MEASUREMENTS.items()}  # type: ignore[name-defined]
+        read = create_model("Measurements", __base__=Strict, **fields).model_validate(raw)
+        return {name: tuple(getattr(read, name)) for name in raw}
+
+    @property
+    def suite(self) -> tuple[SuiteGrid, ...]:
+        """The attacks of the suite."""
+        return tuple(grid for grid in self.measurements.get("suite", ()) if isinstance(grid, SuiteGrid))
 
     @classmethod
     def load(cls, experiment: str | Path, preset: str = "paper", **overrides: Any) -> Self:
@@ -183,34 +195,32 @@ class Experiment(Strict):
             for (name, eps, *_), count in declared.items():
                 if count > 1:
                     raise ValueError(f"{file}: {table} {name} at eps = {eps:g} is declared twice")
-        given = {"suite": self.suite, "compression": self.compression}
-        single = {"confidence": self.confidence, "distortion": self.distortion, "transfer": self.transfer}
-        every = [*given.items(), *((name, (grid,)) for name, grid in single.items() if grid is not None)]
-        for table, selective in every:
+        for name, selective in self.measurements.items():
             for entry in selective:
                 if not any(entry.applies(run_id) for run_id in run_ids):
-                    raise unknown(f"{file}: {table}.only", ", ".join(entry.only), run_ids)
+                    raise unknown(f"{file}: {name}.only", ", ".join(entry.only), run_ids)
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed, in the order of the file."""
+        images = source(self.dataset)
         common: dict[str, Any] = {
             "dataset": self.dataset,
             "model": self.model,
             "n_train": self.n_train,
             "n_test": self.n_test,
-            "architecture": signature(self.model, DATASETS[self.dataset].num_classes, DATASETS[self.dataset].channels)
-            or None,
+            "architecture": signature(self.model, images.num_classes, images.channels) or None,
+            "content": content(self.dataset) or None,
         }
         swept = []
         for grid in self.method:
             start, protocol = find(grid.name).starts_from, self._protocol(grid)
-            source = self._protocol(next((other for other in self.method if other.name == start), None))
-            swept += [(grid.name, settings, protocol, start, source) for settings in grid.settings()]
+            first = self._protocol(next((other for other in self.method if other.name == start), None))
+            swept += [(grid.name, settings, protocol, start, first) for settings in grid.swept()]
         cells = []
         for seed in self.seeds:
-            for name, settings, protocol, start, source in swept:
-                base = Cell(**common, method=start, seed=seed, train=source) if start else None
-                cells.append(Cell(**common, method=name, seed=seed, train=protocol, base=base, **settings))
+            for name, settings, protocol, start, first in swept:
+                base = Cell(**common, method=start, seed=seed, train=first) if start else None
+                cells.append(Cell(**common, method=name, seed=seed, train=protocol, base=base, settings=settings))
         return cells
 
     def _protocol(self, grid: MethodGrid | None) -> Train:
@@ -257,8 +267,8 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def _kept(entry: dict[str, Any], keep: Mapping[str, list[Any]]) -> dict[str, Any]:
     """A method entry reduced to the names and values a preset keeps; empty if nothing is left of it."""
     for key, allowed in keep.items():
-        if key not in MethodGrid.model_fields:
-            raise unknown("presets.keep", key, MethodGrid.model_fields)
+        if key not in MethodGrid.KEYS:
+            raise unknown("presets.keep", key, MethodGrid.KEYS)
         if not isinstance(allowed, list):
             raise invalid(f"presets.keep.{key}", allowed, "a list of what is kept")
         value = entry.get(key)
@@ -271,27 +281,24 @@ def _kept(entry: dict[str, Any], keep: Mapping[str, list[Any]]) -> dict[str, Any
     return entry
 
 
-_TABLES: dict[str, type[BaseModel]] = {
-    "train": Train,
-    "method": MethodGrid,
-    "attack": AttackGrid,
-    "suite": SuiteGrid,
-    "confidence": ConfidenceGrid,
-    "distortion": DistortionGrid,
-    "transfer": SuiteGrid,
-    "compression": CompressionGrid,
-}
+GATHERED = ("measurements", "settings")
+"""Keys of ours, of which the file knows nothing: their contents stand one level higher there."""
 
 
 def _one_line(error: ValidationError, file: str) -> ValueError:
     errors = error.errors(include_url=False)
     # a misspelt key says more than the key that is then missing
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    *parents, last = first["loc"] or ("",)
-    field = ".".join(str(part) for part in (*parents, last) if not isinstance(part, int))
+    *parents, last = [str(part) for part in first["loc"] if not isinstance(part, int) and part not in GATHERED] or [""]
+    field = ".".join((*parents, last))
     if first["type"] == "extra_forbidden":
-        table = next((_TABLES[str(p)] for p in parents if p in _TABLES), Experiment)
-        return unknown(f"{file}: key", str(last), table.model_fields)
+        grids = {name: kind.grid for name, kind in MEASUREMENTS.items()}
+        tables: dict[str, type[BaseModel]] = {**grids, "train": Train, "method": MethodGrid, "attack": AttackGrid}
+        inner = next((tables[part] for part in reversed(parents) if part in tables), None)
+        keys = (
+            {*Experiment.model_fields, *MEASUREMENTS} if inner is None else getattr(inner, "KEYS", inner.model_fields)
+        )
+        return unknown(f"{file}: key", last, {*keys} - {*GATHERED})
     if first["type"] == "missing":
         return ValueError(f"{file}: {field}: missing")
     message = first["msg"].removeprefix("Value error, ")

@@ -33,7 +33,7 @@ from study.results.checkpoints import Header, OutOfTime, anew, checkpoint_file, 
 from study.results.provenance import environment
 from study.training import distributed
 from study.training.ensemble import fit_together
-from study.training.loop import STEPS, Diverged, Keeper
+from study.training.loop import Diverged, Keeper
 from wellcond.counts import count_parameters
 from wellcond.diagnostics import layer_reports
 from wellcond.errors import invalid
@@ -141,12 +141,12 @@ def _initial(cell: Cell, device: str, deadline: float) -> nn.Module:
     else:
         torch.manual_seed(cell.seed)  # the same draw for every method of a seed
         model = models.build(cell.model, num_classes=dataset.num_classes, in_channels=dataset.shape[0]).to(device)
-    return placed(find(cell.method).prepare(model, cell.settings), cell, device)
+    return placed(find(cell.method).prepare(model, cell.of_method), cell, device)
 
 
 def placed(model: nn.Module, cell: Cell, device: str) -> nn.Module:
     """On the device, in the layout that the network has chosen."""
-    return model.to(device=device, memory_format=models.layout(cell.model))  # type: ignore[call-overload, no-any-return]
+    return model.to(device=device, memory_format=models.layout(cell.model))  # type: ignore[call-overload]
 
 
 def _spectra_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
@@ -210,31 +210,21 @@ def _fit(
     keeper: Keeper | None = None,
 ) -> list[Diverged | None]:
     """`fit_together` as these cells want it; every process of a group calls it."""
-    method, protocol, settings = find(cells[0].method), cells[0].train, cells[0].settings
-    processes, k = distributed.current(), protocol.batch_factor or 1
+    method, protocol, settings = find(cells[0].method), cells[0].train, cells[0].of_method
     return fit_together(
         networks,
         method.optimizer(
             method.groups(networks[0], settings),
-            lr=k * protocol.lr,
+            lr=protocol.factor * protocol.lr,
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
         ),
         [cell_data(cell, device).train for cell in cells],
+        protocol.recipe,
         seeds=[cell.seed for cell in cells],
-        epochs=protocol.epochs,
-        batch_size=k * protocol.batch_size,
-        milestones=protocol.milestones,
-        gamma=protocol.gamma,
-        schedule=protocol.schedule or STEPS,
-        warmup=protocol.warmup or 0,
-        warmup_start=1 / k,
-        label_smoothing=protocol.label_smoothing or 0.0,
-        autocast=protocol.autocast or "",
-        augment=protocol.augment,
         penalty=method.penalty(settings),
         adversary=cells[0].adversary,
-        processes=processes,
+        processes=distributed.current(),
         on_epoch=on_epoch,
         keeper=keeper,
     )
@@ -332,9 +322,9 @@ def digest(model: nn.Module) -> str:
 
 def skeleton(cell: Cell, device: str, *, finished: bool = True) -> nn.Module:
     """A network of the cell's architecture and ranks, as it is trained or finished, with arbitrary weights."""
-    source = data.DATASETS[cell.dataset]
+    source = data.source(cell.dataset)
     with torch.random.fork_rng([]):
         model = models.build(cell.model, num_classes=source.num_classes, in_channels=source.channels)
     method = find(cell.method)
-    model = method.prepare(model, cell.settings)
+    model = method.prepare(model, cell.of_method)
     return placed(method.finish(model) if finished else model, cell, device)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from study.attacks.attack import ATTACKS, AttackKind, complete, options_text
 from study.attacks.logits import correct, logits_of
-from study.attacks.registry import ATTACKS, AttackKind, frozen, input_gradient, options_text, perturb
+from study.attacks.registry import frozen, input_gradient, perturb
 from study.data import Images
+from study.results.store import Measurement
+from study.strict import Strict, one_of
 from wellcond.errors import unknown
 
 Once = Callable[[str, Callable[[], Any]], Any]
@@ -27,6 +31,34 @@ def at_once(key: str, compute: Callable[[], Any]) -> Any:
 
 CHUNK = 500  # images a forward pass; it changes the memory used, not the result
 ATTACKED = 128  # images a step of an attack on a CPU: what it keeps fits the cache, and LeNet5 was 1.5 times as fast
+
+
+class AttackGrid(Strict):
+    """An attack at several radii, on the first n_examples test images (all if absent)."""
+
+    name: Annotated[str, one_of("attack", ATTACKS)]
+    eps: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
+    n_examples: int | None = Field(None, ge=1)
+    options: dict[str, Any] = Field({})
+
+    @field_validator("eps")
+    @classmethod
+    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("must name each radius once")
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _accepted(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "name" in info.data:  # else its own error is reported
+            complete(info.data["name"], ATTACKS[info.data["name"]].options, value)
+        return value
+
+    def measurements(self) -> list[Measurement]:
+        """One for each eps."""
+        options = options_text(ATTACKS[self.name], self.options)
+        return [Measurement(self.name, eps, self.n_examples, options) for eps in self.eps]
 
 
 @dataclass(frozen=True)

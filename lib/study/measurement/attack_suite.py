@@ -8,20 +8,20 @@ radii costs little more than one of them. An interrupted suite is continued wher
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from study.attacks.logits import correct
-from study.attacks.registry import ATTACKS, AttackKind, options_text, perturb, smallest_perturbation
+from study.attacks.attack import ATTACKS, AttackKind, options_text
 from study.data import Images
-from study.measurement.accuracy import Once, at_once, attacked_together, part_key, predictions, survivors
-from study.results.outcomes import pack, pack_distances, unpack
+from study.measurement.accuracy import AttackGrid, Once, at_once, predictions, survivors
+from study.measurement.measurement import Cell, Given, MeasurementKind, Selective, Task, register
+from study.results.outcomes import pack, unpack
 from study.results.store import Measurement, measurement
+from study.results.tables import Row, Table
 
-Row = Mapping[str, Any]
 CLEAN = "clean"
 
 
@@ -40,7 +40,7 @@ class Trial(NamedTuple):
         return Measurement(self.attack, self.eps, self.n_examples, options)
 
 
-def _row(kind: str, norm: str, eps: float, options: str, attacked: int, alive: Tensor) -> dict[str, Any]:
+def outcome_row(kind: str, norm: str, eps: float, options: str, attacked: int, alive: Tensor) -> dict[str, Any]:
     return {
         "attack": kind,
         "norm": norm,
@@ -77,7 +77,7 @@ def _same(kind: AttackKind, trial: Trial, row: Row) -> bool:
 def clean_row(model: nn.Module, images: Images) -> dict[str, Any]:
     """The row of the images as they are."""
     alive, _ = predictions(model, images)
-    return _row(CLEAN, "", 0.0, "", 0, alive)
+    return outcome_row(CLEAN, "", 0.0, "", 0, alive)
 
 
 def attack_row(
@@ -104,66 +104,58 @@ def attack_row(
     attacked = standing & ~withstood
     after = survivors(kind, model, images, attacked, trial.eps, seed=seed, once=once, **dict(trial.options))
     after |= standing & withstood
-    row = _row(kind.name, kind.norm, trial.eps, trial.measurement.options, int(attacked.sum()), after)
+    row = outcome_row(kind.name, kind.norm, trial.eps, trial.measurement.options, int(attacked.sum()), after)
     return {**row, "wall_s": time.perf_counter() - started}
 
 
-def distortion_row(
-    model: nn.Module, images: Images, steps: int, *, seed: int = 0, once: Once = at_once
-) -> dict[str, Any]:
-    """The l2 distance of the smallest perturbation that DDN finds for each image: 0 where an image is misclassified as
-    it is, inf where none is found. Columns: attack, norm, options, n_examples, distances, wall_s."""
-    started = time.perf_counter()
-    right, _ = predictions(model, images)
-    distances = torch.zeros(len(images), device=right.device)
-    for index in attacked_together(right.nonzero().flatten()):
-
-        def smallest(index: Tensor = index) -> list[float]:
-            pixels, labels = images.pixels(index), images.labels[index]
-            found: list[float] = smallest_perturbation(model, pixels, labels, steps=steps, seed=seed).float().tolist()
-            return found
-
-        key = f"ddn steps={steps} seed={seed} images={part_key(index)}"
-        distances[index] = torch.tensor(once(key, smallest), device=distances.device)
-    return {
-        "attack": "ddn",
-        "norm": "l2",
-        "options": f"steps={steps}",
-        "n_examples": len(images),
-        "distances": pack_distances(distances.tolist()),
-        "wall_s": time.perf_counter() - started,
-    }
+# ------------------------------------------------------------------------ what an experiment declares of it
 
 
-def transfer_rows(
-    source: nn.Module,
-    targets: Mapping[str, nn.Module],
-    images: Images,
-    trial: Trial,
-    *,
-    seed: int = 0,
-    once: Once = at_once,
-) -> list[dict[str, Any]]:
-    """Images crafted on `source`, all of them, against each target; the source itself is the white-box attack.
+class SuiteGrid(AttackGrid, Selective):
+    """An attack of the suite that is run on trained networks."""
 
-    Columns: target (its key), and those of `attack_row`.
-    """
-    kind = ATTACKS[trial.attack]
-    images = images.first(trial.n_examples)
-    alive = {name: torch.zeros(len(images), dtype=torch.bool, device=images.labels.device) for name in targets}
-    for index in attacked_together(torch.arange(len(images), device=images.labels.device)):
+    def trials(self) -> list[Trial]:
+        """One for each eps, the largest first: what withstands a ball is not attacked in the smaller ones."""
+        options = tuple(sorted(self.options.items()))
+        return [Trial(self.name, eps, self.n_examples, options) for eps in sorted(self.eps, reverse=True)]
 
-        def outcomes(index: Tensor = index) -> dict[str, list[int]]:
-            x, y = images.pixels(index), images.labels[index]
-            crafted = perturb(kind, source, x, y, trial.eps, index=index, seed=seed, **dict(trial.options))
-            with torch.no_grad():
-                stands = {name: correct(f, crafted, y) & correct(f, x, y) for name, f in targets.items()}
-            return {name: [int(value) for value in bits] for name, bits in stands.items()}
 
-        about = f"transfer {','.join(targets)} {trial.measurement} seed={seed} images={part_key(index)}"
-        for name, bits in once(about, outcomes).items():
-            alive[name][index] = torch.tensor(bits, dtype=torch.bool, device=index.device)
-    options = trial.measurement.options
-    return [
-        {"target": name, **_row(kind.name, kind.norm, trial.eps, options, len(images), alive[name])} for name in targets
-    ]
+def _task(cell: Cell, trial: Trial, n_test: int) -> Task:
+    wanted = trial.measurement.among(n_test)
+
+    def measure(given: Given) -> list[dict[str, Any]]:
+        model, test = given.network(cell), given.data.test
+        images = test.first(trial.n_examples)
+        clean = [row for row in given.rows if row["attack"] == CLEAN and int(row["n_examples"]) >= len(images)]
+        new = [] if clean else [clean_row(model, images)]
+        return [*new, attack_row(model, test, trial, [*given.rows, *new], seed=cell.seed, once=given.once)]
+
+    def known(rows: Sequence[Row]) -> bool:
+        return any(measurement(row) == wanted for row in rows)
+
+    return Task(cell, "attacks", str(trial), measure, known)
+
+
+def tasks(cell: Cell, grid: SuiteGrid, n_test: int, cells: Sequence[Cell]) -> list[Task]:
+    """One for each radius."""
+    return [_task(cell, trial, n_test) for trial in grid.trials()]
+
+
+OUTCOMES: dict[str, type] = {
+    "attack": str,
+    "norm": str,
+    "eps": float,
+    "options": str,
+    "n_examples": int,
+    "n_attacked": int,
+    "n_correct": int,
+    "outcomes": str,
+}
+"""The columns of a row: which of the first n_examples test images survive an attack at a radius."""
+
+ATTACKED = Table(
+    {"run_id": str, **OUTCOMES, "wall_s": float, "device": str, "commit": str},
+    key=("run_id", "attack", "eps", "options", "n_examples"),
+)
+
+register(MeasurementKind("suite", SuiteGrid, {"attacks": ATTACKED}, tasks, cost=2))

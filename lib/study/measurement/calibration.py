@@ -6,15 +6,19 @@ both: large logits and vanishing gradients make gradient attacks fail where imag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study.attacks.registry import frozen, input_gradient
 from study.data import Images
-from study.measurement.accuracy import CHUNK
+from study.measurement.accuracy import CHUNK, count_correct
+from study.measurement.measurement import Cell, Given, MeasurementKind, Selective, Task, register
+from study.results.tables import Table
 from wellcond.errors import invalid
 
 BINS = 15
@@ -120,3 +124,24 @@ def confidence_rows(model: nn.Module, images: Images) -> list[dict[str, Any]]:
     values |= _quantiles("logit_margin", logit_margin(z))
     values |= _quantiles("gradient_l1", l1) | _quantiles("gradient_l2", l2)
     return [{"quantity": name, "value": value, "n_examples": len(images)} for name, value in values.items()]
+
+
+class Grid(Selective):
+    """Calibration, logits and input gradients on the first n_examples test images (all if absent)."""
+
+    n_examples: int | None = Field(None, ge=1)
+
+
+def tasks(cell: Cell, grid: Grid, n_test: int, cells: Sequence[Cell]) -> list[Task]:
+    def measure(given: Given) -> list[dict[str, Any]]:
+        model, images = given.network(cell), given.data.test.first(grid.n_examples)
+        right = count_correct(model, images).n_correct
+        n_correct = {"quantity": "n_correct", "value": right, "n_examples": len(images)}
+        return [n_correct, *confidence_rows(model, images)]
+
+    return [Task(cell, "confidence", "confidence", measure)]
+
+
+TABLE = Table({"run_id": str, "n_examples": int, "quantity": str, "value": float}, key=("run_id", "quantity"))
+
+register(MeasurementKind("confidence", Grid, {"confidence": TABLE}, tasks))

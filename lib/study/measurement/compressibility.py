@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
 from study.data import Data
-from study.measurement.accuracy import count_correct, robustness_curve
+from study.measurement.accuracy import AttackGrid, count_correct, robustness_curve
 from study.measurement.attack_suite import CLEAN
+from study.measurement.measurement import Cell, Given, MeasurementKind, Selective, Task, register
+from study.results.store import Measurement, measurement
+from study.results.tables import Row, Table
+from study.strict import one_of
 from study.training.fine_tuning import fine_tuned
 from wellcond.compression.batch_norm import reestimate_batch_norm
-from wellcond.compression.compressors import iterated
+from wellcond.compression.compressors import COMPRESSORS, iterated
 from wellcond.counts import count_flops
 from wellcond.deployment import deploy
 from wellcond.diagnostics import effective_kappa
@@ -131,3 +136,91 @@ def filter_rows(model: nn.Module) -> list[dict[str, Any]]:
         for layer, values in norms.items()
         for index, norm in enumerate(values)
     ]
+
+
+# ------------------------------------------------------------------------ what an experiment declares of it
+
+
+class Grid(Selective):
+    """A compressor at several amounts, applied to trained networks in so many phases, each followed by `epochs` epochs
+    of training at the learning rate lr; reestimated: with the statistics of batch normalization computed again.
+    attack: what the compressed networks are measured under, besides the clean test images."""
+
+    compressor: Annotated[str, one_of("compressor", COMPRESSORS)]
+    amount: tuple[Annotated[float, Field(ge=0, lt=1)], ...]
+    phases: int = Field(1, ge=1)
+    epochs: int = Field(0, ge=0, validate_default=True)
+    lr: float = Field(0.01, gt=0, allow_inf_nan=False)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    reestimated: bool = False
+    attack: tuple[AttackGrid, ...] = ()
+
+    @field_validator("epochs")
+    @classmethod
+    def _between(cls, value: int, info: ValidationInfo) -> int:
+        if value == 0 and info.data.get("phases", 1) > 1:
+            raise ValueError("must be >= 1 where phases is > 1")
+        return value
+
+    def plans(self, batch_size: int) -> list[Plan]:
+        """One for each amount."""
+        how = {key: getattr(self, key) for key in ("phases", "epochs", "lr", "momentum", "reestimated")}
+        return [Plan(self.compressor, amount, batch_size=batch_size, **how) for amount in sorted(self.amount)]
+
+
+def _task(cell: Cell, plan: Plan, attacks: Sequence[AttackGrid], n_test: int) -> Task:
+    clean = Measurement(CLEAN, 0.0)
+    under = [clean, *(measurement for attack in attacks for measurement in attack.measurements())]
+    wanted = {(Plan.named(plan.key()), measurement.among(n_test)) for measurement in under}
+
+    def key(row: Row) -> tuple[tuple[str, ...], Measurement]:
+        return Plan.named(row), measurement(row)
+
+    def known(rows: Sequence[Row]) -> bool:
+        return wanted <= {key(row) for row in rows}
+
+    def measure(given: Given) -> list[dict[str, Any]]:
+        old, how = {key(row) for row in given.rows}, [attack.model_dump() for attack in attacks]
+        new = compression_rows(given.network(cell), given.data, plan, how, seed=cell.seed)
+        return [row for row in new if key(row) not in old]
+
+    return Task(cell, "compressions", f"{plan} {[*attacks]}", measure, known)
+
+
+def tasks(cell: Cell, grid: Grid, n_test: int, cells: Sequence[Cell]) -> Iterator[Task]:
+    """The norms of its filters, and the network at each amount."""
+    yield Task(cell, "filters", "filters", lambda given: filter_rows(given.network(cell)))
+    for plan in grid.plans(cell.train.batch_size):
+        yield _task(cell, plan, grid.attack, n_test)
+
+
+COMPRESSIONS = Table(
+    {
+        "run_id": str,
+        "compressor": str,
+        "amount": float,
+        "phases": int,
+        "epochs": int,
+        "lr": float,
+        "reestimated": bool,
+        "n_params_deployed": int,
+        "flops_deployed": int,
+        "kappa": float,
+        "attack": str,
+        "norm": str,
+        "eps": float,
+        "options": str,
+        "n_examples": int,
+        "n_correct": int,
+        "device": str,
+        "commit": str,
+    },
+    key=("run_id", *_KEY, "attack", "eps", "options", "n_examples"),
+)
+FILTERS = Table({"run_id": str, "layer": str, "index": int, "norm": float}, key=("run_id", "layer", "index"))
+
+register(
+    MeasurementKind(
+        "compression", Grid, {"compressions": COMPRESSIONS, "filters": FILTERS}, tasks, command="compress", cost=1
+    )
+)

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from study.data import Images
 from study.networks import Normalize
+from study.results.tables import AFTERWARDS, Table
 from wellcond.diagnostics import Affine, affine_layers, in_double
 from wellcond.errors import invalid
 from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, weight_layers
@@ -107,6 +108,11 @@ def relative_condition(model: nn.Module, x: Tensor) -> Conditioning:
     )
 
 
+AFTERWARDS["conditioning"] = Table(
+    {"run_id": str, "layer": str, "quantity": str, "value": float}, key=("run_id", "layer", "quantity")
+)
+
+
 def condition_rows(model: nn.Module, images: Images, n_images: int | None = 500) -> list[dict[str, Any]]:
     """Tidy rows (layer, quantity, value) of `relative_condition` at the first n_images (None: all).
 
@@ -134,8 +140,7 @@ def condition_rows(model: nn.Module, images: Images, n_images: int | None = 500)
 
 def _norm(z: Tensor) -> Tensor:
     """The norm of each point, (N, ...) -> (N,)."""
-    norms: Tensor = torch.linalg.vector_norm(z.flatten(1), dim=1)
-    return norms
+    return torch.linalg.vector_norm(z.flatten(1), dim=1)
 
 
 def _product(factors: Iterable[Tensor]) -> Tensor:
@@ -282,8 +287,7 @@ def _call(node: fx.Node, part: nn.Module | None) -> Step:
 
     def call(z: Tensor) -> Tensor:
         first, *rest = fx.map_arg(node.args, lambda _: z)
-        output: Tensor = function(first, *rest, **node.kwargs)
-        return output
+        return function(first, *rest, **node.kwargs)
 
     return call
 

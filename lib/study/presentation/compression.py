@@ -1,4 +1,4 @@
-"""Tables and figures of networks that are compressed after training. Never imports torch.
+"""Tables and figures of networks that are compressed after training.
 
 A network is compressed at several amounts, each of which has a size: its deployed parameters, in percent of the dense
 network. References are networks that were trained at their size.
@@ -23,6 +23,7 @@ from study.results.store import Results
 from study.settings import SETTINGS
 from study.statistics.comparison import Gap, student
 from study.statistics.frames import final, ordered, rate_text, rates, suite_rates, with_rates
+from wellcond.compression import units as registry
 
 COMPRESSORS = {
     "svd": "truncated SVD, the same share of every rank",
@@ -34,7 +35,13 @@ COMPRESSORS = {
     "filters_l2_global": "filters of least ℓ₂ norm, over all layers",
     "magnitude": "single weights of least modulus",
 }
-"""What a compressor does, by its name in wellcond.compression.compressors, which needs torch."""
+"""What a compressor does; of another one, the first line of its docstring says it."""
+
+
+def compressor_title(compressor: str) -> str:
+    """What it does."""
+    return COMPRESSORS.get(compressor) or str(registry.COMPRESSORS[compressor].__doc__).partition("\n")[0]
+
 
 REFERENCES = ("condlr", "uv")
 _SIZED = ["amount", "share", "flops", "eps", "n_examples", "rate", "low", "high", "kappa"]
@@ -63,7 +70,7 @@ def compressed(
     frame = frame[np.logical_and.reduce([frame[column] == value for column, value in how.items()])]
     frame = frame[frame["eps"] == frame["eps"].max()]
     runs = results.runs.set_index("run_id")
-    whole = {key: frame["run_id"].map(runs[f"{key}_dense"].astype(float)) for key in ("n_params", "flops")}
+    whole = {key: frame["run_id"].map(runs[f"{key}_dense"]) for key in ("n_params", "flops")}
     return _sized(
         with_rates(frame).assign(
             share=100 * frame["n_params_deployed"] / whole["n_params"],
@@ -304,7 +311,7 @@ def area_table(results: Results, compressors: Sequence[str], *, reestimated: Seq
         names |= dict.fromkeys(found.sort_values("area", ascending=False)["name"])
         span = frame.groupby("run_id")["share"].agg(["min", "max"])
         interval = f"{span['min'].max():.1f} to {span['max'].min():.0f} %" if len(span) else "–"
-        title = COMPRESSORS[compressor] + (f"; statistics {NORMALIZATION[True]}" if again else "")
+        title = compressor_title(compressor) + (f"; statistics {NORMALIZATION[True]}" if again else "")
         columns[f"{title} ({interval})"] = found.groupby("name")["area"].apply(mean_std)
     texts = pd.DataFrame(columns, index=pd.Index(list(names), name="training")).fillna("–").reset_index()
     return table(texts.astype(object))
@@ -350,7 +357,7 @@ def strong_table(results: Results, compressor: str, amount: float, attacks: Sequ
 
 
 def _listed(values: pd.Series[Any]) -> str:
-    return "/".join(f"{value:,g}" for value in sorted(values.astype(float).unique())) or "–"
+    return "/".join(f"{value:,g}" for value in sorted(values.unique())) or "–"
 
 
 def tuning_table(results: Results, ways: Sequence[tuple[str, int, int]]) -> Styler:

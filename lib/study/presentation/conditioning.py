@@ -1,4 +1,4 @@
-"""The bound on the relative condition number, and whether it predicts accuracy under attack. Never imports torch.
+"""The bound on the relative condition number, and whether it predicts accuracy under attack.
 
 From the rows of `conditioning`, joined with those of the other tables of results.
 """
@@ -49,7 +49,7 @@ def log_factors(frame: pd.DataFrame) -> pd.DataFrame:
     settings = list(SETTINGS)
     about = ["place", "method", *settings, "label"]
     place = frame["method"].map({method: i for i, method in enumerate(LOOKS)}).fillna(len(LOOKS))
-    frame = frame.assign(place=place, log=np.log10(frame["value"].astype(float)))
+    frame = frame.assign(place=place, log=np.log10(frame["value"]))
     undefined = frame.loc[~np.isfinite(frame["log"]), "run_id"]
     frame = frame[~frame["run_id"].isin(undefined)]
     products = frame.groupby([*about, "run_id", "quantity"], dropna=False, as_index=False)["log"].sum()
@@ -112,7 +112,7 @@ def predictors(results: Results, attack: str, least: float = 0.0) -> pd.DataFram
 
     Networks with less than `least` % of clean accuracy are left out: one that has not learned has nothing to lose.
     """
-    rows = results.conditioning.astype({"value": float})
+    rows = results.conditioning
     kappas = rows[rows["quantity"] == "kappa"].groupby("run_id")["value"].prod().rename("kappas")
     whole = rows[rows["layer"].isna() | (rows["layer"] == "")].pivot_table("value", "run_id", "quantity")
     measured = whole.reindex(columns=["bound", "gain_bound", "kappa_rel"]).join(kappas)

@@ -84,8 +84,7 @@ def normals(surface: Surface) -> Floats:
     """Outer unit normals of the triangles (T, 3)."""
     a, b, c = surface.points[surface.triangles].transpose(1, 0, 2)
     outer = np.cross(b - a, c - a)
-    unit: Floats = outer / np.linalg.norm(outer, axis=1, keepdims=True)
-    return unit
+    return outer / np.linalg.norm(outer, axis=1, keepdims=True)
 
 
 def creases(surface: Surface, angle: float = 20.0) -> Indices:
@@ -94,5 +93,4 @@ def creases(surface: Surface, angle: float = 20.0) -> Indices:
     order = np.lexsort(edges.T)  # each edge twice: once for either side
     first, second = normals(surface)[order // 3].reshape(-1, 2, 3).transpose(1, 0, 2)
     turned = (first * second).sum(axis=1) < np.cos(np.radians(angle))
-    sharp: Indices = edges[order[::2][turned]]
-    return sharp
+    return edges[order[::2][turned]]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from study.presentation.style import LOOKS, finish, number, panels, table
+from study.presentation.style import finish, look, number, panels, table
 
 NETS = {
     "lenet5": "LeNet5",
@@ -85,7 +85,7 @@ def integrators_table(frame: pd.DataFrame) -> Styler:
             f"step, {100 * ratio:g} % removed": f"{_times(step)} ({100 * share:.0f} %)"
             for ratio, step, share in zip(group["ratio"], group["step_ratio"], group["optimizer_share"], strict=True)
         }
-        rows.append({"method": LOOKS[str(method)].label, "passes": _times(group["passes"].iloc[0]), **steps})
+        rows.append({"method": look(str(method)).label, "passes": _times(group["passes"].iloc[0]), **steps})
     return table(pd.DataFrame(rows))
 
 
@@ -117,7 +117,7 @@ def plot_split(frame: pd.DataFrame) -> Figure:
         dense = rows[rows["method"] == "dense"].iloc[0]
         unit = (dense["forward_s"] + dense["backward_s"] + dense["optimizer_s"]) / dense["step_ratio"]
         labels = [
-            "dense" if method == "dense" else f"{LOOKS[method].label}, {100 * ratio:g} %"
+            "dense" if method == "dense" else f"{look(method).label}, {100 * ratio:g} %"
             for method, ratio in zip(rows["method"], rows["ratio"], strict=True)
         ]
         widths = {part: rows[f"{part}_s"] / unit for part in PARTS}

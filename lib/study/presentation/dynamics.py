@@ -1,4 +1,4 @@
-"""Tables and figures of what happens during training, and of networks of the same size. Never imports torch.
+"""Tables and figures of what happens during training, and of networks of the same size.
 
 The curves have a value per epoch, the spectra the singular values of some epochs, 0 (before training) and the last
 among them; the deployed size of a rank-adaptive method is a result of its training, not a setting.
@@ -62,7 +62,7 @@ def history(results: Results, quantity: str, layer: str = "") -> pd.DataFrame:
         return ordered(_validation(curves, quantity == "error"))
     frame = curves[curves["quantity"] == {"deployed": "n_params_deployed"}.get(quantity, quantity)]
     if quantity == "deployed":
-        dense = results.runs.set_index("run_id")["n_params_dense"].astype(float)
+        dense = results.runs.set_index("run_id")["n_params_dense"]
         frame = frame.assign(value=100 * frame["value"] / frame["run_id"].map(dense))
     if layer:
         frame = frame[frame["layer"] == layer]
@@ -85,7 +85,7 @@ def plot_training(
 ) -> Figure:
     """Keys of QUANTITIES over the epochs: a row of panels each, and a column for each decay α of the start."""
     frames = [history(results, quantity, layer) for quantity in quantities]
-    decays = sorted(results.runs["decay"].dropna().astype(float).unique()) or [math.nan]
+    decays = sorted(results.runs["decay"].dropna().unique()) or [math.nan]
     titles = ["" if math.isnan(decay) else f"α = {decay:g}" for decay in decays]
     titles += [""] * len(decays) * (len(quantities) - 1)
     fig, axes = panels(titles, len(decays), 2.6 if len(quantities) == 1 else 2.1, share)
@@ -208,8 +208,7 @@ def matched(results: Results, within: float = 10.0) -> pd.DataFrame:
     partners = nearest[nearest["fixed"] != ""]
     alone = nearest[~nearest["name"].isin(partners["name"])].sort_values("distance").drop_duplicates("name")
     found = pd.concat([partners, alone]).sort_index().assign(adaptive=lambda frame: frame["name"])
-    chosen: pd.DataFrame = found[["adaptive", "fixed", "share", "difference"]].reset_index(drop=True)
-    return chosen
+    return found[["adaptive", "fixed", "share", "difference"]].reset_index(drop=True)
 
 
 def matched_table(results: Results, within: float = 10.0, attack: str = "pgd_linf") -> Styler:

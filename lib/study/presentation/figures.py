@@ -1,4 +1,4 @@
-"""The figures of an experiment: for each configuration a line and a band, or a point a network. Never imports torch."""
+"""The figures of an experiment: for each configuration a line and a band, or a point a network."""
 
 from __future__ import annotations
 

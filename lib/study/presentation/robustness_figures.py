@@ -1,4 +1,4 @@
-"""The figures of the attack suite: what survives against radius, size, severity and spectra. Never imports torch."""
+"""The figures of the attack suite: what survives against radius, size, severity and spectra."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def plot_transfer(results: Results) -> Figure:
     """Accuracy of each network (column) on images crafted against each network (row); the diagonal is white-box."""
     names = ordered(results.runs).set_index("run_id")["name"]
     frame = results.transfer[results.transfer["target"].isin(names.index)]
-    frame = frame.assign(rate=100 * frame["n_correct"].astype(float) / frame["n_examples"].astype(float))
+    frame = frame.assign(rate=100 * frame["n_correct"] / frame["n_examples"])
     order = [run_id for run_id in names.index if run_id in set(frame["run_id"])]
     matrix = frame.pivot_table("rate", "run_id", "target").reindex(index=order, columns=order)
     fig, (ax,) = panels([""], 1, 0.45 * max(4, len(order)) + 1.2)

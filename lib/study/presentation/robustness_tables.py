@@ -1,4 +1,4 @@
-"""Tables and sentences on the attack suite: what survives, with intervals, flags, paired tests. Never imports torch.
+"""Tables and sentences on the attack suite: what survives, with intervals, flags, paired tests.
 
 Rates are counted on the first test images, the same for every network; those under the strongest of several attacks
 are of `study.statistics.threat_model`.
@@ -31,10 +31,10 @@ def coverage_text(results: Results) -> str:
         f"Measurements: {measured}. What is missing is shown as waiting."
     )
     counted = results.confidence[results.confidence["quantity"] == "n_correct"].merge(results.runs, on="run_id")
-    counted = counted[counted["n_examples"].astype(float) == counted["n_test"].astype(float)]
+    counted = counted[counted["n_examples"] == counted["n_test"]]
     if counted.empty:
         return text
-    off = (counted["value"].astype(float) - counted["n_correct"].astype(float)).abs()
+    off = (counted["value"] - counted["n_correct"]).abs()
     return (
         f"{text} Networks whose weights had not been kept were trained again: of {len(off)}, {int((off == 0).sum())} "
         f"have exactly the clean count that the grid recorded, the others differ by at most {off.max():.0f} images of "
@@ -46,7 +46,7 @@ def inheritance_text(results: Results, *attacks: str) -> str:
     """An image that withstands one of the attacks in a ball is counted as withstanding it in smaller balls. Where these
     were attacked in full all the same: how many of the images that had withstood the larger ball fell in the smaller;
     empty if there is no such case."""
-    rows = results.attacks.astype({"eps": float, "n_examples": int, "n_attacked": int, "n_correct": int})
+    rows = results.attacks
     networks, again, fell = set(), 0, 0
     for small in rows[rows["attack"].isin(attacks)].to_dict("records"):
         n, own = small["n_examples"], rows[rows["run_id"] == small["run_id"]]
@@ -170,7 +170,7 @@ def confidence_table(results: Results) -> Styler:
 def effort(results: Results, attack: str) -> pd.DataFrame:
     """Where an attack was run at one radius with several options: run_id, eps, n, and `more`, how many of the common n
     images survive the row on the most images and not the others."""
-    rows = results.attacks[results.attacks["attack"] == attack].astype({"eps": float, "n_examples": int})
+    rows = results.attacks[results.attacks["attack"] == attack]
     found = []
     for (run_id, eps), group in rows.groupby(["run_id", "eps"], sort=False):
         widest, *others = group.sort_values("n_examples", ascending=False, kind="stable").to_dict("records")
@@ -183,7 +183,7 @@ def effort(results: Results, attack: str) -> pd.DataFrame:
 def additions(results: Results, attack: str) -> pd.DataFrame:
     """What an attack adds to all others of its norm: eps, run_id, left (how many of its images survive the others, at
     this radius and at smaller ones) and felled (how many of these fall to it)."""
-    rows = results.attacks.astype({"eps": float, "n_examples": int})
+    rows = results.attacks
     found = []
     for row in rows[rows["attack"] == attack].to_dict("records"):
         n, own = row["n_examples"], rows[(rows["run_id"] == row["run_id"]) & (rows["attack"] != attack)]
@@ -220,7 +220,7 @@ def scale_control(results: Results) -> pd.DataFrame:
 
 def transfer_text(results: Results) -> str:
     """Whether any network is fooled better by images of another than by its own."""
-    frame = results.transfer.assign(rate=lambda f: 100 * f["n_correct"].astype(float) / f["n_examples"].astype(float))
+    frame = results.transfer.assign(rate=lambda f: 100 * f["n_correct"] / f["n_examples"])
     own = frame[frame["run_id"] == frame["target"]].set_index("target")["rate"]
     foreign = frame[(frame["run_id"] != frame["target"]) & frame["target"].isin(own.index)]
     if foreign.empty:
@@ -239,7 +239,7 @@ def transfer_text(results: Results) -> str:
 def partial_rank_correlations(frame: pd.DataFrame, of: str, predictors: tuple[str, str]) -> dict[str, float]:
     """Spearman's ρ of a column with each of two predictors, the other one held: (ρ_xy - ρ_xz ρ_yz) /
     √((1 - ρ_xz²)(1 - ρ_yz²)). nan for fewer than four rows."""
-    rho = frame[[of, *predictors]].astype(float).rank().corr().to_numpy()
+    rho = frame[[of, *predictors]].rank().corr().to_numpy()
     found = {}
     for x, z in ((1, 2), (2, 1)):
         scale = math.sqrt(max(0.0, (1 - rho[x, z] ** 2) * (1 - rho[0, z] ** 2)))

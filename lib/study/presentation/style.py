@@ -1,4 +1,4 @@
-"""How the book writes numbers, tables and figures: one style for all of them. Never imports torch."""
+"""How the book writes numbers, tables and figures: one style for all of them."""
 
 from __future__ import annotations
 
@@ -18,29 +18,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.api.types import is_numeric_dtype
 from pandas.io.formats.style import Styler
 
+from study.attacks.attack import TITLES
 from study.statistics.comparison import mean_std as mean_std
 from study.statistics.looks import LOOKS as LOOKS
 from study.statistics.looks import Look as Look
 from study.statistics.looks import look as look
 
-ATTACKS = {
-    "clean": "clean",
-    "fgsm": "FGSM",
-    "pgd_linf": "PGD ℓ∞",
-    "pgd_l2": "PGD ℓ₂",
-    "mim_linf": "momentum PGD",
-    "fgsm_scaled": "FGSM, scaled logits",
-    "pgd_linf_scaled": "PGD ℓ∞, scaled logits",
-    "pgd_l2_scaled": "PGD ℓ₂, scaled logits",
-    "square_linf": "Square ℓ∞",
-    "square_l2": "Square ℓ₂",
-    "autoattack_linf": "AutoAttack ℓ∞",
-    "autoattack_l2": "AutoAttack ℓ₂",
-    "gaussian_noise": "Gaussian noise",
-    "blur": "blur",
-    "contrast": "contrast",
-}
-"""What an attack or corruption is called in the book, by its name in study.attacks.registry, which needs torch."""
+ATTACKS = TITLES
+"""What an attack or corruption is called in the book."""
 WIDTH = 7.5  # inches, the width of a page of the book
 STYLE: Any = {
     "figure.dpi": 160, "figure.facecolor": "white", "figure.figsize": (WIDTH, 3.6), "font.size": 10.5,

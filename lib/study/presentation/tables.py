@@ -1,4 +1,4 @@
-"""The tables of an experiment: accuracy, size, κ and robustness of each configuration. Never imports torch."""
+"""The tables of an experiment: accuracy, size, κ and robustness of each configuration."""
 
 from __future__ import annotations
 

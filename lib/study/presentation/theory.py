@@ -1,4 +1,4 @@
-"""Figures and tables of the checks of the approximation theorem. Never imports torch."""
+"""Figures and tables of the checks of the approximation theorem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
 from study.presentation.style import look, number, panels, table
-from study.statistics.verdicts import Check, Guide, Measurement, Panel, median_by_x
+from study.statistics.verdicts import Check, Guide, Panel, Reading, median_by_x
 
 EXACT, PUBLISHED = look("condlr").color, look("condlr_published").color
 LOOKS = {  # colour, marker, dash: the same in every figure
@@ -42,7 +42,7 @@ def _text(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−") if abs(value) < 1000 else number(value)
 
 
-def value_text(measurement: Measurement) -> str:
+def value_text(measurement: Reading) -> str:
     """ "−1.91 ± 0.02": enough digits for the standard error; "0.48" without one."""
     value, error = measurement.value, measurement.error
     if math.isnan(error):
@@ -53,7 +53,7 @@ def value_text(measurement: Measurement) -> str:
     return f"{_text(value, digits)} ± {error:.{digits}f}"
 
 
-def band_text(measurement: Measurement) -> str:
+def band_text(measurement: Reading) -> str:
     """The interval in which the value has to be."""
     low, high = measurement.low, measurement.high
     if high == math.inf or low == -math.inf:

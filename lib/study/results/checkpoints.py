@@ -88,8 +88,7 @@ def read_checkpoint(cells: Sequence[str], device: str) -> dict[str, Any] | None:
         header, sha256, body = _parts(path)
         if sorted(header.cells) != sorted(cells) or hashlib.sha256(body).hexdigest() != sha256:
             raise ValueError("its content is not what its first line says")
-        state: dict[str, Any] = anew(torch.load(io.BytesIO(body), map_location=device, weights_only=True))
-        return state
+        return anew(torch.load(io.BytesIO(body), map_location=device, weights_only=True))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

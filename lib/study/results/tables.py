@@ -1,16 +1,12 @@
-"""The tidy tables of a results folder: their columns, how they are read and checked, and how they are written.
+"""The tidy tables of a results folder: their columns with types, how they are read, checked and written.
 
-runs.csv         one row a trained network; see RUNS
+runs.csv         one row a trained network
 robustness.csv   one row per (run, attack, eps): how many of n_examples are still classified correctly
 curves.csv       long format: run_id, epoch, layer (or empty), quantity, value
 spectra.csv      run_id, epoch, layer, index, singular_value: at the end, and earlier if wanted
-conditioning.csv the same columns without epoch: κ_rel at test images and the factors of its bound, where measured
-attacks.csv      one row per (run, attack, eps, options): which of the first n_examples test images survive it
-distortions.csv  the smallest perturbation found of each image
-confidence.csv   calibration, logits and gradients on clean images: run_id, quantity, value
-transfer.csv     images crafted on one run against another, the target
-compressions.csv the network compressed afterwards: size and correct images, clean and attacked, at each amount
-filters.csv      the norms of the rows of each weight matrix, the filters
+
+The tables AFTERWARDS are of what may be measured later, on the trained weights of a completed cell, each declared where
+it is measured (`study.measurement`); there is a file only if there are rows.
 """
 
 from __future__ import annotations
@@ -21,53 +17,71 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_float_dtype
 
 from study.settings import SETTINGS
 from wellcond.errors import invalid
 
 Row = Mapping[str, Any]
 
-RUNS = (
-    "run_id", "dataset", "model", "method", "label", *SETTINGS, "seed", "epochs", "rank_fraction",
-    "n_params_dense", "n_params_trained", "n_params_deployed", "flops_dense", "flops_deployed", "n_test", "n_correct",
-    "kappa_max", "orth_error_max", "wall_s", "peak_bytes", "device", "status", "spec_hash",
-)  # fmt: skip
-ROBUSTNESS = (
-    "run_id", "attack", "norm", "eps", "options", "n_examples", "n_correct", "n_zero_gradient",
-)  # fmt: skip
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "spectra": ("run_id", "epoch", "layer", "index", "singular_value"),
-    "curves": ("run_id", "epoch", "layer", "quantity", "value"),
-    "robustness": ROBUSTNESS,
-    "runs": RUNS,  # last: its row says that the cell is complete
-}
-_OUTCOMES = ("attack", "norm", "eps", "options", "n_examples", "n_attacked", "n_correct", "outcomes")
-AFTERWARDS = {
-    "conditioning": ("run_id", "layer", "quantity", "value"),
-    "attacks": ("run_id", *_OUTCOMES, "wall_s", "device", "commit"),
-    "distortions": ("run_id", "attack", "norm", "options", "n_examples", "distances", "wall_s", "device", "commit"),
-    "confidence": ("run_id", "n_examples", "quantity", "value"),
-    "transfer": ("run_id", "target", *_OUTCOMES),
-    "compressions": (
-        *("run_id", "compressor", "amount", "phases", "epochs", "lr", "reestimated", "n_params_deployed"),
-        *("flops_deployed", "kappa", "attack", "norm", "eps", "options", "n_examples", "n_correct", "device", "commit"),
+
+class Table(dict[str, type]):
+    """The types of the columns by name: str, float, bool, or int for a whole number >= 0. key: no two rows agree in all
+    of these columns."""
+
+    def __init__(self, columns: Mapping[str, type], key: tuple[str, ...] = ()) -> None:
+        super().__init__(columns)
+        self.key = key
+
+
+COLUMNS: dict[str, Table] = {
+    "spectra": Table({"run_id": str, "epoch": int, "layer": str, "index": int, "singular_value": float}),
+    "curves": Table({"run_id": str, "epoch": int, "layer": str, "quantity": str, "value": float}),
+    "robustness": Table(
+        {
+            "run_id": str,
+            "attack": str,
+            "norm": str,
+            "eps": float,
+            "options": str,
+            "n_examples": int,
+            "n_correct": int,
+            "n_zero_gradient": int,
+        }
     ),
-    "filters": ("run_id", "layer", "index", "norm"),
+    "runs": Table(  # last: its row says that the cell is complete
+        {
+            **dict.fromkeys(("run_id", "dataset", "model", "method", "label"), str),
+            **dict.fromkeys(SETTINGS, float),
+            "seed": int,
+            "epochs": int,
+            "rank_fraction": float,
+            **dict.fromkeys(("n_params_dense", "n_params_trained", "n_params_deployed"), int),
+            **dict.fromkeys(("flops_dense", "flops_deployed", "n_test", "n_correct"), int),
+            "kappa_max": float,
+            "orth_error_max": float,
+            "wall_s": float,
+            "peak_bytes": int,
+            **dict.fromkeys(("device", "status", "spec_hash"), str),
+        },
+        key=("run_id",),
+    ),
 }
-"""Tables of what may be measured later, on the trained weights of a completed cell; a file only if there are rows."""
+AFTERWARDS: dict[str, Table] = {}
 
 FLOAT_FORMAT = "%.9g"
 
 
-def columns(table: str) -> tuple[str, ...]:
-    """The names of its columns."""
+def columns(table: str) -> Table:
+    """Its columns."""
     return {**COLUMNS, **AFTERWARDS}[table]
 
 
 def parsed(text: str, table: str, path: Path) -> pd.DataFrame:
     """The table whose CSV is `text`. Raises ValueError, naming the file `path`, if it is not one."""
     try:
-        frame = pd.read_csv(io.StringIO(text), dtype={"outcomes": str, "distances": str, "options": str})
+        texts = {column: str for column, kind in columns(table).items() if kind is str}
+        frame = pd.read_csv(io.StringIO(text), dtype=texts)
     except ValueError as error:
         raise invalid("file", str(path), f"a readable CSV ({error})") from error
     # a setting that came later than the file: no run of it has it
@@ -75,15 +89,24 @@ def parsed(text: str, table: str, path: Path) -> pd.DataFrame:
     absent = [column for column in columns(table) if column not in frame]
     if absent:
         raise invalid("columns", list(frame.columns), f"including {', '.join(absent)} in {path}")
-    _check(frame, path)
-    return frame
+    _check(frame, columns(table), path)
+    return _typed(frame, table)
 
 
-COUNTS = ("n_examples", "n_test", "n_correct", "n_attacked", "n_zero_gradient", "epoch", "index")
+def _typed(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+    """With the types of the table; whole numbers beside a blank are floats."""
+    others = {
+        column: float if kind is int and frame[column].isna().any() else kind
+        for column, kind in columns(table).items()
+        if kind in (int, float) and frame[column].dtype != kind
+    }
+    return frame.astype(others) if others else frame
+
+
 STATUS = ("done", "diverged")
 
 
-def _check(frame: pd.DataFrame, path: Path) -> None:
+def _check(frame: pd.DataFrame, table: Table, path: Path) -> None:
     """Raise ValueError, naming file, line and column, for what no run writes: a table that was edited by hand."""
 
     def refuse(bad: pd.Series[Any], column: str, accepted: str) -> None:
@@ -93,18 +116,22 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
             value = value.item() if hasattr(value, "item") else value
             raise invalid(f"{path}, line {line + 2}: {column}", value, accepted)
 
-    for column in (c for c in COUNTS if c in frame):
+    for column in (c for c, kind in table.items() if kind is int or (kind is float and not is_float_dtype(frame[c]))):
         number = pd.to_numeric(frame[column], errors="coerce")
-        refuse(number.isna() & frame[column].notna() | (number < 0) | (number % 1 > 0), column, "a whole number >= 0")
+        bad = number.isna() & frame[column].notna()
+        if table[column] is int:
+            refuse(bad | (number < 0) | (number % 1 > 0), column, "a whole number >= 0")
+        refuse(bad, column, "a number")
     for column in ("n_correct", "n_attacked", "n_zero_gradient"):
         whole = "n_examples" if "n_examples" in frame else "n_test"
         if column in frame and whole in frame:
             refuse(frame[column] > frame[whole], column, f"at most {whole}")
+    if table.key:
+        refuse(frame.duplicated([*table.key]), table.key[-1], "given once")
     if "outcomes" in frame:
         refuse(~frame["outcomes"].fillna("").str.fullmatch(r"([0-9a-f]{2})*"), "outcomes", "hexadecimal digits")
     if "status" in frame:
         refuse(~frame["status"].isin(STATUS), "status", " or ".join(STATUS))
-        refuse(frame["run_id"].duplicated(), "run_id", "given once")
         refuse((frame["status"] == "done") & frame["n_test"].isna(), "n_test", "given for a run that is done")
 
 
@@ -117,8 +144,8 @@ def _whole(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def framed(table: str, rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows as a frame with the columns of the table."""
-    return pd.DataFrame([dict(row) for row in rows], columns=list(columns(table)))
+    """Rows as a frame with the columns of the table and their types."""
+    return _typed(pd.DataFrame([dict(row) for row in rows], columns=list(columns(table))), table)
 
 
 def write_csv(frame: pd.DataFrame, table: str, path: Path) -> None:

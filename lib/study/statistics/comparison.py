@@ -1,4 +1,4 @@
-"""Rates and their differences: intervals, paired tests, several tests at once. Never imports torch.
+"""Rates and their differences: intervals, paired tests, several tests at once.
 
 Two networks that classify the same images are paired image by image, and two methods trained from the same seeds are
 paired seed by seed. The first comparison is about two networks: it says nothing about those of other seeds. Only the

@@ -1,4 +1,4 @@
-"""Flags on robustness numbers that may say more about the attack than about the network. Never imports torch.
+"""Flags on robustness numbers that may say more about the attack than about the network.
 
 The accuracy under an attack bounds the robust accuracy from above, and the bound is worthless where the attack failed.
 Each rule looks for one trace of failure in the tables `attacks` and `confidence` of one run, by counting images. A
@@ -124,8 +124,7 @@ def clearly_above(k: float, n: int, share: float) -> bool:
 def survivors(rows: list[Row]) -> Bits:
     """Images that survive all of these rows, on their common first images."""
     n = min(len(row.alive) for row in rows)
-    alive: Bits = np.logical_and.reduce([row.alive[:n] for row in rows])
-    return alive
+    return np.logical_and.reduce([row.alive[:n] for row in rows])
 
 
 def felled_only(first: Bits, second: Bits) -> tuple[int, int]:
@@ -278,7 +277,7 @@ def _text(value: object) -> str:
 def _run(attacks: pd.DataFrame, confidence: pd.DataFrame) -> Run:
     rows = (
         Row(row["attack"], _text(row["norm"]), row["eps"], _text(row["options"]), _alive(row))
-        for row in attacks[attacks["eps"].astype(float) > 0].to_dict("records")
+        for row in attacks[attacks["eps"] > 0].to_dict("records")
     )
     shares = {row["quantity"]: Share(row["value"], int(row["n_examples"])) for row in confidence.to_dict("records")}
     return Run(tuple(rows), shares)
@@ -307,6 +306,6 @@ def flags_of(attacks: pd.DataFrame, confidence: pd.DataFrame) -> pd.DataFrame:
 
 def symbols(flags: pd.DataFrame, run_id: str, attack: str, eps: float) -> str:
     """The symbols on one number, in the order of FLAGS: "ZS"; "" for none. flags: from `flags_of`."""
-    at = (flags["run_id"] == run_id) & (flags["attack"] == attack) & np.isclose(flags["eps"].astype(float), eps)
+    at = (flags["run_id"] == run_id) & (flags["attack"] == attack) & np.isclose(flags["eps"], eps)
     raised = set(flags.loc[at, "flag"])
     return "".join(flag.symbol for flag in FLAGS.values() if flag.name in raised)

@@ -1,4 +1,4 @@
-"""What the tables of results say, as frames with a row for each network or configuration. Never imports torch.
+"""What the tables of results say, as frames with a row for each network or configuration.
 
 A configuration is a method with its settings (ratio, max_cond). Rates are computed here, from counts: a single count
 has a Wilson interval, several seeds have a mean and a sample standard deviation, and two configurations are compared
@@ -14,36 +14,17 @@ import numpy as np
 import pandas as pd
 
 from study.results.store import Results
-from study.settings import SETTINGS, label_suffix, name_suffix, parsed
+from study.results.tables import framed
+from study.settings import ADVERSARIAL, SETTINGS, label_suffix, name_suffix, parsed
 from study.statistics.comparison import Gap, mean_std, student, wilson
 from study.statistics.looks import LOOKS, look
-
-_TEXT = [
-    "run_id",
-    "dataset",
-    "model",
-    "method",
-    "label",
-    "device",
-    "status",
-    "spec_hash",
-    "layer",
-    "quantity",
-    "attack",
-    "norm",
-    "options",
-    "outcomes",
-    "distances",
-    "target",
-    "commit",
-]
 
 _DENSE = {"n_params_trained": "n_params_dense", "n_params_deployed": "n_params_dense", "flops_deployed": "flops_dense"}
 
 
 def ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """With a full name for each configuration, by method, then ratio and bound; numbers as floats."""
-    frame = frame.astype({column: float for column in frame if column not in _TEXT})
+    frame = frame.astype(dict.fromkeys(frame.select_dtypes("number"), float))
     place = frame["method"].map({method: i for i, method in enumerate(LOOKS)}).fillna(len(LOOKS))
     rows = frame[["label", *SETTINGS]].to_dict("records")
     names = [f"{row['label']}{name_suffix(_numbers(row))}" for row in rows]
@@ -60,14 +41,13 @@ def _settings(run_ids: Sequence[str]) -> pd.DataFrame:
     """What a run_id spells out (condlr-r0.8-c1.1-s0), for a cell that has no row yet."""
     rows = [parsed(run_id) for run_id in run_ids]
     labels = [f"{look(str(row['method'])).label}{label_suffix(_numbers(row))}" for row in rows]
-    frame = pd.DataFrame(rows, columns=["method", *SETTINGS, "seed"], dtype=object)
-    return frame.assign(run_id=run_ids, label=pd.Series(labels, frame.index, dtype=object), status="waiting")
+    about = zip(rows, run_ids, labels, strict=True)
+    return framed(
+        "runs", ({**row, "run_id": run_id, "label": label, "status": "waiting"} for row, run_id, label in about)
+    )
 
 
 # --- parts of results ------------------------------------------------------------------------------------------------
-
-ADVERSARIAL = ("mix", "trades", "radius")
-"""The settings of adversarial training."""
 
 
 def training(row: Mapping[Any, Any]) -> str:
@@ -79,7 +59,7 @@ def trainings(results: Results) -> dict[str, Results]:
     """The parts with plain training and with each adversarial one."""
     absent = _settings(results.missing)
     about = pd.concat([results.runs[["run_id", *ADVERSARIAL]], absent[["run_id", *ADVERSARIAL]]])
-    kinds = {row["run_id"]: training(row) for row in about.astype(dict.fromkeys(ADVERSARIAL, float)).to_dict("records")}
+    kinds = {row["run_id"]: training(row) for row in about.to_dict("records")}
     order = dict.fromkeys(kinds[run_id] for run_id in sorted(kinds, key=lambda run_id: kinds[run_id] != "plain"))
     return {kind: results.restricted([run_id for run_id, own in kinds.items() if own == kind]) for kind in order}
 
@@ -96,7 +76,7 @@ def pick(
     def chosen(frame: pd.DataFrame) -> list[str]:
         keep = frame["method"].isin(methods or list(frame["method"]))
         for column, allowed in (("ratio", ratios), ("max_cond", bounds), ("decay", decays)):
-            values = frame[column].astype(float)
+            values = frame[column]
             keep &= values.isna() | values.isin(allowed or list(values))
         return list(frame.loc[keep, "run_id"])
 
@@ -172,7 +152,7 @@ def final(frame: pd.DataFrame) -> pd.DataFrame:
 
 def spectral(results: Results) -> pd.DataFrame:
     """By run_id, after training: kappa, the largest κ of any layer, and gain, the product of all ‖W‖₂."""
-    values = final(results.spectra).astype({"singular_value": float}).groupby(["run_id", "layer"])["singular_value"]
+    values = final(results.spectra).groupby(["run_id", "layer"])["singular_value"]
     kappa = (values.max() / values.min()).groupby("run_id").max()
     return pd.DataFrame({"kappa": kappa, "gain": values.max().groupby("run_id").prod()})
 
@@ -180,8 +160,7 @@ def spectral(results: Results) -> pd.DataFrame:
 def with_spectra(results: Results, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of the networks that have spectra, joined with `spectral` by run_id."""
     measured = spectral(results)
-    joined: pd.DataFrame = frame[frame["run_id"].isin(measured.index)].join(measured, on="run_id")
-    return joined
+    return frame[frame["run_id"].isin(measured.index)].join(measured, on="run_id")
 
 
 def sensitivity(results: Results, attack: str) -> pd.DataFrame:
@@ -199,15 +178,15 @@ def summary(results: Results) -> pd.DataFrame:
     kappa, kappa_start: the largest κ of any layer and seed after training and before it. Counts, and the rank kept, are
     means over the seeds: those of a rank-adaptive method differ.
     """
-    absent = _settings(results.missing).reindex(columns=results.runs.columns)
+    absent = _settings(results.missing)
     cells = ordered(pd.concat([part for part in (results.runs, absent) if len(part)] or [absent]))
     start = kappas(results).query("epoch == 0").groupby("run_id")["value"].max()
     cells = cells.assign(
         accuracy=100 * cells["n_correct"] / cells["n_test"],
-        kappa=cells["run_id"].map(spectral(results)["kappa"]).astype(float),
-        kappa_start=cells["run_id"].map(start).astype(float),
+        kappa=cells["run_id"].map(spectral(results)["kappa"]),
+        kappa_start=cells["run_id"].map(start),
     )
-    groups = cells.groupby(cells["run_id"].astype(str).str.replace(r"-s\d+$", "", regex=True), sort=False)
+    groups = cells.groupby(cells["run_id"].str.replace(r"-s\d+$", "", regex=True), sort=False)
     frame = groups[["name", "method", "label", *SETTINGS]].first()
     frame["rank_fraction"] = groups["rank_fraction"].mean()
     for state in ("done", "diverged", "waiting"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Literal, NamedTuple
 
 from wellcond.methods.registry import METHODS
@@ -59,7 +60,15 @@ _DRAWN: dict[str, tuple[str, str] | tuple[str, str, str]] = {
 }
 
 LOOKS = {name: Look(METHODS[name].label, *drawn) for name, drawn in _DRAWN.items()}
-"""The methods in the order of tables and legends."""
+"""The methods in the order of tables and legends; others come after them, with a look that follows from their name."""
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
+
+
+def _unplanned(method: str) -> Look:
+    number = zlib.crc32(method.encode())
+    color, marker, dash = _COLORS[number % 7], "HdpX*P8"[number // 7 % 7], ("-", "--", "-.", ":")[number // 49 % 4]
+    return Look(METHODS[method].label if method in METHODS else method, color, marker, dash)
 
 
 def look(
@@ -71,9 +80,9 @@ def look(
     **_: object,
 ) -> Look:
     """The look of a configuration: of τ, ϑ and the depth N the middle ones look as the method does, the smallest and
-    the largest have their own marker and dash; without its penalty (β = 0) a marker is open. A method without a look of
-    its own is grey. Other settings change nothing."""
-    base = LOOKS.get(method) or Look(METHODS[method].label if method in METHODS else method, "#888888", "h")
+    the largest have their own marker and dash; without its penalty (β = 0) a marker is open. Other
+    settings change nothing."""
+    base = LOOKS.get(method) or _unplanned(method)
     if beta == 0:
         base = base._replace(fill="none")
     if max_cond == 1:

@@ -1,4 +1,4 @@
-"""What survives the strongest of several attacks: rates, and two networks compared image by image. Never imports torch.
+"""What survives the strongest of several attacks: rates, and two networks compared image by image.
 
 An image counts as robust if it survives every attack of a list, at a radius and at smaller ones; only networks that
 were measured under all of them are counted.
@@ -36,7 +36,7 @@ class Threat:
 def threat(results: Results, label: str, *attacks: str, at_most: float = math.inf) -> Threat:
     """The threat of these attacks at the largest radius up to at_most, and on the most images, that the results have of
     each."""
-    rows = results.attacks[results.attacks["attack"].isin(attacks)].astype({"eps": float, "n_examples": int})
+    rows = results.attacks[results.attacks["attack"].isin(attacks)]
     rows = rows[rows["eps"] <= at_most]
     common = rows.groupby("eps")["attack"].nunique().loc[lambda kinds: kinds == len(attacks)]
     if common.empty:
@@ -53,16 +53,15 @@ def alive(row: Mapping[Any, Any], n: int) -> Bits:
 
 def standing(rows: pd.DataFrame, n: int) -> Bits:
     """Which of the first n images survive in all of these rows of the table of attacks."""
-    both: Bits = np.logical_and.reduce([alive(row, n) for row in rows.to_dict("records")])
-    return both
+    return np.logical_and.reduce([alive(row, n) for row in rows.to_dict("records")])
 
 
 def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
     """{run_id: which of the first n images survive all attacks of the threat}, for runs measured under each of them."""
     found = {}
-    frame = results.attacks[results.attacks["n_examples"].astype(float) >= threat.n]
+    frame = results.attacks[results.attacks["n_examples"] >= threat.n]
     for run_id, rows in frame.groupby("run_id", sort=False):
-        eps = rows["eps"].astype(float)
+        eps = rows["eps"]
         at = rows["attack"].isin(threat.attacks) & np.isclose(eps, threat.eps)
         if set(rows.loc[at, "attack"]) == set(threat.attacks):
             # FGSM at a smaller radius counts too: its images lie in the ball

@@ -1,4 +1,4 @@
-"""A claim, the numbers that were measured for it, and whether they bear it out. Never imports torch."""
+"""A claim, the numbers that were measured for it, and whether they bear it out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Reading:
     """A measured number and the band in which the claim wants it; `error` is its standard error, nan if it has none."""
 
     what: str
@@ -80,7 +80,7 @@ class Check:
     statement: str
     construction: str
     falsified_if: str
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[Reading, ...]
     panels: tuple[Panel, ...]
     rows: pd.DataFrame
 
@@ -115,9 +115,9 @@ def slope(line: pd.DataFrame) -> tuple[float, float]:
     return float(c[0]), float(error[0])
 
 
-def slope_between(what: str, line: pd.DataFrame, expected: float, tolerance: float) -> Measurement:
+def slope_between(what: str, line: pd.DataFrame, expected: float, tolerance: float) -> Reading:
     """The exponent of y against x, which should be expected ± tolerance."""
-    return Measurement(what, f"{expected:g}", expected - tolerance, expected + tolerance, *slope(line))
+    return Reading(what, f"{expected:g}", expected - tolerance, expected + tolerance, *slope(line))
 
 
 def median_by_x(line: pd.DataFrame) -> pd.Series:

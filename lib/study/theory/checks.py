@@ -18,8 +18,8 @@ from study.statistics.verdicts import (
     Check,
     Guide,
     Lines,
-    Measurement,
     Panel,
+    Reading,
     least_squares,
     median_by_x,
     ratio,
@@ -94,8 +94,8 @@ def one_step(seeds: int = 3, points: int = 5, *, follows: Callable[..., Method] 
     for series in ("QR", "polar"):
         growth = ratio(lines.line("inside", series), 1 + TAU, 1.0)
         what = f"defect at κ = {1 + TAU:g} over κ = 1, {series}"
-        measured.append(Measurement(what, f"≤ {allowed:.2f}", 0, allowed, growth))
-    measured.append(Measurement("largest defect over C_R h²", "≤ 1", 0, 1, worst))
+        measured.append(Reading(what, f"≤ {allowed:.2f}", 0, allowed, growth))
+    measured.append(Reading("largest defect over C_R h²", "≤ 1", 0, 1, worst))
     return Check(
         "T1",
         "One step is $W + h P_W F + O(h^2)$; while $\\kappa(S) \\le 1 + \\tau$ and $\\sigma_{\\max} \\ge s$, the "
@@ -142,9 +142,9 @@ def order(seeds: int = 3, points: int = 5, *, follows: Sequence[Method] = COVERE
         for kappa, errors in zip(kappas, norms((reached - turned) / size, seeds), strict=True):
             lines.add("kappa", method.label, kappa, errors)
     measured = [slope_between(f"slope, {m.label}", lines.line("order", m.label), 1, 0.1) for m in follows]
-    measured.append(Measurement(f"slope, {other.label}", "0", -0.1, 0.2, *slope(lines.line("order", other.label))))
+    measured.append(Reading(f"slope, {other.label}", "0", -0.1, 0.2, *slope(lines.line("order", other.label))))
     growth = ratio(lines.line("kappa", free.label), kappas[-1], kappas[0])
-    measured.append(Measurement("error at κ = 1e6 over κ = 1.05, no bound", "≤ 1.5", 0, 1.5, growth))
+    measured.append(Reading("error at κ = 1e6 over κ = 1.05, no bound", "≤ 1.5", 0, 1.5, growth))
     return Check(
         "T2",
         "For a field tangent to the constraint, $\\varepsilon = 0$, the error at a fixed time is $O(h)$.",
@@ -185,9 +185,7 @@ def normal_component(seeds: int = 3, points: int = 5, *, follows: Sequence[Metho
         line = lines.line("normal", method.label)
         measured.append(slope_between(f"slope, {method.label}", line[line["x"] >= sizes[2]], 1, 0.1))
     largest = [float(median_by_x(lines.line("normal", method.label)).iloc[-1]) for method in follows]
-    measured.append(
-        Measurement("largest over smallest error at the largest ε", "1", 1, 1.1, max(largest) / min(largest))
-    )
+    measured.append(Reading("largest over smallest error at the largest ε", "1", 1, 1.1, max(largest) / min(largest)))
     return Check(
         "T3",
         "A component of size ε of the field that is normal to the manifold costs an error proportional to ε.",
@@ -280,16 +278,16 @@ def stiffness(seeds: int = 3, points: int = 5, *, robust: Sequence[Method] = (KL
     for method in robust:
         growth = ratio(lines.line("kappa", method.label), kappas[-1], kappas[0])
         what = f"error at κ = 1e4 over κ = {kappas[0]:g}, {method.label}"
-        measured.append(Measurement(what, "0.7 to 1.4", 0.7, 1.4, growth))
+        measured.append(Reading(what, "0.7 to 1.4", 0.7, 1.4, growth))
     measured += [slope_between(f"slope, {m.label}", lines.line("steps", m.label), 0.5, 0.15) for m in robust]
     growth = ratio(lines.line("kappa", FREE[1].label), kappas[-1], kappas[0])
     what = f"error at κ = 1e4 over κ = {kappas[0]:g}, {FREE[1].label}"
-    measured.append(Measurement(what, "≤ 1.4", 0, 1.4, growth))
+    measured.append(Reading(what, "≤ 1.4", 0, 1.4, growth))
     euler = lines.line("steps", FREE[0].label)
-    measured.append(Measurement(f"slope, {FREE[0].label}", "≤ 0.35", -math.inf, 0.35, *slope(euler)))
+    measured.append(Reading(f"slope, {FREE[0].label}", "≤ 0.35", -math.inf, 0.35, *slope(euler)))
     last = [float(median_by_x(lines.line("steps", label)).iloc[0]) for label in (FREE[0].label, robust[0].label)]
     what = f"{FREE[0].label} over {robust[0].label}, κ = 1e4, smallest step"
-    measured.append(Measurement(what, "≥ 2", 2, math.inf, last[0] / last[1]))
+    measured.append(Reading(what, "≥ 2", 2, math.inf, last[0] / last[1]))
     return Check(
         "T4",
         "With noise and a persistent small singular value the Euler step with QR degrades; K-L-S and augmented bases "
@@ -347,8 +345,8 @@ def bias(seeds: int = 3, points: int = 5, *, follows: Callable[[float], Method] 
     quotient = line["y"] / line["x"]
     mild = lines.line("noise", f"κ(A) = {kappas[0]:.0f}")
     measured = (
-        Measurement("smallest error over distance", "1", 0.999, 1.02, float(quotient.min())),
-        Measurement("largest error over distance", "1", 0.999, 1.02, float(quotient.max())),
+        Reading("smallest error over distance", "1", 0.999, 1.02, float(quotient.min())),
+        Reading("largest error over distance", "1", 0.999, 1.02, float(quotient.max())),
         slope_between(f"slope of the excess under noise, κ(A) = {kappas[0]:.0f}", mild, 1, 0.2),
     )
     return Check(
@@ -393,9 +391,9 @@ def clamp(seeds: int = 3, points: int = 5, *, follows: Callable[[float], Method]
     moved = [float(median_by_x(lines.line("moved", method.label)).iloc[-1]) for method in methods]
     limit = float(median_by_x(lines.line("kappa", methods[1].label)).iloc[-1])
     measured = (
-        Measurement("κ after 50 clamps of (10, 1, 1, 1), bound 2", "1.5", 1.49, 1.51, limit),
-        Measurement("moved by 49 more projections, relative", "0", 0, 1e-12, moved[0]),
-        Measurement("moved by 49 more clamps, relative", "≥ 0.05", 0.05, math.inf, moved[1]),
+        Reading("κ after 50 clamps of (10, 1, 1, 1), bound 2", "1.5", 1.49, 1.51, limit),
+        Reading("moved by 49 more projections, relative", "0", 0, 1e-12, moved[0]),
+        Reading("moved by 49 more clamps, relative", "≥ 0.05", 0.05, math.inf, moved[1]),
     )
     return Check(
         "T6",
@@ -480,7 +478,7 @@ def constants(seeds: int = 3, points: int = 5, *, follows: Method = WIDE) -> Che
     measured = []
     for model, residual, tolerance in (("sum", 0.3, 0.2), ("squares", 0.03, 0.1)):
         what = f"largest relative residual, {model}"
-        measured.append(Measurement(what, f"≤ {residual:g}", 0, residual, worst[model]))
+        measured.append(Reading(what, f"≤ {residual:g}", 0, residual, worst[model]))
         for name, by_scale in ((f"c₁, {model}", 0), (f"c₂, {model}", -1)):
             measured.append(slope_between(f"slope of {name} in κ", lines.line("kappa", name), 0, 0.1))
             measured.append(slope_between(f"slope of {name} in s", lines.line("scale", name), by_scale, tolerance))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study import data
-from study.statistics.verdicts import Check, Guide, Lines, Measurement, Panel, least_squares, median_by_x, slope_between
+from study.statistics.verdicts import Check, Guide, Lines, Panel, Reading, least_squares, median_by_x, slope_between
 from study.theory import flows
 from study.theory.flows import AUGMENTED, KLS, Method, exact
 from wellcond import spectrum
@@ -161,12 +161,10 @@ def network_layer(seeds: int = 3, points: int = 5, *, follows: Callable[[float],
     measured = (
         slope_between(f"slope in h, r = {NARROW} (ε = 0)", lines.line("steps", f"r = {NARROW}"), 1, 0.1),
         *(slope_between(f"slope in T ε, {name}", lines.line("leaving", name), 1, 0.25) for name in variants),
-        Measurement(f"c₁ of e = c₁ T ε + c₂ h, at most 3 e^lT = {3 * limit:.0f}", "≤", 0, 3 * limit, c_1, error_1),
-        Measurement("c₂ of e = c₁ T ε + c₂ h", "≥ 0", 0, math.inf, c_2, error_2),
-        Measurement("largest error over the bound of the theorem", "≤ 1", 0, 1, worst),
-        Measurement(
-            "largest error over that at the next smaller rank", "< 1", 0, 1, float((free / free.shift()).max())
-        ),
+        Reading(f"c₁ of e = c₁ T ε + c₂ h, at most 3 e^lT = {3 * limit:.0f}", "≤", 0, 3 * limit, c_1, error_1),
+        Reading("c₂ of e = c₁ T ε + c₂ h", "≥ 0", 0, math.inf, c_2, error_2),
+        Reading("largest error over the bound of the theorem", "≤ 1", 0, 1, worst),
+        Reading("largest error over that at the next smaller rank", "< 1", 0, 1, float((free / free.shift()).max())),
     )
     return Check(
         "T8",

@@ -61,8 +61,7 @@ def lengths(points: int, longest: float = 0.2) -> list[float]:
 
 def norms(A: Tensor, seeds: int) -> list[list[float]]:
     """The Frobenius norms of a stack whose seeds vary fastest: a list for each case."""
-    found: list[list[float]] = A.norm(dim=(-2, -1)).reshape(-1, seeds).tolist()
-    return found
+    return A.norm(dim=(-2, -1)).reshape(-1, seeds).tolist()
 
 
 def repeated(A: Tensor, cases: int) -> Tensor:

@@ -80,10 +80,6 @@ OBJECTIVES: dict[str, Objective] = {
 """The objectives by the setting that gives their weight."""
 
 
-SETTINGS = ("radius", *OBJECTIVES)
-"""The settings of a run that are the adversary's, whatever the method."""
-
-
 @dataclass(frozen=True)
 class Adversary:
     """objective: key of OBJECTIVES, with its weight (m or β); radius: ε >= 0 in units of the pixel range.

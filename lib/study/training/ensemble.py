@@ -25,14 +25,12 @@ from torch.nn import functional as F
 from study.training.adversarial import Adversary
 from study.training.distributed import ALONE, Processes
 from study.training.loop import (
-    STEPS,
     Diverged,
     Images,
     Keeper,
-    check_protocol,
+    Recipe,
     fit,
     in_format,
-    steps_per_epoch,
     training_epochs,
 )
 from wellcond.errors import invalid
@@ -83,8 +81,7 @@ class Stack:
             forward = in_format(lambda x: functional_call(self.models[0], (parameters, buffers), (x,)), autocast)
             return F.cross_entropy(forward(x), y, label_smoothing=label_smoothing)
 
-        losses: Tensor = vmap(loss, randomness="different")(self.parameters, self.buffers, x, y)
-        return losses
+        return vmap(loss, randomness="different")(self.parameters, self.buffers, x, y)
 
     def optimizer(self, template: LowRankSGD) -> LowRankSGD:
         """`template`, an optimizer of the first model, for the stack: its groups with each parameter by its name.
@@ -157,18 +154,9 @@ def fit_together(
     models: Sequence[nn.Module],
     optimizer: torch.optim.Optimizer,
     data: Sequence[Images],
+    protocol: Recipe,
     *,
     seeds: Sequence[int],
-    epochs: int,
-    batch_size: int,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.3,
-    schedule: str = STEPS,
-    warmup: int = 0,
-    warmup_start: float = 1.0,
-    label_smoothing: float = 0.0,
-    autocast: str = "",
-    augment: str = "none",
     penalty: Callable[[nn.Module], Tensor] | None = None,
     adversary: Adversary | None = None,
     processes: Processes = ALONE,
@@ -184,9 +172,8 @@ def fit_together(
     Returns, for each model, None, or the reason why it diverged: it then keeps the parameters of its last whole epoch,
     is reported no further, and does not disturb the others.
     Raises ValueError for models that differ in more than their values, an optimizer that is not new or not of
-    models[0], as many data or seeds as there are not models, data of unequal sizes, or a protocol that `fit` refuses.
+    models[0], as many data or seeds as there are not models, or data of unequal sizes.
     """
-    check_protocol(epochs, batch_size, warmup, warmup_start, schedule, label_smoothing, autocast)
     if not models:
         raise invalid("models", list(models), "one or more")
     for field, given in (("data", data), ("seeds", seeds)):
@@ -199,17 +186,8 @@ def fit_together(
                 models[0],
                 optimizer,
                 data[0],
-                epochs=epochs,
-                batch_size=batch_size,
-                milestones=milestones,
-                gamma=gamma,
-                schedule=schedule,
-                warmup=warmup,
-                warmup_start=warmup_start,
-                label_smoothing=label_smoothing,
-                autocast=autocast,
+                protocol,
                 seed=seeds[0],
-                augment=augment,
                 penalty=penalty,
                 adversary=adversary,
                 processes=processes,
@@ -241,26 +219,22 @@ def fit_together(
 
     def batches(epoch: int) -> Iterable[tuple[tuple[Tensor, Tensor], int]]:
         pairs = zip(data, seeds, strict=True)
-        for x, y in _joined(d.batches(batch_size, seed=seed, epoch=epoch, augment=augment) for d, seed in pairs):
+        for x, y in _joined(
+            d.batches(protocol.batch_size, seed=seed, epoch=epoch, augment=protocol.augment) for d, seed in pairs
+        ):
             yield (x, y), y.shape[-1]
 
     def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        losses = stack.losses(x, y, label_smoothing, autocast)
+        losses = stack.losses(x, y, protocol.label_smoothing, protocol.autocast)
         return losses, losses.sum()
 
-    steps = steps_per_epoch(data[0], batch_size)
     for epoch, losses, state in training_epochs(
         models,
         optimizer,
         batches,
         objective,
-        epochs=epochs,
-        milestones=milestones,
-        gamma=gamma,
-        schedule=schedule,
-        warmup_steps=warmup * steps,
-        warmup_start=warmup_start,
-        steps=epochs * steps,
+        protocol,
+        len(data[0]),
         seeds=seeds,
         after_backward=lambda: stack.isolate(optimizer),
         restored=restored,

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from study.training.loop import Images, fit
+from study.training.loop import Images, Recipe, fit
 from wellcond.compression.weights import held_zeros
 from wellcond.optim import LowRankSGD, param_groups
 
@@ -24,5 +24,5 @@ def fine_tuned(
     optimizer = LowRankSGD(param_groups(model), lr=lr, momentum=momentum)
     torch.manual_seed(seed)  # dropout
     with held_zeros(model):
-        fit(model, optimizer, data, epochs=epochs, batch_size=batch_size, seed=seed)
+        fit(model, optimizer, data, Recipe(epochs, batch_size), seed=seed)
     return model.eval()

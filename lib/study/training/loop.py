@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -68,6 +69,44 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 STEPS = "steps"  # the other schedule: multiplied by gamma at the milestones
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained, whatever its optimizer: its protocol.
+
+    augment: a key of data.AUGMENTATIONS. schedule: "steps", the learning rate is multiplied by gamma after the epochs
+    in milestones; or a key of SCHEDULES, by which it falls step by step. warmup: epochs over which it rises first, step
+    by step and linearly, from warmup_start (in (0, 1]) times itself ("steps") or from almost 0.
+    label_smoothing s in [0, 1): the target is (1 - s) times the label's unit vector plus s/classes. autocast: "" or a
+    key of FORMATS. Raises ValueError, naming the option, for one that is out of range or unknown.
+    """
+
+    epochs: int
+    batch_size: int
+    milestones: Sequence[int] = ()
+    gamma: float = 0.3
+    schedule: str = STEPS
+    warmup: int = 0
+    warmup_start: float = 1.0
+    label_smoothing: float = 0.0
+    autocast: str = ""
+    augment: str = "none"
+
+    def __post_init__(self) -> None:
+        for field, least in (("epochs", 0), ("batch_size", 1), ("warmup", 0)):
+            if getattr(self, field) < least:
+                raise invalid(field, getattr(self, field), f">= {least}")
+        if not 0 < self.warmup_start <= 1:
+            raise invalid("warmup_start", self.warmup_start, "in (0, 1]")
+        if self.schedule not in (STEPS, *SCHEDULES):
+            raise unknown("schedule", self.schedule, (STEPS, *SCHEDULES))
+        if self.schedule != STEPS and not self.warmup < max(self.epochs, 1):
+            raise invalid("warmup", self.warmup, f"< epochs = {self.epochs}")
+        if not 0 <= self.label_smoothing < 1:
+            raise invalid("label_smoothing", self.label_smoothing, "in [0, 1)")
+        if self.autocast and self.autocast not in FORMATS:
+            raise unknown("autocast", self.autocast, FORMATS)
+
+
 def derived_seed(*keys: int) -> int:
     """A seed in [0, 2^63) that differs for different keys."""
     return int.from_bytes(hashlib.blake2b(repr(keys).encode(), digest_size=8).digest(), "little") >> 1
@@ -77,25 +116,20 @@ Scheduler = torch.optim.lr_scheduler.LRScheduler
 
 
 def _schedulers(
-    optimizer: torch.optim.Optimizer,
-    schedule: str,
-    milestones: Sequence[int],
-    gamma: float,
-    warmup_steps: int,
-    warmup_start: float,
-    steps: int,
+    optimizer: torch.optim.Optimizer, protocol: Recipe, epoch: int
 ) -> tuple[list[Scheduler], list[Scheduler]]:
-    """Those that move with every step, and with every epoch."""
-    if schedule == STEPS:
-        by_epoch = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma)
-        if not warmup_steps:
+    """Those that move with every step, and with every epoch of so many steps."""
+    warmup, steps = protocol.warmup * epoch, protocol.epochs * epoch
+    if protocol.schedule == STEPS:
+        by_epoch = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(protocol.milestones), protocol.gamma)
+        if not warmup:
             return [], [by_epoch]
-        return [torch.optim.lr_scheduler.LinearLR(optimizer, warmup_start, 1.0, warmup_steps)], [by_epoch]
+        return [torch.optim.lr_scheduler.LinearLR(optimizer, protocol.warmup_start, 1.0, warmup)], [by_epoch]
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        return SCHEDULES[schedule]((step - warmup_steps) / (steps - warmup_steps)) if step < steps else 0.0
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return SCHEDULES[protocol.schedule]((step - warmup) / (steps - warmup)) if step < steps else 0.0
 
     return [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)], []
 
@@ -105,14 +139,9 @@ def training_epochs(
     optimizer: torch.optim.Optimizer,
     batches: Callable[[int], Iterable[tuple[tuple[Any, ...], int]]],
     objective: Callable[..., tuple[Tensor, Tensor]],
+    protocol: Recipe,
+    n_images: int,
     *,
-    epochs: int,
-    milestones: Sequence[int],
-    gamma: float,
-    schedule: str = STEPS,
-    warmup_steps: int = 0,
-    warmup_start: float = 1.0,
-    steps: int = 0,
     seeds: Sequence[int] = (0,),
     after_backward: Callable[[], None] | None = None,
     restored: Mapping[str, Any] | None = None,
@@ -120,14 +149,15 @@ def training_epochs(
     """The steps and the schedule of `fit` and of `ensemble.fit_together`: yields (epoch, mean training losses (...),
     state), where state() is what `restored` takes to go on after this epoch with models in the state they are in then.
 
-    batches(epoch): the arguments of objective, and the number of images, of each batch, made when its step is due.
+    n_images: how many make an epoch. batches(epoch): the arguments of objective, and the number of images, of each
+    batch, made when its step is due.
     objective(...): the mean losses (...) of a batch, and the number to differentiate. The optimizer gets a closure,
     which it may call more than once for a batch; after_backward is called whenever there are new gradients. An
     optimizer with a method end_epoch() has it called after each epoch. seeds: what the masks of dropout are drawn from.
     The models are in training mode during an epoch, in evaluation mode when it is yielded.
     Raises Diverged when a factorization fails because a gradient is not finite.
     """
-    by_step, by_epoch = _schedulers(optimizer, schedule, milestones, gamma, warmup_steps, warmup_start, steps)
+    by_step, by_epoch = _schedulers(optimizer, protocol, math.ceil(n_images / protocol.batch_size))
     done = 0
     if restored is not None:
         done = int(restored["epoch"])
@@ -135,7 +165,7 @@ def training_epochs(
         for scheduler, state in zip((*by_step, *by_epoch), restored["schedulers"], strict=True):
             scheduler.load_state_dict(dict(state))
     device = next(models[0].parameters()).device
-    for epoch in range(done + 1, epochs + 1):
+    for epoch in range(done + 1, protocol.epochs + 1):
         for model in models:
             model.train()
         total = torch.zeros((), dtype=torch.float64, device=device)
@@ -192,31 +222,17 @@ def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     data: Images,
+    protocol: Recipe,
     *,
-    epochs: int,
-    batch_size: int,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.3,
-    schedule: str = STEPS,
-    warmup: int = 0,
-    warmup_start: float = 1.0,
-    label_smoothing: float = 0.0,
-    autocast: str = "",
     seed: int = 0,
-    augment: str = "none",
     penalty: Callable[[nn.Module], Tensor] | None = None,
     adversary: Adversary | None = None,
     processes: Processes = ALONE,
     on_epoch: Callable[[int, float], None] | None = None,
     keeper: Keeper | None = None,
 ) -> None:
-    """Minimize the mean cross-entropy (plus penalty(model)) for `epochs` epochs; the last, short batch is used.
+    """Minimize the mean cross-entropy (plus penalty(model)) as the protocol says; the last, short batch is used.
 
-    schedule: "steps", the learning rate is multiplied by gamma after the epochs in milestones; or a key of SCHEDULES,
-    by which it falls step by step. warmup: epochs over which it rises first, step by step and linearly, from
-    warmup_start (in (0, 1]) times itself ("steps") or from almost 0.
-    label_smoothing s in [0, 1): the target is (1 - s) times the label's unit vector plus s/classes. autocast: "" or a
-    key of FORMATS.
     adversary: minimize its loss in place of the cross-entropy. Its images of a batch are made once, at the network
     before the step, from starts drawn by (seed, epoch); an optimizer that evaluates the loss again within the step
     meets the same images.
@@ -225,24 +241,23 @@ def fit(
     on_epoch(epoch, mean training loss) is called with epoch = 1..epochs, the model in evaluation mode; the loss is the
     one that is minimized, in training mode and without the penalty.
     keeper: gets the state after each epoch, when on_epoch has been called; a training for which it has one goes on.
-    Raises Diverged when the loss or a factorization stops being finite, ValueError for an option out of range, label
-    smoothing with an adversary, or several processes for batch normalization on a CPU.
+    Raises Diverged when the loss or a factorization stops being finite, ValueError for label smoothing with an
+    adversary, or several processes for batch normalization on a CPU.
     """
-    check_protocol(epochs, batch_size, warmup, warmup_start, schedule, label_smoothing, autocast)
-    if adversary is not None and label_smoothing:
-        raise invalid("label_smoothing", label_smoothing, "0 in adversarial training")
+    if adversary is not None and protocol.label_smoothing:
+        raise invalid("label_smoothing", protocol.label_smoothing, "0 in adversarial training")
     restored = processes.first(None if keeper is None else keeper.restore())
     if restored is not None:
         model.load_state_dict(restored["models"][0])
     processes.copy_first(model)
-    forward = in_format(model, autocast)
+    forward = in_format(model, protocol.autocast)
     data_loss: Callable[..., Tensor] = (
-        partial(_cross_entropy, label_smoothing=label_smoothing) if adversary is None else adversary.loss
+        partial(_cross_entropy, label_smoothing=protocol.label_smoothing) if adversary is None else adversary.loss
     )
 
     def batches(epoch: int) -> Iterable[tuple[tuple[Any, ...], int]]:
         starts = torch.Generator().manual_seed(_STARTS + 1_000_003 * seed + epoch)
-        for x, y in data.batches(batch_size, seed=seed, epoch=epoch, augment=augment):
+        for x, y in data.batches(protocol.batch_size, seed=seed, epoch=epoch, augment=protocol.augment):
             part, weight = processes.share(len(y))
             images = [x[part]]
             if adversary is not None:
@@ -263,13 +278,8 @@ def fit(
             optimizer,
             batches,
             objective,
-            epochs=epochs,
-            milestones=milestones,
-            gamma=gamma,
-            schedule=schedule,
-            warmup_steps=warmup * steps_per_epoch(data, batch_size),
-            warmup_start=warmup_start,
-            steps=epochs * steps_per_epoch(data, batch_size),
+            protocol,
+            len(data),
             seeds=(seed, processes.rank),
             after_backward=after_backward,
             restored=restored,
@@ -286,36 +296,3 @@ def fit(
 
 
 _STARTS = 500_000  # the starts of attacks and the order of the images are not drawn from one seed
-
-
-def steps_per_epoch(data: Images, batch_size: int) -> int:
-    """The number of batches, the last, short one included."""
-    return math.ceil(len(data) / batch_size)
-
-
-def check_protocol(
-    epochs: int,
-    batch_size: int,
-    warmup: int,
-    warmup_start: float,
-    schedule: str = STEPS,
-    label_smoothing: float = 0.0,
-    autocast: str = "",
-) -> None:
-    """Raise ValueError, naming the option, for one that is out of range or unknown; see `fit`."""
-    if epochs < 0:
-        raise invalid("epochs", epochs, ">= 0")
-    if batch_size < 1:
-        raise invalid("batch_size", batch_size, ">= 1")
-    if warmup < 0:
-        raise invalid("warmup", warmup, ">= 0")
-    if not 0 < warmup_start <= 1:
-        raise invalid("warmup_start", warmup_start, "in (0, 1]")
-    if schedule not in (STEPS, *SCHEDULES):
-        raise unknown("schedule", schedule, (STEPS, *SCHEDULES))
-    if schedule != STEPS and not warmup < max(epochs, 1):
-        raise invalid("warmup", warmup, f"< epochs = {epochs}")
-    if not 0 <= label_smoothing < 1:
-        raise invalid("label_smoothing", label_smoothing, "in [0, 1)")
-    if autocast and autocast not in FORMATS:
-        raise unknown("autocast", autocast, FORMATS)

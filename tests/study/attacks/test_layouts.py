@@ -59,12 +59,12 @@ def test_distances_of_coloured_images():
 @pytest.mark.parametrize("augment", list(data.AUGMENTATIONS))
 def test_a_network_that_flattens_by_view_is_trained_counted_and_attacked(augment):
     from study.training.adversarial import Adversary
-    from study.training.loop import fit
+    from study.training.loop import Recipe, fit
 
     network, some = Viewed(), images()
     for adversary in (None, Adversary("mix", 0.5, 0.1)):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-        fit(network, optimizer, some, epochs=1, batch_size=4, augment=augment, adversary=adversary)
+        fit(network, optimizer, some, Recipe(epochs=1, batch_size=4, augment=augment), adversary=adversary)
     assert evaluate.count_correct(network, some).n == 6
     for kind in KINDS:
         evaluate.robustness_curve(network, some, kind.name, [0.1])

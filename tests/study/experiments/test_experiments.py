@@ -132,8 +132,8 @@ def test_the_grid_is_the_product_of_what_is_swept(load):
     by_id = {cell.run_id: cell for cell in cells}
     assert by_id["uv-r0.5-s0"].train.lr == 0.02
     assert by_id["uv-r0.5-s0"].train.epochs == 2
-    assert by_id["condlr-r0.8-c1.5-s0"].settings.ratio == 0.8
-    assert by_id["condlr-r0.8-c1.5-s0"].settings.max_cond == 1.5
+    assert by_id["condlr-r0.8-c1.5-s0"].settings["ratio"] == 0.8
+    assert by_id["condlr-r0.8-c1.5-s0"].settings["max_cond"] == 1.5
     assert load().hashes() == {cell.run_id: cell.spec_hash for cell in cells}
     assert [attack[:2] for attack in load().attacks()] == [("fgsm", 0.0), ("fgsm", 0.1), ("pgd_l2", 0.5)]
 
@@ -207,7 +207,7 @@ def test_what_is_absent_is_not_part_of_the_specification(load):
     (cell, *_), given = load().cells(), {"mix": 0.5, "radius": 0.1}
     assert not cell.spec().keys() & {*given, "trades", "decay", "base"}
     assert not cell.spec()["train"].keys() & {"batch_factor", "warmup"}
-    robust = Cell(**{**dict(cell), **given})
+    robust = Cell(**{**dict(cell), "settings": {**cell.settings, **given}})
     assert robust.spec() == {**cell.spec(), **given}
     assert robust.spec_hash != cell.spec_hash
     warm = (
@@ -397,8 +397,9 @@ def test_specifications_are_frozen(load):
 
 def test_run_ids_are_readable_and_distinct():
     train = {"epochs": 1, "batch_size": 1, "lr": 0.1}
+    about = {"dataset": "digits", "model": "lenet5", "method": "condlr", "train": train}
     ids = [
-        Cell(dataset="digits", model="lenet5", method="condlr", ratio=ratio, max_cond=c, seed=seed, train=train).run_id
+        Cell(**about, settings={k: v for k, v in (("ratio", ratio), ("max_cond", c)) if v}, seed=seed).run_id
         for ratio, c, seed in itertools.product([None, 0.5, 0.55], [None, 1.0, 1.1, float("inf")], [0, 10])
     ]
     assert len(set(ids)) == len(ids)

@@ -130,7 +130,7 @@ def test_rows_describe_the_network(complete):
         assert row["epochs"] == (0 if cell.method == "svd" else 2)
         size = count_parameters(model)
         found_sizes = row[["n_params_dense", "n_params_trained", "n_params_deployed", "rank_fraction"]].tolist()
-        trained = METHODS[cell.method].prepare(dense, cell.settings) if cell.method == "lorita" else model
+        trained = METHODS[cell.method].prepare(dense, cell.of_method) if cell.method == "lorita" else model
         n_trained = sum(p.numel() for p in trained.parameters())
         expected = [size.dense, n_trained, size.deployed, size.rank_fraction]
         assert found_sizes == pytest.approx(expected, rel=1e-8)

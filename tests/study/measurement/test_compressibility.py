@@ -9,11 +9,12 @@ from torch import nn
 from experiments import trained_experiment
 from helpers import Tiny, convolutional
 from study import data
-from study.experiments import tasks as assessment
 from study.experiments.specification import Experiment
-from study.experiments.tasks import COMPRESSION, ROBUSTNESS, assess, progress
+from study.experiments.tasks import assess, progress
+from study.measurement import compressibility
 from study.measurement.accuracy import count_correct, robustness_curve
 from study.measurement.compressibility import Plan, compressed, compression_rows, filter_rows
+from study.measurement.registry import tables_of
 from study.results import store as results
 from wellcond.compression.compressors import COMPRESSORS, compress
 from wellcond.counts import count_flops, count_parameters
@@ -125,6 +126,9 @@ def trained(tmp_path, monkeypatch):
     return trained_experiment(TOML, tmp_path, monkeypatch)
 
 
+COMPRESSION, ROBUSTNESS = tables_of("compress"), tables_of("attack")
+
+
 def quiet(spec, tables=COMPRESSION, **options):
     return assess(spec, device="cpu", bar=False, tables=tables, **options)
 
@@ -157,8 +161,8 @@ def test_a_product_is_counted_as_it_is_trained(trained):
 def test_only_what_is_new_is_measured(trained, monkeypatch):
     before = quiet(trained).compressions
     calls = []
-    original = assessment.compression_rows
-    monkeypatch.setattr(assessment, "compression_rows", lambda *a, **k: calls.append(a[2]) or original(*a, **k))
+    original = compressibility.compression_rows
+    monkeypatch.setattr(compressibility, "compression_rows", lambda *a, **k: calls.append(a[2]) or original(*a, **k))
     quiet(trained)
     assert not calls
     wider = Experiment.load("tiny", compression=[{"compressor": "svd", "amount": [0.8, 0.9]}])

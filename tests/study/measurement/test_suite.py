@@ -20,7 +20,9 @@ from study.experiments.failures import Failed
 from study.experiments.tasks import assess, progress
 from study.measurement import accuracy as evaluate
 from study.measurement import attack_suite as suite
-from study.measurement.attack_suite import Trial, attack_row, clean_row, distortion_row, transfer_rows
+from study.measurement.attack_suite import Trial, attack_row, clean_row
+from study.measurement.distortion import distortion_row
+from study.measurement.transfer import transfer_rows
 from study.results import store as results
 from study.results.outcomes import unpack, unpack_distances
 from study.results.tables import records

@@ -29,6 +29,7 @@ from study.presentation.compression import (
 )
 from study.presentation.style import mean_std
 from study.results.store import AFTERWARDS, COLUMNS, Results
+from study.results.tables import framed
 from study.settings import SETTINGS
 from study.statistics.comparison import wilson
 from wellcond.compression import compressors as compress
@@ -105,7 +106,7 @@ def results():
         for layer in ("conv", "fc")
         for i in range(2)
     ]
-    frames = {table: pd.DataFrame(columns=list(columns)) for table, columns in {**COLUMNS, **AFTERWARDS}.items()}
+    frames = {table: framed(table, ()) for table in (*COLUMNS, *AFTERWARDS)}
     sigmas = [
         {"run_id": r["run_id"], "epoch": 2, "layer": layer, "index": i, "singular_value": value}
         for r in runs
@@ -113,7 +114,7 @@ def results():
         for i, value in enumerate(values)
     ]
     frames |= {"spectra": pd.DataFrame(sigmas), "compressions": pd.DataFrame(rows), "filters": pd.DataFrame(norms)}
-    frames["runs"] = pd.DataFrame(runs, columns=list(COLUMNS["runs"]))
+    frames["runs"] = framed("runs", runs)
     return Results(frames, provenance={})
 
 
@@ -125,8 +126,7 @@ def under(run_id, attack, n_correct, n=100, eps=0.1):
 
 @pytest.fixture
 def empty():
-    tables = {**COLUMNS, **AFTERWARDS}
-    return Results({table: pd.DataFrame(columns=list(columns)) for table, columns in tables.items()})
+    return Results({table: framed(table, ()) for table in (*COLUMNS, *AFTERWARDS)})
 
 
 FW = "fw_nuclear"

@@ -2,7 +2,6 @@
 
 import math
 
-import pandas as pd
 import pytest
 from matplotlib import colors
 from matplotlib import pyplot as plt
@@ -11,6 +10,7 @@ import wellcond as wc
 from study.presentation import dynamics
 from study.presentation import style as report
 from study.results.store import AFTERWARDS, COLUMNS, Results
+from study.results.tables import framed
 from study.settings import SETTINGS, suffix, title
 from study.statistics import frames as analysis
 from study.statistics.comparison import Gap, wilson
@@ -61,8 +61,7 @@ def network(method, seed, *, correct=980, deployed=500, ranks=(4, 4), kappa=4.0,
 
 def results_of(*networks, missing=()):
     frames = {
-        table: pd.DataFrame([row for n in networks for row in n.get(table, [])], columns=list(columns))
-        for table, columns in {**COLUMNS, **AFTERWARDS}.items()
+        table: framed(table, [row for n in networks for row in n.get(table, [])]) for table in (*COLUMNS, *AFTERWARDS)
     }
     return Results(frames, provenance={}, missing=tuple(missing))
 

@@ -15,6 +15,7 @@ from helpers import with_tables
 from study.presentation import figures, tables
 from study.presentation import style as report
 from study.results.store import AFTERWARDS, COLUMNS, Results
+from study.results.tables import framed
 from study.settings import SETTINGS, title
 from study.statistics import frames as analysis
 from study.statistics.comparison import Gap, wilson
@@ -61,8 +62,7 @@ def cell(method, seed, n_correct, *, label=None, ratio=math.nan, max_cond=math.n
 
 def results_of(*cells, missing=()):
     frames = {
-        table: pd.DataFrame([row for c in cells for row in c.get(table, [])], columns=list(columns))
-        for table, columns in {**COLUMNS, **AFTERWARDS}.items()
+        table: framed(table, [row for c in cells for row in c.get(table, [])]) for table in (*COLUMNS, *AFTERWARDS)
     }
     return Results(frames, provenance={}, missing=tuple(missing))
 
@@ -181,7 +181,7 @@ def test_a_run_id_is_read_back():
     for c, row in zip(cells, frame.itertuples(), strict=True):
         assert (row.method, int(row.seed), row.label) == (c.method, c.seed, c.label)
         for name in ("ratio", "max_cond"):
-            value = getattr(c, name)
+            value = c.settings.get(name)
             assert pd.isna(getattr(row, name)) if value is None else float(getattr(row, name)) == value
 
 

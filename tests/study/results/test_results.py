@@ -8,10 +8,13 @@ import stat
 from pathlib import Path
 
 import pandas as pd
+import pandas.api.types as types
 import pytest
 
+from study import paths
 from study.results import files
 from study.results import store as results
+from study.results import tables as schema
 from study.results.store import Measurement
 
 # the columns that the study promises to its readers
@@ -343,3 +346,21 @@ def test_locks_exclude_each_other_and_are_freed(folder):
         pass
     with files.lock("one", timeout=0), files.lock("two", timeout=0):
         pass
+
+
+KINDS = {
+    float: types.is_float_dtype,
+    bool: types.is_bool_dtype,
+    str: lambda dtype: types.is_string_dtype(dtype) or types.is_object_dtype(dtype),
+    int: types.is_integer_dtype,
+}
+
+
+@pytest.mark.parametrize("experiment", ["mnist_lenet5", "mnist_compression_aware", "no results"])
+def test_columns_have_their_types(experiment):
+    """Also those of a table without rows; a whole number beside a blank is a float."""
+    for table in (*results.COLUMNS, *results.AFTERWARDS):
+        frame = results.read_table(paths.results() / experiment, table)
+        for column, kind in schema.columns(table).items():
+            expected = float if kind is int and frame[column].isna().any() else kind
+            assert KINDS[expected](frame[column].dtype), (table, column, frame[column].dtype)

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 
 from helpers import randn
 from study.presentation import theory as theory_figures
-from study.statistics.verdicts import Check, Lines, Measurement, Panel, least_squares, slope, slope_between
+from study.statistics.verdicts import Check, Lines, Panel, Reading, least_squares, slope, slope_between
 from study.theory import checks as theory
 from study.theory import flows
 from study.theory.flows import exact, published
@@ -126,8 +126,8 @@ def test_least_squares_without_spare_rows_has_no_error():
 
 
 def test_verdict_names_what_is_outside_its_band():
-    inside, outside = Measurement("a", "1", 0.9, 1.1, 1.0), Measurement("b", "1", 0.9, 1.1, 1.2, 0.01)
-    nan = Measurement("c", "1", 0.9, 1.1, math.nan)
+    inside, outside = Reading("a", "1", 0.9, 1.1, 1.0), Reading("b", "1", 0.9, 1.1, 1.2, 0.01)
+    nan = Reading("c", "1", 0.9, 1.1, math.nan)
     common = {"statement": "s", "construction": "c", "falsified_if": "f", "panels": (), "rows": pd.DataFrame()}
     assert Check("T", measurements=(inside,), **common).verdict == "holds"
     assert Check("T", measurements=(inside, outside, nan), **common).verdict == "fails: b; c"
@@ -138,7 +138,7 @@ def test_figure_and_table_show_every_line_and_measurement():
     for x in (0.1, 1.0):
         lines.add("one", "K-L-S", x, [x, 2 * x])
     check = Check(
-        "T0", "claim", "construction", "it were false.", (Measurement("slope", "-1", -1.1, -0.9, -0.98, 0.02),),
+        "T0", "claim", "construction", "it were false.", (Reading("slope", "-1", -1.1, -0.9, -0.98, 0.02),),
         (Panel("one", "title", "x", "y"),), lines.frame,
     )  # fmt: skip
     (ax,) = theory_figures.plot(check).axes

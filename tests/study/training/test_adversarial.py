@@ -13,7 +13,7 @@ from study.data import Images
 from study.networks import Normalize
 from study.training import adversarial
 from study.training.adversarial import STEPS, Adversary
-from study.training.loop import fit
+from study.training.loop import Recipe, fit
 from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
 
@@ -178,12 +178,10 @@ def trained(method, settings, adversary, *, seed=0, network=Tiny, **options):
         model,
         optimizer,
         images(),
-        epochs=2,
-        batch_size=20,
+        Recipe(epochs=2, batch_size=20, **options),
         seed=seed,
         adversary=adversary,
         on_epoch=lambda _, loss: losses.append(loss),
-        **options,
     )
     return losses, [p.detach() for p in model.parameters()]
 
@@ -251,7 +249,7 @@ def test_the_first_step_is_that_of_the_loss_at_the_worst_images(float64, mix):
     (gradient,) = torch.autograd.grad(loss, [model[1].weight])
     expected = w - 0.5 * gradient
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    fit(model, optimizer, part, epochs=1, batch_size=50, adversary=Adversary("mix", mix, RADIUS))
+    fit(model, optimizer, part, Recipe(epochs=1, batch_size=50), adversary=Adversary("mix", mix, RADIUS))
     torch.testing.assert_close(model[1].weight.detach(), expected, rtol=0, atol=1e-7)
 
 
@@ -259,7 +257,7 @@ def test_batch_normalization_counts_training_steps_only():
     torch.manual_seed(0)
     model, part = Network(), Images(images().images[:, :, :4, :4], images().labels)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    fit(model, optimizer, part, epochs=2, batch_size=20, adversary=Adversary("mix", 1.0, 0.1))
+    fit(model, optimizer, part, Recipe(epochs=2, batch_size=20), adversary=Adversary("mix", 1.0, 0.1))
     assert model.norm.num_batches_tracked == 6
 
 
@@ -276,7 +274,13 @@ def test_it_prefers_robust_features(objective):
     for adversary in (None, Adversary(objective, {"mix": 1.0, "trades": 6.0}[objective], 0.06)):
         torch.manual_seed(0)
         model = nn.Sequential(Normalize([0.5], [1.0]), nn.Flatten(), nn.Linear(784, 2))
-        fit(model, torch.optim.SGD(model.parameters(), lr=0.5), part, epochs=20, batch_size=20, adversary=adversary)
+        fit(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.5),
+            part,
+            Recipe(epochs=20, batch_size=20),
+            adversary=adversary,
+        )
         _, found = crafted(Adversary("mix", 1.0, 0.06), model, pixels, labels, seed=9)
         correct.append((model(found).argmax(1) == labels).sum().item())
     assert correct == [0, 60]

@@ -23,7 +23,7 @@ from study.experiments.specification import Experiment
 from study.training import distributed
 from study.training.adversarial import Adversary
 from study.training.distributed import ALONE, Processes
-from study.training.loop import fit
+from study.training.loop import Recipe, fit
 from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
 
@@ -93,11 +93,8 @@ def trained(method, adversary, processes=ALONE):
         model,
         optimizer,
         images(),
-        epochs=2,
-        batch_size=20,
-        milestones=[1],
+        Recipe(epochs=2, batch_size=20, milestones=[1], augment="crop_flip"),
         seed=3,
-        augment="crop_flip",
         penalty=method.penalty(settings),
         adversary=ADVERSARIES[adversary],
         processes=processes,
@@ -138,9 +135,9 @@ def interrupted(method, processes):
             if processes.rank and keeper is not None and processes.first(None):
                 raise Stopped
 
-        options = {"epochs": 3, "batch_size": 20, "seed": 3, "schedule": "cosine", "penalty": kind.penalty(settings)}
+        protocol, options = Recipe(3, 20, schedule="cosine"), {"seed": 3, "penalty": kind.penalty(settings)}
         mine = keeper if processes.rank == 0 else None
-        fit(model, optimizer, images(), **options, processes=processes, on_epoch=follow, keeper=mine)
+        fit(model, optimizer, images(), protocol, **options, processes=processes, on_epoch=follow, keeper=mine)
         return [p.detach().clone() for p in model.parameters()]
 
     whole = train(None)
@@ -187,7 +184,11 @@ def in_group(rank, folder):
     normalized = Normalized()
     found["normalized"] = refused(
         lambda: fit(
-            normalized, torch.optim.SGD(normalized.parameters()), images(), epochs=1, batch_size=20, processes=processes
+            normalized,
+            torch.optim.SGD(normalized.parameters()),
+            images(),
+            Recipe(epochs=1, batch_size=20),
+            processes=processes,
         )
     )
     spec = Experiment.load("digits_lenet5", "smoke")

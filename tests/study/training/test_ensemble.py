@@ -16,6 +16,7 @@ from study.training import loop as train
 from study.training.adversarial import Adversary
 from study.training.distributed import Processes
 from study.training.ensemble import fit_together
+from study.training.loop import Recipe
 from wellcond.layers import recompute
 from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
@@ -98,12 +99,13 @@ def trained_alone(networks, method="dense", settings=Settings(), data=DATA, **pr
     """Copies of the networks, each trained by `fit`."""
     networks = copy.deepcopy(networks)
     for network, part, seed in zip(networks, data, SEEDS, strict=True):
-        train.fit(network, sgd(network, method, settings), part, seed=seed, **{**PROTOCOL, **protocol})
+        train.fit(network, sgd(network, method, settings), part, Recipe(**{**PROTOCOL, **protocol}), seed=seed)
     return networks
 
 
-def together(networks, method="dense", settings=Settings(), data=DATA, **protocol):  # noqa: B008
-    return fit_together(networks, sgd(networks[0], method, settings), data, seeds=SEEDS, **{**PROTOCOL, **protocol})
+def together(networks, method="dense", settings=Settings(), data=DATA, on_epoch=None, **protocol):  # noqa: B008
+    recipe = Recipe(**{**PROTOCOL, **protocol})
+    return fit_together(networks, sgd(networks[0], method, settings), data, recipe, seeds=SEEDS, on_epoch=on_epoch)
 
 
 def assert_same(found, expected):
@@ -170,7 +172,7 @@ def test_members_are_reported_and_up_to_date_after_each_epoch():
         def note(epoch, loss, k=k, network=network):
             expected[k, epoch] = (loss, network.hidden.S.detach().clone())
 
-        train.fit(network, sgd(network, "usv"), DATA[k], seed=SEEDS[k], on_epoch=note, **PROTOCOL)
+        train.fit(network, sgd(network, "usv"), DATA[k], Recipe(**PROTOCOL), seed=SEEDS[k], on_epoch=note)
 
     def note_member(k, epoch, loss):
         assert not any(network.training for network in networks)
@@ -187,10 +189,10 @@ def test_members_are_reported_and_up_to_date_after_each_epoch():
 def test_one_model_is_trained_by_fit():
     """Bit for bit; also its divergence is returned."""
     (network, *_), (expected, *_) = members("condlr"), members("condlr")
-    train.fit(expected, sgd(expected, "condlr"), DATA[0], seed=3, **PROTOCOL)
-    assert fit_together([network], sgd(network, "condlr"), DATA[:1], seeds=[3], **PROTOCOL) == [None]
+    train.fit(expected, sgd(expected, "condlr"), DATA[0], Recipe(**PROTOCOL), seed=3)
+    assert fit_together([network], sgd(network, "condlr"), DATA[:1], Recipe(**PROTOCOL), seeds=[3]) == [None]
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), expected.parameters(), strict=True))
-    (reason,) = fit_together([network], sgd(network, lr=math.inf), DATA[:1], seeds=[3], **PROTOCOL)
+    (reason,) = fit_together([network], sgd(network, lr=math.inf), DATA[:1], Recipe(**PROTOCOL), seeds=[3])
     assert isinstance(reason, train.Diverged)
 
 
@@ -200,7 +202,7 @@ def test_dropout_is_independent_from_member_to_member():
             return super().forward(F.dropout(x, 0.5, self.training))
 
     networks = [copy.deepcopy(members(network=Dropping)[0]) for _ in SEEDS]
-    fit_together(networks, sgd(networks[0]), [DATA[0]] * 3, seeds=[0, 0, 0], epochs=1, batch_size=70)
+    fit_together(networks, sgd(networks[0]), [DATA[0]] * 3, Recipe(epochs=1, batch_size=70), seeds=[0, 0, 0])
     weights = [network.conv.weight for network in networks]
     assert min((weights[0] - weights[1]).norm(), (weights[1] - weights[2]).norm()) > 1e-4
 
@@ -278,8 +280,8 @@ def test_an_exploding_member_is_contained_by_every_retraction(retraction):
 
     expected = copy.deepcopy(networks)
     for k in (0, 2):
-        train.fit(expected[k], optimizer(expected[k]), DATA[k], seed=SEEDS[k], **PROTOCOL)
-    reasons = fit_together(networks, optimizer(networks[0]), DATA, seeds=SEEDS, **PROTOCOL)
+        train.fit(expected[k], optimizer(expected[k]), DATA[k], Recipe(**PROTOCOL), seed=SEEDS[k])
+    reasons = fit_together(networks, optimizer(networks[0]), DATA, Recipe(**PROTOCOL), seeds=SEEDS)
     assert [reason is None for reason in reasons] == [True, False, True]
     for k in (0, 2):
         assert_same(networks[k], expected[k])
@@ -298,7 +300,7 @@ def test_when_all_have_diverged_training_ends():
 def test_weights_that_are_not_finite_are_found_though_the_loss_is():
     """The last step of an epoch is seen by no forward pass."""
     networks = members()
-    reasons = fit_together(networks, sgd(networks[0], lr=math.inf), DATA, seeds=SEEDS, epochs=1, batch_size=100)
+    reasons = fit_together(networks, sgd(networks[0], lr=math.inf), DATA, Recipe(epochs=1, batch_size=100), seeds=SEEDS)
     assert [str(reason) for reason in reasons] == ["epoch 1: training loss nan"] * 3
 
 
@@ -315,7 +317,7 @@ def test_no_images_are_a_divergence_and_no_epochs_are_none():
 
 def used(model):
     optimizer = sgd(model)
-    train.fit(model, optimizer, DATA[0], epochs=1, batch_size=70)
+    train.fit(model, optimizer, DATA[0], Recipe(epochs=1, batch_size=70))
     return optimizer
 
 
@@ -345,8 +347,6 @@ ERRORS = {
         {"processes": Processes(0, 2)},
         "processes = Processes(rank=0, size=2): must be Processes(rank=0, size=1)",
     ),
-    "epochs": ({"epochs": -1}, "epochs = -1: must be >= 0"),
-    "batch_size": ({"batch_size": 0}, "batch_size = 0: must be >= 1"),
 }
 
 
@@ -356,9 +356,8 @@ def test_what_cannot_be_trained_together_is_refused_in_a_line(changed, message):
     given = {
         "optimizer": sgd(networks[0]) if networks else sgd(Tiny()),
         "data": DATA,
+        "protocol": Recipe(1, 16),
         "seeds": SEEDS,
-        "epochs": 1,
-        "batch_size": 16,
     }
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         fit_together(networks, **{**given, **{key: value for key, value in changed.items() if key != "models"}})

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from helpers import Tiny, generator
 from study.data import Images
-from study.training.loop import Diverged, fit
+from study.training.loop import Diverged, Recipe, fit
 from wellcond import convert, optim
 
 
@@ -38,7 +38,7 @@ def test_the_loss_decreases_and_the_classes_are_learnt(factorized):
         model = optim.constrain(convert.factorize(model, ratio=0.5), 1.5)
     losses = []
     optimizer = optim.LowRankSGD(optim.param_groups(model, max_cond=1.5), lr=0.1, momentum=0.3)
-    fit(model, optimizer, images(), epochs=8, batch_size=16, on_epoch=lambda epoch, loss: losses.append(loss))
+    fit(model, optimizer, images(), Recipe(epochs=8, batch_size=16), on_epoch=lambda epoch, loss: losses.append(loss))
     assert losses[-1] < 0.5 * losses[0]
     assert (model(images().pixels(slice(None))).argmax(1) == images().labels).float().mean() > 0.9
 
@@ -46,7 +46,7 @@ def test_the_loss_decreases_and_the_classes_are_learnt(factorized):
 def test_the_reported_loss_is_the_mean_over_images():
     """Also of the short last batch: 70 images in batches of 16 leave 6."""
     reported, model = [], network()
-    fit(model, sgd(model, 1e-12), images(), epochs=1, batch_size=16, on_epoch=lambda *row: reported.append(row))
+    fit(model, sgd(model, 1e-12), images(), Recipe(epochs=1, batch_size=16), on_epoch=lambda *row: reported.append(row))
     expected = F.cross_entropy(model(images().pixels(slice(None))), images().labels).item()
     assert reported == [(1, pytest.approx(expected, rel=1e-5))]
 
@@ -65,7 +65,7 @@ class Recorder(nn.Module):
 
 def test_every_batch_is_used_in_training_mode():
     model, modes = Recorder(), []
-    fit(model, sgd(model), images(), epochs=2, batch_size=32, on_epoch=lambda *_: modes.append(model.training))
+    fit(model, sgd(model), images(), Recipe(epochs=2, batch_size=32), on_epoch=lambda *_: modes.append(model.training))
     assert model.seen == [(32, True), (32, True), (6, True)] * 2
     assert modes == [False, False]
     assert not model.training
@@ -74,7 +74,7 @@ def test_every_batch_is_used_in_training_mode():
 def test_one_step_is_that_of_the_penalized_loss():
     model, reference = network(), network()
     penalty = lambda m: 0.1 * sum(p.square().sum() for p in m.parameters())  # noqa: E731
-    fit(model, sgd(model), images(), epochs=1, batch_size=100, penalty=penalty)
+    fit(model, sgd(model), images(), Recipe(epochs=1, batch_size=100), penalty=penalty)
     x, y = images().pixels(slice(None)), images().labels
     (F.cross_entropy(reference(x), y) + penalty(reference)).backward()
     sgd(reference).step()
@@ -90,8 +90,7 @@ def test_the_penalty_is_not_part_of_the_reported_loss():
             model,
             sgd(model),
             images(),
-            epochs=1,
-            batch_size=32,
+            Recipe(epochs=1, batch_size=32),
             penalty=penalty,
             on_epoch=lambda _, v: losses.append(v),
         )
@@ -113,7 +112,7 @@ class Rates(torch.optim.SGD):
 def test_milestones_are_epochs_after_which_the_rate_falls():
     model = network()
     optimizer = Rates(model.parameters(), lr=1.0)
-    fit(model, optimizer, images(), epochs=5, batch_size=100, milestones=[2, 4], gamma=0.5)
+    fit(model, optimizer, images(), Recipe(epochs=5, batch_size=100, milestones=[2, 4], gamma=0.5))
     assert optimizer.rates == [1, 1, 0.5, 0.5, 0.25]
 
 
@@ -122,7 +121,7 @@ def test_the_rate_rises_linearly_over_the_warm_up():
     model, k = network(), 4
     optimizer = Rates(model.parameters(), lr=0.2 * k)
     options = {"warmup": 2, "warmup_start": 1 / k, "milestones": [3], "gamma": 0.5}
-    fit(model, optimizer, images(), epochs=4, batch_size=16, **options)
+    fit(model, optimizer, images(), Recipe(epochs=4, batch_size=16, **options))
     rising = [0.2 * (1 + (k - 1) * t / 10) for t in range(10)]  # five batches an epoch
     assert optimizer.rates == pytest.approx([*rising, *5 * [0.8], *5 * [0.4]])
 
@@ -131,7 +130,7 @@ def test_seed_and_epoch_choose_the_batches():
     weights = []
     for seed in (0, 0, 1):
         model = network()
-        fit(model, sgd(model), images(), epochs=2, batch_size=16, seed=seed, augment="crop_flip")
+        fit(model, sgd(model), images(), Recipe(epochs=2, batch_size=16, augment="crop_flip"), seed=seed)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -139,7 +138,7 @@ def test_seed_and_epoch_choose_the_batches():
 
 def test_no_epochs_train_nothing():
     model, before = network().train(), network().state_dict()
-    fit(model, sgd(model), images(), epochs=0, batch_size=16)
+    fit(model, sgd(model), images(), Recipe(epochs=0, batch_size=16))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not model.training
 
@@ -150,13 +149,13 @@ def test_divergence_is_reported(retraction):
     """By a dense network, by every retraction of a factorized one (LAPACK refuses NaN), and where there are no data."""
     dense = network()
     with pytest.raises(Diverged, match="epoch 1: training loss nan"):
-        fit(dense, sgd(dense, 1e30), images(), epochs=3, batch_size=16)
+        fit(dense, sgd(dense, 1e30), images(), Recipe(epochs=3, batch_size=16))
     model = optim.constrain(convert.factorize(network(), ratio=0.5), 1.1)
     groups = optim.param_groups(model, max_cond=1.1, retraction=retraction)
     with pytest.raises(Diverged, match="epoch 1: "):
-        fit(model, optim.LowRankSGD(groups, lr=1e30), images(), epochs=3, batch_size=16)
+        fit(model, optim.LowRankSGD(groups, lr=1e30), images(), Recipe(epochs=3, batch_size=16))
     with pytest.raises(Diverged, match="training loss nan"):
-        fit(network(), sgd(dense), images().first(0), epochs=1, batch_size=16)
+        fit(network(), sgd(dense), images().first(0), Recipe(epochs=1, batch_size=16))
 
 
 def test_gradients_that_are_not_finite_are_a_divergence_too():
@@ -164,7 +163,9 @@ def test_gradients_that_are_not_finite_are_a_divergence_too():
     model = optim.constrain(convert.factorize(network(), ratio=0.5), 1.1)
     optimizer = optim.LowRankSGD(optim.param_groups(model, max_cond=1.1))
     with pytest.raises(Diverged, match="epoch 1"):  # the value 0, the derivative 0/0
-        fit(model, optimizer, images(), epochs=1, batch_size=16, penalty=lambda m: (0 * m.hidden.S.sum()).sqrt())
+        fit(
+            model, optimizer, images(), Recipe(epochs=1, batch_size=16), penalty=lambda m: (0 * m.hidden.S.sum()).sqrt()
+        )
 
 
 def test_a_failing_factorization_with_a_finite_loss_is_no_divergence():
@@ -175,7 +176,7 @@ def test_a_failing_factorization_with_a_finite_loss_is_no_divergence():
             raise torch.linalg.LinAlgError("did not converge")
 
     with pytest.raises(torch.linalg.LinAlgError):
-        fit(model, Failing(model.parameters()), images(), epochs=1, batch_size=16)
+        fit(model, Failing(model.parameters()), images(), Recipe(epochs=1, batch_size=16))
 
 
 def test_weights_that_are_not_finite_are_found_though_the_loss_is():
@@ -189,7 +190,7 @@ def test_weights_that_are_not_finite_are_found_though_the_loss_is():
             return loss
 
     with pytest.raises(Diverged):
-        fit(model, Last(model.parameters()), images(), epochs=1, batch_size=100)
+        fit(model, Last(model.parameters()), images(), Recipe(epochs=1, batch_size=100))
 
 
 @pytest.mark.parametrize(
@@ -201,4 +202,4 @@ def test_weights_that_are_not_finite_are_found_though_the_loss_is():
 )
 def test_arguments_out_of_range(field, value, accepted):
     with pytest.raises(ValueError, match=f"{field} = {value}: must be {accepted}"):
-        fit(network(), sgd(network()), images(), **{"epochs": 1, "batch_size": 1, field: value})
+        Recipe(**{"epochs": 1, "batch_size": 1, field: value})

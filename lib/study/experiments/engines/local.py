@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -84,6 +85,18 @@ def carry_out(work: Work, *given: Any, device: str, jobs: int, bar: tqdm[Any], c
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Engine(NamedTuple):
+    """Another place to work: submit(arguments, name=, workers=, time=, partition=, options=) has workers run python -m
+    study with these arguments, and returns their ids; logs(name): where they say what they do."""
+
+    submit: Callable[..., list[str]]
+    logs: Callable[[str], Path]
+
+
+ENGINES: dict[str, Engine] = {}
+"""The other engines by name. Each file of this folder adds its own."""
 
 
 class Interrupted(RuntimeError):

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from study import paths
+from study.experiments.engines.local import ENGINES, Engine
 from wellcond.errors import invalid, unknown
 
 TIME = "4:00:00"
@@ -138,20 +139,20 @@ def submit(
     *,
     name: str,
     workers: int,
-    time: str = TIME,
+    time: str | None = None,
     partition: str | None = None,
     options: Sequence[str] = (),
 ) -> list[str]:
     """Submit `workers` jobs that run python -m study with `arguments`; returns their ids. Waits for none of them.
 
-    name: of the jobs, and of the folder of their `logs`. time: limit of a worker, after which it is queued again.
-    options: more of sbatch, as key=value.
+    name: of the jobs, and of the folder of their `logs`. time: limit of a worker (TIME if None), after which
+    it is queued again. options: more of sbatch, as key=value.
     Raises ValueError for workers < 1, a time or an option that is malformed, where submitit or sbatch is absent, and
     for what sbatch refuses.
     """
     if workers < 1:
         raise invalid("workers", workers, ">= 1")
-    limit = minutes(time)
+    limit = minutes(time or TIME)
     more = sbatch_options(options)
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
@@ -170,3 +171,6 @@ def submit(
         raise ValueError(f"slurm: {' '.join(str(error).split())}") from error
     sys.stderr.write(said.getvalue())
     return [job.job_id for job in jobs]
+
+
+ENGINES["slurm"] = Engine(submit, logs)
