@@ -14,11 +14,13 @@ from study import paths
 from study.results.provenance import environment, now
 from study.results.store import save_table
 from study.statistics.verdicts import Finding
+from study.theory.convex_landscape import convex_landscape
 from study.theory.orthogonal_flow import orthogonal_flow
 from wellcond.errors import invalid, unknown
 
 SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "orthogonal_flow": orthogonal_flow,
+    "convex_landscape": convex_landscape,
 }
 """The systems by name."""
 
