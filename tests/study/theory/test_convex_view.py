@@ -4,10 +4,12 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from helpers import DOUBLE, randn
 from study.theory import convex_landscape
@@ -52,7 +54,7 @@ def test_without_cones_it_is_the_group_lasso_of_a_proximal_solver(seed):
         z = (z - step * M.mT @ (M @ z - p.y)).view(len(D), -1)
         z = (z * (1 - step * p.beta / z.norm(dim=1, keepdim=True)).clamp(min=0)).nan_to_num().flatten()
     value = (M @ z - p.y).square().sum() / 2 + p.beta * z.view(len(D), -1).norm(dim=1).sum()
-    assert found.upper == pytest.approx(float(value), rel=1e-8)
+    assert found.upper == pytest.approx(float(value), rel=1e-5)
     assert found.gap < 1e-8
 
 
@@ -70,12 +72,17 @@ def test_with_all_patterns_no_network_of_many_trained_is_better_and_the_best_is_
     D = all_patterns(p.X)
     assert len(D) in (7, 8)  # two a point, less the empty one
     found = solve(p, D, tolerance=1e-7)
-    torch.manual_seed(seed)
-    values = []
-    for _ in range(3):
-        start = torch.randn(8, 2, dtype=DOUBLE), torch.randn(8, dtype=DOUBLE)
-        _, u, a = convex_landscape.descend(p, *start, steps=1500)[-1]
-        values.append(p.objective(*balanced(u, a)))
+    X, y = p.X.numpy(), p.y.numpy()
+
+    def value(z):
+        u, a = z[:16].reshape(8, 2), z[16:]
+        H = np.maximum(X @ u.T, 0)
+        error = H @ a - y
+        gradient = [(((H > 0) * error[:, None] * a).T @ X + p.beta * u).ravel(), error @ H + p.beta * a]
+        return (error @ error + p.beta * z @ z) / 2, np.concatenate(gradient)
+
+    rng = np.random.default_rng(seed)
+    values = [minimize(value, rng.normal(size=24), jac=True, method="L-BFGS-B").fun for _ in range(100)]
     assert min(values) >= found.lower - 1e-9
     assert min(values) == pytest.approx(found.upper, rel=1e-3)
 
@@ -108,7 +115,7 @@ def test_with_cones_against_another_solver():
 
 def test_the_search_finds_what_is_missing_and_nothing_at_the_optimum():
     torch.manual_seed(0)
-    p = problem(30, 3, 0.5)
+    p = problem(20, 3, 1.0)
     best = convex_landscape.optimum(p, patterns(p.X, randn(2, 3)))
     poor = solve(p, patterns(p.X, randn(2, 3)))
     assert best.upper < poor.lower
@@ -122,7 +129,7 @@ def test_bad_input():
 
 
 def test_findings(monkeypatch):
-    for name, value in {"WIDTHS": (2, 12), "TRACKED": (12,), "STRENGTHS": (0.1,), "STEPS": 1500}.items():
+    for name, value in {"WIDTHS": (2, 8), "TRACKED": (8,), "STRENGTHS": (0.1,), "STEPS": 1000}.items():
         monkeypatch.setattr(convex_landscape, name, value)
     findings, rows = convex_landscape.convex_landscape(2)
     assert set(rows["panel"]) == {"training", "width", "rivals"}
