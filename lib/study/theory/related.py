@@ -33,6 +33,7 @@ def measure(system: str, *, seeds: int = 3) -> tuple[list[Finding], pd.DataFrame
         raise unknown("system", system, SYSTEMS)
     if seeds < 2:
         raise invalid("seeds", seeds, ">= 2, as an interval takes two")
+    environment("cpu")  # which remembers the code that the numbers come from
     return SYSTEMS[system](seeds)
 
 

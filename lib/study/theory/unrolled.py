@@ -46,7 +46,7 @@ def dictionary() -> Tensor:
 
 
 def draw(D: Tensor, count: int, sparsity: float = SPARSITY, noise: float = NOISE) -> Codes:
-    """Entries of z are standard normal with probability `sparsity`, else zero; `noise` is the deviation of that of x."""
+    """Entries of z are standard normal with probability `sparsity`, else zero; that of x has the deviation `noise`."""
     z = torch.randn(count, ATOMS) * (torch.rand(count, ATOMS) < sparsity)
     return Codes(z @ D.mT + noise * torch.randn(count, MEASUREMENTS), z)
 

@@ -1,5 +1,7 @@
 """Unrolled networks: a layer of ISTA is the proximal step, constraints are what they say, multipliers stay positive."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def test_a_layer_of_ista_is_the_proximal_step(problem):
     D, (x, _) = problem
     weight, eta = 0.1, 1 / torch.linalg.matrix_norm(D, 2) ** 2
     states = Lista(D, weight)(x)
-    for z, after in zip(states[:-1], states[1:], strict=True):
+    for z, after in itertools.pairwise(states):
         slope = (z - eta * (z @ D.mT - x) @ D - after) / (eta * weight)
         assert slope.abs().max() <= 1 + 1e-4
         torch.testing.assert_close(slope[after != 0], after[after != 0].sign(), rtol=0, atol=1e-3)
