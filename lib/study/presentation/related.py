@@ -36,9 +36,10 @@ def value_text(value: float, margin: float = math.nan) -> str:
 
 
 def _band(low: float, high: float) -> str:
-    if math.isinf(high):
-        return f"≥ {low:g}".replace("-", "−")
-    return f"≤ {high:g}" if math.isinf(low) or low < 0 < high < 1e-1 else f"{low:g} to {high:g}".replace("-", "−")
+    text = f"{low:g} to {high:g}"
+    if math.isinf(high) or math.isinf(low):
+        text = f"≥ {low:g}" if math.isinf(high) else f"≤ {high:g}"
+    return text.replace("-", "−")
 
 
 def claims_table(claims: pd.DataFrame, system: str = "") -> Styler:
@@ -103,7 +104,9 @@ def plot_gradients(rows: pd.DataFrame) -> Figure:
         ["gradient at the input / at the output", "largest |log| of the ratio, N = 100"], 2, 3.1, "none"
     )
     _lines(left, rows[rows["panel"] == "depth"].assign(y=lambda frame: frame["y"].clip(-6, 6)), FLOWS)
-    left.axhspan(-1 / math.log(10), 1 / math.log(10), color="#888888", alpha=0.18, linewidth=0)
+    left.axhspan(
+        -1 / math.log(10), 1 / math.log(10), color="#888888", alpha=0.18, linewidth=0, label="the bound of the theorem"
+    )
     left.set(xscale="log", xlabel="layers or steps, N", ylim=(-6, 6))
     left.set_yticks(
         range(-6, 7, 2), [f"10{str(k).translate(str.maketrans('-0123456', '⁻⁰¹²³⁴⁵⁶'))}" for k in range(-6, 7, 2)]
@@ -131,23 +134,24 @@ FLOOR = 1e-7  # of what is drawn: the tolerance of the certificates
 def plot_landscape(rows: pd.DataFrame) -> Figure:
     """Excess of the objective: over the optimum of the network's own patterns along training; over the global optimum
     against the width; and that of low-rank training."""
-    titles = ["over its own patterns' optimum", "over the global optimum", "over the global optimum"]
-    fig, (left, middle, right) = panels(titles, 3, 2.9, "none")
+    fig, (left, middle, right) = panels(["its own patterns", "all patterns", "100 neurons"], 3, 2.9, "none")
     shown = rows.assign(y=rows["y"].clip(lower=FLOOR))
-    _lines(
-        left, shown[shown["panel"] == "training"], {"30 neurons": Look("#D55E00", "s", label="β = 0.01 β₀, 30 neurons")}
-    )
-    left.set(xlabel="steps of training", yscale="log", ylabel="relative excess of the objective")
-    _lines(middle, shown[shown["panel"] == "width"], WIDTHS)
+    _lines(left, shown[shown["panel"] == "training"], {"30 neurons": Look("#D55E00", "s", label="β = 0.01 β₀")})
+    left.set(xlabel="steps, 30 neurons", yscale="log", ylabel="relative excess over the optimum")
+    widths = shown[shown["panel"] == "width"]
+    _lines(middle, widths, WIDTHS)
     middle.set(xlabel="neurons", xscale="log", yscale="log")
     rivals = shown[shown["panel"] == "rivals"]
     names = list(rivals.sort_values("x")["series"].unique())
     for k, name in enumerate(names):
         values = rivals.loc[rivals["series"] == name, "y"]
-        right.plot(values, np.full(len(values), k), "o", color="#0072B2", alpha=0.6)
-    right.set(xscale="log", xlabel="β = 0.1 β₀, 100 neurons", ylim=(len(names) - 0.5, -0.5))
-    right.set_yticks(range(len(names)), names)
-    return finish(fig)
+        right.plot(values, np.full(len(values), k), "o", color=WIDTHS["β = 0.1 β₀"].color, alpha=0.6)
+    right.set(xscale="log", xlabel="relative excess", ylim=(len(names) - 0.5, -0.5), xlim=(FLOOR, 10))
+    right.set_yticks(range(len(names)), names, fontsize=8.5)
+    finish(fig)
+    middle.set_xticks(ticks := sorted(widths["x"].unique()), [f"{x:g}" for x in ticks])
+    right.set_xticks([1e-6, 1e-3, 1], ["10⁻⁶", "0.001", "1"])
+    return fig
 
 
 UNROLLED = {

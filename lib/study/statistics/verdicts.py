@@ -144,7 +144,7 @@ class Finding:
     system: str
     claim: str
     measured: str
-    by_seed: tuple[float, ...]
+    by_seed: Sequence[float]
     low: float = -math.inf
     high: float = math.inf
 

@@ -1,14 +1,13 @@
 """Where SGD ends on two-layer ReLU networks, measured by the convex programs of `convex_view`.
 
-The claim is that of Ergen and Pilanci, arXiv 2312.12657: a stationary point is the global optimum of the convex
+The claim is that of Wang, Lacotte and Pilanci, ICLR 2022: a stationary point is the global optimum of the convex
 program over the activation patterns that its neurons have. Data: two classes of the digits, 200 images, 10 principal
 components.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from functools import partial
 
 import pandas as pd
 import torch
@@ -20,6 +19,7 @@ from study.data import load
 from study.statistics.verdicts import Finding, Lines
 from study.theory.convex_view import Problem, Solution, balanced, network, patterns, solve, violated
 
+finding = partial(Finding, "convex_landscape")
 CLASSES, IMAGES, DIMENSION = (3, 8), 200, 10
 WIDTHS = (3, 10, 30, 100)
 TRACKED = (30,)
@@ -145,14 +145,10 @@ def convex_landscape(seeds: int = 3) -> tuple[list[Finding], pd.DataFrame]:
     worst = pd.DataFrame(own).groupby(0)[1].max()
     low, bounded = rivals["U S Vᵀ, half the rank"], rivals["U S Vᵀ, κ ≤ 1.1"]
     return [
-        _finding("A stationary point is the optimum over its own patterns", "largest excess over it, all networks",
-                 worst, high=1e-3),
-        _finding("A wide network reaches the global optimum", f"excess over it, {WIDTHS[-1]} neurons", wide, high=1e-3),
-        _finding("A narrow one does not", f"excess over it, {WIDTHS[0]} neurons", narrow, 1e-3),
-        _finding("U S Vᵀ of half the rank reaches it too", f"excess over it, {WIDTHS[-1]} neurons", low, high=1e-2),
-        _finding("A bound on κ keeps away from it", f"excess over it, κ ≤ 1.1, {WIDTHS[-1]} neurons", bounded, 1e-2),
+        finding("A stationary point is the optimum over its own patterns", "largest excess over it, all networks",
+                 list(worst), high=1e-3),
+        finding("A wide network reaches the global optimum", f"excess over it, {WIDTHS[-1]} neurons", wide, high=1e-3),
+        finding("A narrow one does not", f"excess over it, {WIDTHS[0]} neurons", narrow, 1e-3),
+        finding("U S Vᵀ of half the rank reaches it too", f"excess over it, {WIDTHS[-1]} neurons", low, high=1e-2),
+        finding("A bound on κ keeps away from it", f"excess over it, κ ≤ 1.1, {WIDTHS[-1]} neurons", bounded, 1e-2),
     ], lines.frame  # fmt: skip
-
-
-def _finding(claim: str, measured: str, by_seed: Iterable[float], low: float = -1.0, high: float = math.inf) -> Finding:
-    return Finding("convex_landscape", claim, measured, tuple(by_seed), low, high)

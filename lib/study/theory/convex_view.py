@@ -17,8 +17,8 @@ The dual,
 
 bounds p from below; over all u, |αᵀ(Xu)_+| <= β, it bounds F for every network.
 
-Sources: Pilanci and Ergen, ICML 2020; Ergen and Pilanci, arXiv 2312.12657 and 2006.05900. The solver is the alternating
-direction method of multipliers in its usual form, where all cones share one matrix, for (2D - I)² = I.
+Sources: Wang, Lacotte and Pilanci, ICLR 2022 (arXiv 2006.05900); Ergen and Pilanci, arXiv 2312.12657. The solver is
+the alternating direction method of multipliers in its usual form, where all cones share one matrix: (2D - I)² = I.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ Sources: Hadou, NaderiAlizadeh and Ribeiro, arXiv 2312.15788; Gregor and LeCun, 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import wellcond as wc
 from study.statistics.verdicts import Finding, Lines
 
+finding = partial(Finding, "unrolled")
 MEASUREMENTS, ATOMS, LAYERS = 32, 64, 10
 SPARSITY, NOISE = 0.05, 0.01
 EPSILON, DUAL_RATE, BOUND = 0.05, 1.0, 10.0
@@ -196,20 +197,14 @@ def unrolled(seeds: int = 3) -> tuple[list[Finding], pd.DataFrame]:
         return [found[name, seed][number] / other for seed, other in enumerate(ratio)]
 
     return [
-        _finding("Layers of plain LISTA need not descend", "layers of 10 where E‖g‖ rises", each("rising", "LISTA"), 1),
-        _finding("Constrained layers do", "largest C on test data", each("worst", "descending"), high=0.02),
-        _finding("at about the same loss", "final loss over that of LISTA", each("loss", "descending", "LISTA"),
+        finding("Layers of plain LISTA need not descend", "layers of 10 where E‖g‖ rises", each("rising", "LISTA"), 1),
+        finding("Constrained layers do", "largest C on test data", each("worst", "descending"), high=0.02),
+        finding("at about the same loss", "final loss over that of LISTA", each("loss", "descending", "LISTA"),
                  high=1.1),
-        _finding("and degrade less under noise", f"growth of the loss to σ = {NOISES[-1]:g}, over that of LISTA",
+        finding("and degrade less under noise", f"growth of the loss to σ = {NOISES[-1]:g}, over that of LISTA",
                  each("noise", "descending", "LISTA"), high=1),
-        _finding("and under a shift", f"growth of the loss to a sparsity of {SPARSITIES[-1]:g}, over that of LISTA",
+        finding("and under a shift", f"growth of the loss to a sparsity of {SPARSITIES[-1]:g}, over that of LISTA",
                  each("shift", "descending", "LISTA"), high=1),
-        _finding("A bound on κ(W2) and its norm does the same", f"loss at σ = {NOISES[-1]:g} over that of descending",
+        finding("A bound on κ(W2) and its norm does the same", f"loss at σ = {NOISES[-1]:g} over that of descending",
                  each("noisy", "bounded", "descending"), high=1.1),
     ], lines.frame  # fmt: skip
-
-
-def _finding(
-    claim: str, measured: str, by_seed: Iterable[float], low: float = -math.inf, high: float = math.inf
-) -> Finding:
-    return Finding("unrolled", claim, measured, tuple(by_seed), low, high)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from study.statistics.verdicts import Finding, Lines
+from study.theory import gradient_norms as gn
 from study.theory import orthogonal_flow as oo
 from study.theory import related
 
@@ -69,11 +70,11 @@ def test_what_is_committed_has_a_finding_of_every_system(system):
 
 def test_gradient_norms_are_those_of_autograd():
     torch.manual_seed(0)
-    weights = oo.gaussian(3)
+    weights = gn.gaussian(3)
     torch.manual_seed(1)
-    found = oo.gradient_norms(weights, 0.5, count=1)
+    found = gn.gradient_norms(weights, 0.5, count=1)
     torch.manual_seed(1)
-    x, g = torch.nn.functional.normalize(torch.randn(2, 1, oo.WIDTH, dtype=torch.float64), dim=-1)
+    x, g = torch.nn.functional.normalize(torch.randn(2, 1, gn.WIDTH, dtype=torch.float64), dim=-1)
     states = [x.requires_grad_()]
     for W in weights:
         states.append(states[-1] + 0.5 * (states[-1] @ W.mT).abs())
@@ -82,10 +83,10 @@ def test_gradient_norms_are_those_of_autograd():
 
 
 def test_the_findings_of_flows_on_o_d(monkeypatch):
-    monkeypatch.setattr(oo, "DEPTHS", (5, 10))
+    monkeypatch.setattr(gn, "DEPTHS", (5, 10))
     monkeypatch.setattr(oo, "DATASETS", {"digits": (100, 1)})
     monkeypatch.setattr(oo, "SEVERITIES", (1,))
-    monkeypatch.setattr(oo, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(gn, "STRENGTHS", (1.0,))
     findings, rows = oo.orthogonal_flow(2, "digits")
     assert [finding.verdict for finding in findings[:2]] == ["reproduced", "reproduced"]
     assert all(math.isfinite(value) for finding in findings for value in finding.by_seed)
