@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,17 +47,19 @@ def claims_table(claims: pd.DataFrame, system: str = "") -> Styler:
     shown = claims[claims["system"] == system] if system else claims
     rows = [
         {
-            **({} if system else {"system": SYSTEMS[row.system]}),
-            "claim": row.claim,
-            "measured": row.measured,
-            "claimed": _band(row.low, row.high),
-            "value": value_text(row.value, row.margin),
-            "verdict": row.verdict,
+            **({} if system else {"system": SYSTEMS[row["system"]]}),
+            "claim": row["claim"],
+            "measured": row["measured"],
+            "claimed": _band(row["low"], row["high"]),
+            "value": value_text(row["value"], row["margin"]),
+            "verdict": row["verdict"],
         }
-        for row in shown.itertuples()
+        for row in shown.to_dict("records")
     ]
     styled = table(pd.DataFrame(rows))
-    wrap = [{"selector": f".col{k}", "props": "text-align: left; white-space: normal"} for k in range(4 - bool(system))]
+    wrap: Any = [
+        {"selector": f".col{k}", "props": "text-align: left; white-space: normal"} for k in range(4 - bool(system))
+    ]
     return styled.set_table_styles(wrap, overwrite=False)
 
 

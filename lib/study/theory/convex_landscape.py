@@ -8,6 +8,7 @@ components.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -28,7 +29,7 @@ STRENGTHS = (0.1, 0.01)
 STEPS = 4000
 """Of SGD on batches of 50 in the first third, on all images afterwards."""
 LR = 0.3
-RIVALS = {
+RIVALS: dict[str, dict[str, Any] | None] = {
     "dense SGD": None,
     "U S Vᵀ, full rank": {"rank": DIMENSION},
     "U S Vᵀ, half the rank": {"rank": DIMENSION // 2},
@@ -72,8 +73,8 @@ def descend(problem: Problem, u: Tensor, a: Tensor, steps: int = STEPS) -> list[
 
 def start(width: int) -> tuple[Tensor, Tensor]:
     """Neurons of norm about one, output weights of norm about one together."""
-    shape = {"dtype": torch.float64}
-    return torch.randn(width, DIMENSION, **shape) / DIMENSION**0.5, torch.randn(width, **shape) / width**0.5
+    u, a = torch.randn(width, DIMENSION, dtype=torch.float64), torch.randn(width, dtype=torch.float64)
+    return u / DIMENSION**0.5, a / width**0.5
 
 
 def optimum(problem: Problem, D: Tensor, rounds: int = 8) -> Solution:
@@ -89,13 +90,15 @@ def optimum(problem: Problem, D: Tensor, rounds: int = 8) -> Solution:
 
 
 def rival(
-    problem: Problem, options: dict[str, float] | None, width: int, steps: int = STEPS // 4, lr: float = LR / 3
+    problem: Problem, options: dict[str, Any] | None, width: int, steps: int = STEPS // 4, lr: float = LR / 3
 ) -> float:
     """F after full-batch training of width neurons by LowRankSGD, the penalty as its weight decay."""
     X, y, beta = problem
     n = len(y)
-    model = nn.Sequential(nn.Linear(DIMENSION, width, bias=False), nn.ReLU(), nn.Linear(width, 1, bias=False)).double()
-    bound = {"max_cond": options["max_cond"]} if options and "max_cond" in options else {}
+    model: nn.Module = nn.Sequential(
+        nn.Linear(DIMENSION, width, bias=False), nn.ReLU(), nn.Linear(width, 1, bias=False)
+    ).double()
+    bound: dict[str, Any] = {"max_cond": options["max_cond"]} if options and "max_cond" in options else {}
     if options:
         model = wc.factorize(model, rank=int(options["rank"]), skip="2")
     if bound:
@@ -108,8 +111,8 @@ def rival(
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        dense = wc.densify(model)
-        return problem.objective(*balanced(dense[0].weight, dense[2].weight[0]))
+        u, a = wc.densify(model).parameters()
+        return problem.objective(*balanced(u, a[0]))
 
 
 def convex_landscape(seeds: int = 3) -> tuple[list[Finding], pd.DataFrame]:

@@ -65,8 +65,9 @@ class Solution(NamedTuple):
 
 def patterns(X: Tensor, u: Tensor) -> Tensor:
     """The different patterns 1[X u >= 0] of directions u (m, d), without the empty one: (P, n) of zeros and ones."""
-    found = torch.unique((u @ X.mT >= 0).to(X.dtype), dim=0)
-    return found[found.sum(1) > 0]
+    found: Tensor = torch.unique((u @ X.mT >= 0).to(X.dtype), dim=0)
+    some: Tensor = found[found.sum(1) > 0]
+    return some
 
 
 def balanced(u: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,8 @@ def support(problem: Problem, D: Tensor, alpha: Tensor, cones: bool = True) -> T
     """
     c = (D * alpha) @ problem.X
     if not cones:
-        return c.norm(dim=1).expand(2, -1)
+        size: Tensor = c.norm(dim=1)
+        return size.expand(2, -1)
     rays = problem.X.mT[None] * (2 * D - 1)[:, None]  # (P, d, n)
     return torch.tensor([[nnls(A.numpy(), -s * b.numpy())[1] for A, b in zip(rays, c, strict=True)] for s in (1, -1)])
 

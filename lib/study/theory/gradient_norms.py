@@ -37,7 +37,8 @@ class Unconstrained(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """W_0, ..., W_{steps-1}."""
-        W, h = [self.start], 1 / self.steps
+        W: list[Tensor] = [self.start]
+        h = 1 / self.steps
         for k in range(self.steps - 1):
             gates = torch.tanh(self.gates[:, 0] * (k + 0.5) * h + self.gates[:, 1])
             W.append(exponential(W[-1], h * torch.tensordot(gates, self.A, 1)))
@@ -71,9 +72,9 @@ def gaussian(steps: int) -> list[Tensor]:
 
 def flow(steps: int, strength: float = 2.0) -> list[Tensor]:
     """The weights of a random gated flow on O(d) with Ω scaled by `strength`."""
-    module = OrthogonalFlow(WIDTH, GatedField(WIDTH, 2), steps=steps, integrator="exponential").double()
-    module.field.angles.data *= strength
-    return module.weights()
+    field = GatedField(WIDTH, 2)
+    field.angles.data *= strength
+    return OrthogonalFlow(WIDTH, field, steps=steps, integrator="exponential").double().weights()
 
 
 def free_flow(steps: int, strength: float = 2.0) -> list[Tensor]:

@@ -83,9 +83,10 @@ def train(network: nn.Module, features: Tensor, labels: Tensor, epochs: int, lr:
     steps = math.ceil(len(labels) / batch) * epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(epochs):
-        for index in torch.randperm(len(labels)).split(batch):
+        for index in torch.split(torch.randperm(len(labels)), batch):
             optimizer.zero_grad()
-            F.cross_entropy(network(features[index]), labels[index]).backward()
+            loss = F.cross_entropy(network(features[index]), labels[index])
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
 

@@ -7,6 +7,7 @@ A system is a function of the number of seeds; it gives findings and the rows (p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -46,7 +47,8 @@ def save(system: str, findings: Sequence[Finding], rows: pd.DataFrame, *, seeds:
     command = f"python -m study related {system} --seeds {seeds} --save"
     provenance = {"command": command, "started": _started, "finished": now(), **environment("cpu")}
     save_table(folder, "claims", [finding.row() for finding in findings], provenance, key="system")
-    save_table(folder, system, rows.to_dict("records"), provenance)
+    figure: list[Any] = rows.to_dict("records")
+    save_table(folder, system, figure, provenance)
 
 
 def load(table: str) -> pd.DataFrame:

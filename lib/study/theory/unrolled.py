@@ -29,7 +29,7 @@ finding = partial(Finding, "unrolled")
 MEASUREMENTS, ATOMS, LAYERS = 32, 64, 10
 SPARSITY, NOISE = 0.05, 0.01
 EPSILON, DUAL_RATE, BOUND = 0.05, 1.0, 10.0
-TRAIN, BATCH, EPOCHS = 5000, 250, 30
+TRAIN, TEST, BATCH, EPOCHS = 5000, 2000, 250, 30
 NOISES = (0.01, 0.05, 0.1, 0.2, 0.3)
 SPARSITIES = (0.05, 0.1, 0.15, 0.2)
 
@@ -81,7 +81,8 @@ class Lista(nn.Module):
 
 def gradient_norms(states: Tensor, x: Tensor, D: Tensor) -> Tensor:
     """||g(z_l)|| as (L + 1, B)."""
-    return ((states @ D.mT - x) @ D).norm(dim=2)
+    norms: Tensor = ((states @ D.mT - x) @ D).norm(dim=2)
+    return norms
 
 
 def constraints(states: Tensor, x: Tensor, D: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ def train(D: Tensor, data: Codes, method: Method) -> Lista:
     multipliers, steps = torch.zeros(len(network.W2)), 0
     for _ in range(EPOCHS):
         seen = []
-        for index in torch.randperm(len(data.x)).split(BATCH):
+        for index in torch.split(torch.randperm(len(data.x)), BATCH):
             x, z = data.x[index], data.z[index]
             states = network(x)
             loss = (states[-1] - z).square().sum(1).mean() / 2
@@ -163,8 +164,8 @@ def unrolled(seeds: int = 3) -> tuple[list[Finding], pd.DataFrame]:
         torch.manual_seed(seed)
         D = dictionary()
         data = draw(D, TRAIN)
-        shifted = {("noise", s): draw(D, 2000, noise=s) for s in NOISES}
-        shifted |= {("sparsity", s): draw(D, 2000, sparsity=s) for s in SPARSITIES}
+        shifted = {("noise", s): draw(D, TEST, noise=s) for s in NOISES}
+        shifted |= {("sparsity", s): draw(D, TEST, sparsity=s) for s in SPARSITIES}
         test = shifted["sparsity", SPARSITY]
         networks = {"ISTA": Lista(D), "ISTA, 100 steps": Lista(D, layers=100)}
         for name, method in METHODS.items():

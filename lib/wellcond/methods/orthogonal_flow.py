@@ -40,7 +40,8 @@ def cayley(W: Tensor, Omega: Tensor) -> Tensor:
 
 def exponential(W: Tensor, Omega: Tensor) -> Tensor:
     """W exp(Ω)."""
-    return W @ torch.linalg.matrix_exp(Omega)
+    moved: Tensor = W @ torch.linalg.matrix_exp(Omega)
+    return moved
 
 
 def euler_step(W: Tensor, field: Field, t: float, h: float) -> Tensor:
@@ -168,7 +169,7 @@ class OrthogonalFlow(nn.Module):
     def weights(self) -> list[Tensor]:
         """W_0, ..., W_{steps-1}, each (d, d); they do not depend on x, so that a batch shares them."""
         step, h = INTEGRATORS[self.integrator], self.time / self.steps
-        W = [self.start]
+        W: list[Tensor] = [self.start]
         for k in range(self.steps - 1):
             W.append(step(W[-1], self.field, k * h, h))
         return W

@@ -66,21 +66,28 @@ def test_projection_bounds_norm_and_condition_number(problem):
 
 def test_training_learns_and_the_constraints_make_layers_descend(problem, monkeypatch):
     monkeypatch.setattr(unrolled, "EPOCHS", 12)
+    monkeypatch.setattr(unrolled, "BATCH", 50)
     D, test = problem
     data = draw(D, 1000)
-    worst = {}
+    violation = {}
     for name in ("LISTA", "descending"):
         torch.manual_seed(0)
         network = train(D, data, METHODS[name])
         with torch.no_grad():
             states = network(test.x)
         assert losses(states, test.z)[-1] < 0.95 * losses(states, test.z)[0]
-        worst[name] = float(constraints(states, test.x, D)[:-1].max())
-    assert worst["descending"] < worst["LISTA"]
+        violation[name] = float(constraints(states, test.x, D).relu().mean())
+    assert violation["descending"] < 0.7 * violation["LISTA"]
 
 
 def test_findings(monkeypatch):
-    for name, value in {"TRAIN": 250, "EPOCHS": 1, "NOISES": (0.01, 0.3), "SPARSITIES": (0.05, 0.2)}.items():
+    for name, value in {
+        "TRAIN": 250,
+        "TEST": 200,
+        "EPOCHS": 1,
+        "NOISES": (0.01, 0.3),
+        "SPARSITIES": (0.05, 0.2),
+    }.items():
         monkeypatch.setattr(unrolled, name, value)
     findings, rows = unrolled.unrolled(2)
     assert all(finding.interval.seeds == 2 for finding in findings)
