@@ -51,7 +51,7 @@ def pair(seed: int, strength: float) -> Problem:
     return Problem(X, y, strength * float(((X @ u.mT).relu().mT @ y).abs().max()))
 
 
-def descend(problem: Problem, u: Tensor, a: Tensor, steps: int = STEPS) -> list[tuple[int, Tensor, Tensor]]:
+def descend(problem: Problem, u: Tensor, a: Tensor, steps: int) -> list[tuple[int, Tensor, Tensor]]:
     """SGD with momentum 0.9 and a cosine schedule on F / n; the network after some of the steps, and at the end."""
     X, y, beta = problem
     n = len(y)
@@ -126,7 +126,7 @@ def convex_landscape(seeds: int = 3) -> tuple[list[Finding], pd.DataFrame]:
             torch.manual_seed(seed)
             problem, known = pair(seed, strength), []
             for width in WIDTHS:
-                seen = descend(problem, *start(width))
+                seen = descend(problem, *start(width), STEPS)
                 for k, u, a in seen if width in TRACKED and strength == STRENGTHS[-1] else seen[-1:]:
                     D, value = patterns(problem.X, u), problem.objective(*balanced(u, a))
                     excess.append(value / solve(problem, D, most=4000).lower - 1)
@@ -141,7 +141,7 @@ def convex_landscape(seeds: int = 3) -> tuple[list[Finding], pd.DataFrame]:
                 lines.add("width", f"β = {strength:g} β₀", width, [above[strength, width]], seed)
             for number, (name, options) in enumerate(RIVALS.items() if strength == STRENGTHS[0] else ()):
                 torch.manual_seed(seed)
-                rivals[name].append(rival(problem, options, WIDTHS[-1]) / best - 1)
+                rivals[name].append(rival(problem, options, WIDTHS[-1], STEPS // 4) / best - 1)
                 lines.add("rivals", name, number, rivals[name][-1:], seed)
         wide.append(max(above[strength, WIDTHS[-1]] for strength in STRENGTHS))
         narrow.append(min(above[strength, WIDTHS[0]] for strength in STRENGTHS))

@@ -129,7 +129,7 @@ def test_bad_input():
 
 
 def test_findings(monkeypatch):
-    for name, value in {"WIDTHS": (2, 8), "TRACKED": (8,), "STRENGTHS": (0.1,), "STEPS": 1000}.items():
+    for name, value in {"WIDTHS": (2, 8), "TRACKED": (8,), "STRENGTHS": (0.1,), "STEPS": 800}.items():
         monkeypatch.setattr(convex_landscape, name, value)
     findings, rows = convex_landscape.convex_landscape(2)
     assert set(rows["panel"]) == {"training", "width", "rivals"}
