@@ -89,9 +89,7 @@ def optimum(problem: Problem, D: Tensor, rounds: int = 8) -> Solution:
     return found
 
 
-def rival(
-    problem: Problem, options: dict[str, Any] | None, width: int, steps: int = STEPS // 4, lr: float = LR / 3
-) -> float:
+def rival(problem: Problem, options: dict[str, Any] | None, width: int, steps: int, lr: float = LR / 3) -> float:
     """F after full-batch training of width neurons by LowRankSGD, the penalty as its weight decay."""
     X, y, beta = problem
     n = len(y)
