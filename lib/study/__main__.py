@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     bench.add_argument("--json", action="store_true", help="print JSON rows instead of a table")
     bench.add_argument("--save", action="store_true", help="also write results/bench/<device>/<table>.csv")
+    related = commands.add_parser("related", help="put the claims of related systems to the test, at a small scale")
+    related.add_argument("systems", nargs="+", metavar="SYSTEM", help="keys of study.theory.related.SYSTEMS")
+    related.add_argument("--seeds", type=int, default=3, help="at least 2 (default 3)")
+    related.add_argument("--save", action="store_true", help="also write results/related")
     return parser
 
 
@@ -280,6 +284,20 @@ def _bench(options: argparse.Namespace) -> None:
         print(pd.DataFrame(shown).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
+def _related(options: argparse.Namespace) -> None:
+    import pandas as pd
+    import torch
+
+    from study.theory import related
+
+    torch.set_num_threads(1)
+    for system in options.systems:
+        findings, rows = related.measure(system, seeds=options.seeds)
+        if options.save:
+            related.save(system, findings, rows, seeds=options.seeds)
+        print(pd.DataFrame([finding.row() for finding in findings]).to_string(index=False))
+
+
 COMMANDS = {
     "run": _run,
     "conditioning": _conditioning,
@@ -289,6 +307,7 @@ COMMANDS = {
     "status": _status,
     "data": _data,
     "bench": _bench,
+    "related": _related,
 }
 
 

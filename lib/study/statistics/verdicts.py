@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from study.statistics.comparison import Gap, student
+
 
 class Lines:
     """What a check measures, by line of its figure: rows of panel, series, x, y and seed."""
@@ -129,3 +131,39 @@ def ratio(line: pd.DataFrame, x: float, x_0: float) -> float:
     """The median at x over that at x_0."""
     medians = median_by_x(line)
     return float(medians[x] / medians[x_0])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A published claim put to the test: what was measured, one value a seed, and the band in which it wants the mean.
+
+    system: who claims it, as a key of study.theory.related.SYSTEMS. The claim is reproduced if the 95 % Student
+    interval over the seeds is inside the band, not reproduced if it is outside, and open if it is neither.
+    """
+
+    system: str
+    claim: str
+    measured: str
+    by_seed: Sequence[float]
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def interval(self) -> Gap:
+        """The mean over the seeds and the half-width of its interval."""
+        return student(self.by_seed)
+
+    @property
+    def verdict(self) -> str:
+        """ "reproduced", "not reproduced" or "open"; nan, and a single seed, leave it open."""
+        mean, margin = self.interval.difference, self.interval.margin
+        if self.low <= mean - margin and mean + margin <= self.high:
+            return "reproduced"
+        return "not reproduced" if mean + margin < self.low or self.high < mean - margin else "open"
+
+    def row(self) -> dict[str, object]:
+        """As a row of a table: mean, margin and number of seeds in place of the values by seed."""
+        gap = self.interval
+        numbers = {"value": gap.difference, "margin": gap.margin, "seeds": gap.seeds}
+        about = {"system": self.system, "claim": self.claim, "measured": self.measured}
+        return {**about, "low": self.low, "high": self.high, **numbers, "verdict": self.verdict}

@@ -1,0 +1,181 @@
+"""Claims of related systems and what became of them: the table of verdicts, and a figure a system. Never imports torch.
+
+Frames are those of `study.theory.related.load`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from study.presentation.style import finish, panels, table
+
+SYSTEMS = {
+    "orthogonal_flow": "ODEtoODE",
+    "convex_landscape": "Convex landscape",
+    "unrolled": "Descending unrolled networks",
+}
+
+
+def value_text(value: float, margin: float = math.nan) -> str:
+    """ "0.44 ± 0.07", "3.4e−05 ± 1.1e−05": two digits of the margin, or of the value where there is none."""
+    size = value if math.isnan(margin) or margin == 0 else margin
+    if size != 0 and abs(size) < 1e-3:
+        text = f"{value:.1e}" + ("" if math.isnan(margin) else f" ± {margin:.1e}")
+    else:
+        digits = 0 if size == 0 else max(0, 1 - math.floor(math.log10(abs(size))))
+        text = f"{value:.{digits}f}" + ("" if math.isnan(margin) else f" ± {margin:.{digits}f}")
+    return text.replace("-", "−")
+
+
+def _band(low: float, high: float) -> str:
+    text = f"{low:g} to {high:g}"
+    if math.isinf(high) or math.isinf(low):
+        text = f"≥ {low:g}" if math.isinf(high) else f"≤ {high:g}"
+    return text.replace("-", "−")
+
+
+def claims_table(claims: pd.DataFrame, system: str = "") -> Styler:
+    """One row a claim: number, 95 % interval over the seeds, what the claim wants, verdict; of one system or of all."""
+    shown = claims[claims["system"] == system] if system else claims
+    rows = [
+        {
+            **({} if system else {"system": SYSTEMS[row["system"]]}),
+            "claim": row["claim"],
+            "measured": row["measured"],
+            "claimed": _band(row["low"], row["high"]),
+            "value": value_text(row["value"], row["margin"]),
+            "verdict": row["verdict"],
+        }
+        for row in shown.to_dict("records")
+    ]
+    styled = table(pd.DataFrame(rows))
+    wrap: Any = [
+        {"selector": f".col{k}", "props": "text-align: left; white-space: normal"} for k in range(4 - bool(system))
+    ]
+    return styled.set_table_styles(wrap, overwrite=False)
+
+
+class Look(NamedTuple):
+    """How a line is drawn and named."""
+
+    color: str
+    marker: str = "o"
+    dash: str = "-"
+    label: str = ""
+
+
+def _lines(ax: Axes, rows: pd.DataFrame, looks: Mapping[str, Look]) -> None:
+    """The mean over the seeds, and their range as a shade."""
+    for name, look in looks.items():
+        own = rows[rows["series"] == name]
+        if own.empty:
+            continue
+        by_x = own.groupby("x")["y"]
+        ax.plot(by_x.mean(), color=look.color, marker=look.marker, linestyle=look.dash, label=look.label or name)
+        ax.fill_between(by_x.min().index, by_x.min(), by_x.max(), color=look.color, alpha=0.15, linewidth=0)
+
+
+FLOWS = {
+    "flow on O(d)": Look("#0072B2"),
+    "unconstrained flow": Look("#D55E00", "s"),
+    "residual, step 1/N": Look("#009E73", "^"),
+    "residual, step 1": Look("#E69F00", "D", "--"),
+    "no skip connection": Look("#CC79A7", "v", "--"),
+}
+TRAINED = {
+    "gated": Look("#0072B2", label="flow on O(d), gated"),
+    "isospectral": Look("#56B4E9", "P", label="flow on O(d), isospectral"),
+    "constant": Look("#000000", ".", ":", "one W on O(d)"),
+    "unconstrained": Look("#D55E00", "s", label="unconstrained flow"),
+    "residual": Look("#009E73", "^", label="residual network"),
+}
+CORRUPTIONS = {"gaussian_noise": "Gaussian noise", "blur": "blur", "contrast": "contrast"}
+
+
+def plot_gradients(rows: pd.DataFrame) -> Figure:
+    """Gradient norms of random networks: against depth, and the largest excursion against the strength of the flow."""
+    fig, (left, right) = panels(
+        ["gradient at the input / at the output", "largest |log| of the ratio, N = 100"], 2, 3.1, "none"
+    )
+    _lines(left, rows[rows["panel"] == "depth"].assign(y=lambda frame: frame["y"].clip(-6, 6)), FLOWS)
+    left.axhspan(
+        -1 / math.log(10), 1 / math.log(10), color="#888888", alpha=0.18, linewidth=0, label="the bound of the theorem"
+    )
+    left.set(xscale="log", xlabel="layers or steps, N", ylim=(-6, 6))
+    left.set_yticks(
+        range(-6, 7, 2), [f"10{str(k).translate(str.maketrans('-0123456', '⁻⁰¹²³⁴⁵⁶'))}" for k in range(-6, 7, 2)]
+    )
+    _lines(right, rows[rows["panel"] == "strength"], FLOWS)
+    right.axhspan(0, 1, color="#888888", alpha=0.18, linewidth=0)
+    right.set(xscale="log", xlabel="strength of the parameter flow", ylim=(0, None))
+    return finish(fig)
+
+
+def plot_corruptions(rows: pd.DataFrame) -> Figure:
+    """Test accuracy of the trained networks against the severity of each corruption, clean images at zero."""
+    fig, axes = panels(list(CORRUPTIONS.values()), 3, 2.8, "all")
+    for ax, name in zip(axes, CORRUPTIONS, strict=True):
+        _lines(ax, rows[rows["panel"].isin(["clean", name])], TRAINED)
+        ax.set(xlabel="severity", xticks=range(6))
+    axes[0].set_ylabel("test accuracy, %")
+    return finish(fig)
+
+
+WIDTHS = {"β = 0.1 β₀": Look("#0072B2"), "β = 0.01 β₀": Look("#D55E00", "s")}
+FLOOR = 1e-7  # of what is drawn: the tolerance of the certificates
+
+
+def plot_landscape(rows: pd.DataFrame) -> Figure:
+    """Excess of the objective: over the optimum of the network's own patterns along training; over the global optimum
+    against the width; and that of low-rank training."""
+    fig, (left, middle, right) = panels(["its own patterns", "all patterns", "100 neurons"], 3, 2.9, "none")
+    shown = rows.assign(y=rows["y"].clip(lower=FLOOR))
+    _lines(left, shown[shown["panel"] == "training"], {"30 neurons": Look("#D55E00", "s", label="β = 0.01 β₀")})
+    left.set(xlabel="steps, 30 neurons", yscale="log", ylabel="relative excess over the optimum")
+    widths = shown[shown["panel"] == "width"]
+    _lines(middle, widths, WIDTHS)
+    middle.set(xlabel="neurons", xscale="log", yscale="log")
+    rivals = shown[shown["panel"] == "rivals"]
+    names = list(rivals.sort_values("x")["series"].unique())
+    for k, name in enumerate(names):
+        values = rivals.loc[rivals["series"] == name, "y"]
+        right.plot(values, np.full(len(values), k), "o", color=WIDTHS["β = 0.1 β₀"].color, alpha=0.6)
+    right.set(xscale="log", xlabel="relative excess", ylim=(len(names) - 0.5, -0.5), xlim=(FLOOR, 10))
+    right.set_yticks(range(len(names)), names, fontsize=8.5)
+    finish(fig)
+    middle.set_xticks(ticks := sorted(widths["x"].unique()), [f"{x:g}" for x in ticks])
+    right.set_xticks([1e-6, 1e-3, 1], ["10⁻⁶", "0.001", "1"])
+    return fig
+
+
+UNROLLED = {
+    "LISTA": Look("#D55E00", "s", label="LISTA, random start"),
+    "descending": Look("#0072B2", label="descending, random start"),
+    "bounded": Look("#009E73", "^", label="κ(W₂) ≤ 10, random start"),
+    "LISTA, started as ISTA": Look("#E69F00", "D", "--"),
+    "ISTA": Look("#888888", ".", ":", "ISTA, 10 steps"),
+    "ISTA, 100 steps": Look("#000000", ".", ":"),
+}
+
+
+def plot_unrolled(rows: pd.DataFrame) -> Figure:
+    """Loss and gradient norm layer by layer; final loss under noise and under denser codes."""
+    titles = {
+        "layers": ("loss by layer", "layer"),
+        "gradients": ("gradient norm by layer, relative", "layer"),
+        "noise": ("final loss under noise", "noise at test, σ"),
+        "sparsity": ("final loss for denser codes", "share of non-zeros at test"),
+    }
+    fig, axes = panels([title for title, _ in titles.values()], 2, 2.5, "none")
+    for ax, (panel, (_, xlabel)) in zip(axes, titles.items(), strict=True):
+        _lines(ax, rows[rows["panel"] == panel], UNROLLED)
+        ax.set(xlabel=xlabel, yscale="log")
+    return finish(fig, x_ticks=False)
