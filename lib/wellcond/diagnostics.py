@@ -81,17 +81,26 @@ def _affine(layer: nn.Module, norm: nn.Module | None) -> Affine:
     W, bias = W if W.ndim == 2 else torch.block_diag(*W), getattr(layer, "bias", None)  # type: ignore[no-untyped-call]
     b = bias if isinstance(bias, Tensor) else W.new_zeros(len(W))
     if norm is not None:
-        assert isinstance(norm, BATCH_NORMS)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        D = (norm.running_var + norm.eps).rsqrt()
-        D = D if norm.weight is None else D * norm.weight
-        W, b = D[:, None] * W, D * (b - norm.running_mean)
-        b = b if norm.bias is None else b + norm.bias
+        D = _scale(norm)
+        W, b = D[:, None] * W, D * (b - norm.running_mean)  # type: ignore[operator]
+        b = b + norm.bias if isinstance(norm.bias, Tensor) else b
     _, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
     # Nonzero to working precision. A bound by Vᵀ holds however many are kept: ‖W z‖ >= σ_k ‖V_kᵀ z‖ for every k.
-    r = int((sigma > max(W.shape) * torch.finfo(W.dtype).eps * sigma[0]).sum())
+    r = _nonzero(sigma, max(W.shape))
     return Affine(W, b, sigma[:r], Vt[:r])
+
+
+def _scale(norm: nn.Module) -> Tensor:
+    """D = γ/sqrt(var + eps), one number a channel."""
+    assert isinstance(norm, BATCH_NORMS)
+    assert norm.running_var is not None
+    D = (norm.running_var + norm.eps).rsqrt()
+    return D if norm.weight is None else D * norm.weight
+
+
+def _nonzero(sigma: Tensor, size: int) -> int:
+    """How many singular values of a matrix, its longer side of this size, are nonzero to working precision."""
+    return int((sigma > size * torch.finfo(sigma.dtype).eps * sigma[0]).sum())
 
 
 def effective_kappa(model: nn.Module) -> dict[str, float]:
@@ -100,4 +109,16 @@ def effective_kappa(model: nn.Module) -> dict[str, float]:
     D = diag(γ/sqrt(var + eps)) where batch normalization is the only reader of what the layer returns, which is what
     `deploy` folds; D = I elsewhere. float64; any model.
     """
-    return {name: layer.kappa for name, layer in affine_layers(in_double(model)).items()}
+    model = in_double(model)
+    norms = dataflow(model).normalized
+    kappas = {}
+    for name, layer in weight_layers(model).items():
+        norm = model.get_submodule(norms[name]) if name in norms else None
+        if isinstance(layer, LowRankLayer) and layer.S is not None and layer.S.ndim == layer.U.ndim == 2:
+            A = layer.left() if norm is None else _scale(norm)[:, None] * layer.left()  # W is not formed
+            sigma = singular_values(torch.linalg.qr(A)[1] @ torch.linalg.qr(layer.V)[1].mT)
+            sigma = sigma[: _nonzero(sigma, max(layer.matrix_shape))]
+            kappas[name] = (sigma[0] / sigma[-1]).item() if len(sigma) else math.inf
+        else:
+            kappas[name] = _affine(layer, norm).kappa
+    return kappas
