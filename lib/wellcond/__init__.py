@@ -21,6 +21,7 @@ from wellcond.convert import densify, factorize, opened, rank_for_ratio
 from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.diagnostics import effective_kappa, layer_reports
+from wellcond.inventory import summary
 from wellcond.layers import (
     LowRankConv1d,
     LowRankConv2d,
@@ -39,7 +40,6 @@ from wellcond.optim import LowRankSGD, constrain, param_groups
 from wellcond.riemannian import on_manifold
 from wellcond.spectrum import clip_condition_number, condition_number, nearest_scaled_orthogonal, singular_values
 from wellcond.stiefel import orthogonality_error, random_stiefel, retract
-from wellcond.summary import summary
 
 __all__ = [
     "LowRankAdamW",
