@@ -89,6 +89,34 @@ def integrators_table(frame: pd.DataFrame) -> Styler:
     return table(pd.DataFrame(rows))
 
 
+FORMS = {
+    "dense": "dense",
+    "uv": "U Vᵀ, two layers",
+    "wellcond": "wellcond, κ(S) ≤ 1.1",
+    "qr": "U, V by differentiated QR",
+    "geotorch": "geotorch",
+    "tensorly_torch": "tensorly-torch",
+}
+"""What the bench of other libraries compares."""
+
+
+def peers_table(frame: pd.DataFrame) -> Styler:
+    """Seconds of a training step in several libraries: one row a form, one column an optimizer and share removed."""
+    if frame.empty:
+        return table(frame)
+    steps = frame.set_index(["method", "optimizer", "ratio"])["step_s"]
+    columns = [(o, r) for r in sorted(frame["ratio"].dropna().unique()) for o in ("SGD", "AdamW")]
+    rows = []
+    for form, label in FORMS.items():
+        own = frame[frame["method"] == form]
+        if own.empty:
+            continue
+        ratio = {r: r if form != "dense" else np.nan for _, r in columns}
+        cells = {f"{o}, {100 * r:g} % removed": _times(steps.get((form, o, ratio[r]), np.nan)) for o, r in columns}
+        rows.append({"form": label, "orthonormal": "yes" if own["orthonormal"].iloc[0] else "", **cells})
+    return table(pd.DataFrame(rows))
+
+
 def _stack(
     ax: Axes,
     labels: Sequence[str],

@@ -74,6 +74,21 @@ def test_recomputation_has_a_table_and_no_bar():
     assert len(costs.fastest_dense(frame)) == len(TRAINING) - 1
 
 
+def test_peers_table():
+    """Seconds as they are; the dense network, which has no rank, in the columns of its optimizer."""
+    rows = [
+        {"method": m, "optimizer": o, "ratio": r, "step_s": s, "orthonormal": m == "wellcond"}
+        for m, r, s in (("dense", float("nan"), 2.0), ("uv", 0.5, 1.0), ("wellcond", 0.5, 1.25), ("wellcond", 0.8, 0.5))
+        for o in ("SGD", "AdamW")
+    ]
+    table = costs.peers_table(pd.DataFrame(rows)).data.set_index("form")
+    assert list(table.index) == ["dense", "U Vᵀ, two layers", "wellcond, κ(S) ≤ 1.1"]
+    assert list(table["orthonormal"]) == ["", "", "yes"]
+    assert list(table["SGD, 50 % removed"]) == ["2.00", "1.00", "1.25"]
+    assert list(table["AdamW, 80 % removed"]) == ["2.00", "–", "0.50"]
+    assert costs.peers_table(pd.DataFrame()).data.empty
+
+
 def test_integrators_table():
     rows = [{**row, "passes": 2.0 if row["method"] == "usv" else 1.0} for row in TRAINING.to_dict("records")]
     table = costs.integrators_table(pd.DataFrame(rows)).data.set_index("method")
