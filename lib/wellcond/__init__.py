@@ -22,22 +22,12 @@ from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
 from wellcond.diagnostics import effective_kappa, layer_reports
 from wellcond.inventory import summary
-from wellcond.layers import (
-    LowRankConv1d,
-    LowRankConv2d,
-    LowRankConv3d,
-    LowRankLayer,
-    LowRankLinear,
-    low_rank_layers,
-    matricize,
-    recompute,
-    register_kind,
-    weight_layers,
-)
+from wellcond.kinds.convolution import LowRankConv1d, LowRankConv2d, LowRankConv3d, recompute
+from wellcond.kinds.opening import register_matrices
+from wellcond.layers import LowRankLayer, LowRankLinear, low_rank_layers, matricize, register_kind, weight_layers
 from wellcond.methods.adam import LowRankAdamW
-from wellcond.opening import register_matrices
+from wellcond.methods.riemannian import on_manifold
 from wellcond.optim import LowRankSGD, constrain, param_groups
-from wellcond.riemannian import on_manifold
 from wellcond.spectrum import clip_condition_number, condition_number, nearest_scaled_orthogonal, singular_values
 from wellcond.stiefel import orthogonality_error, random_stiefel, retract
 

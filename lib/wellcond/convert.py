@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from wellcond.errors import invalid, unknown
-from wellcond.layers import KINDS, LowRankConv2d, LowRankLayer, inherit, kind_of, low_rank_layers
-from wellcond.opening import close_, open_
+from wellcond.kinds.convolution import LowRankConv2d
+from wellcond.kinds.opening import close_, open_
+from wellcond.layers import KINDS, LowRankLayer, inherit, kind_of, low_rank_layers
 
 T = TypeVar("T")
 

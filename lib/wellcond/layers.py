@@ -1,13 +1,11 @@
-"""Factorized layers: linear layers and convolutions with the weight matrix stored as W = U S Vᵀ.
+"""Factorized layers: the weight matrix is stored as W = U S Vᵀ.
 
     W (n, m) = U (n, r) · S (r, r) · Vᵀ (r, m),      n = outputs, m = inputs, r = rank,
 
 UᵀU = VᵀV = I while the manifold integrator trains them; S is full. Without a core (``core=False``) the layer is
-W = U Vᵀ. A convolution kernel (C_out, C_in, kh, kw) is matricized row-major to n = C_out, m = C_in·kh·kw and
-applied as an r-channel kh x kw convolution by Vᵀ followed by a 1 x 1 convolution by U S, so that stride, padding
-and dilation are torch's own and no patches are unfolded. A convolution in g groups is a stack of g matrices, U
-(g, n, r), S (g, r, r), V (g, m, r). At a rank so high that the factors cost more than W, W is
-formed and applied instead: a factorized layer never does more work than the dense one and its own merging.
+W = U Vᵀ. A layer may hold a stack of g matrices of one rank: U (g, n, r), S (g, r, r), V (g, m, r). At a rank so high
+that the factors cost more than W, W is formed and applied instead: a factorized layer never does more work than the
+dense one and its own merging.
 
 What can be factorized is the table KINDS, {type of a layer: its factorized form}. A kind says what the matrix of a
 layer is (`matrix_of`), and how its factors act (`forward`); a file of `kinds/`, or of a user, adds one.
@@ -25,7 +23,6 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from wellcond.errors import invalid
 from wellcond.linalg import upcast
@@ -273,147 +270,21 @@ class LowRankLinear(LowRankLayer):
     @classmethod
     def from_dense(cls, layer: nn.Linear, rank: int, *, core: bool = True) -> Self:
         """The factorized layer with the best rank-r approximation of the weights of `layer`, and its bias."""
-        return filled(cls(layer.in_features, layer.out_features, rank, core=core, **_like(layer)), layer)
+        return filled(cls(layer.in_features, layer.out_features, rank, core=core, **as_stored(layer)), layer)
 
     def to_dense(self) -> nn.Linear:
         """An nn.Linear with weight U S Vᵀ and the same bias."""
-        return restored(self.dense(self.in_features, self.out_features, **_like(self)), self)
+        return restored(self.dense(self.in_features, self.out_features, **as_stored(self)), self)
 
     def plain_layers(self) -> nn.Sequential:
         """Vᵀ (r, m), then U S (n, r) with the bias."""
-        like = _like(self)
+        like = as_stored(self)
         first = nn.Linear(self.in_features, self.rank, **{**like, "bias": False})
         last = nn.Linear(self.rank, self.out_features, **like)
         return in_sequence(self, {first: self.V.mT, last: self.left()}, ("in_features", "out_features"))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._describe()}"
-
-
-class LowRankConv(LowRankLayer):
-    """Convolution in d dimensions whose matricized kernel (C_out, C_in·k_1···k_d) is U S Vᵀ; in g groups, a stack of g
-    such matrices (C_out/g, C_in/g·k_1···k_d), of one rank.
-
-    Shape: x (B, C_in, ...) -> y (B, C_out, ...) as of the torch layer with the same kernel_size, stride, padding,
-    dilation, groups and padding_mode. recomputes: see `recompute`. Raises ValueError if rank is out of range.
-    """
-
-    dense: ClassVar[type[Any]]
-    convolve: ClassVar[Callable[..., Tensor]]
-    recomputes = False
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: str | tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    padding_mode: str
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        rank: int,
-        *,
-        stride: int | tuple[int, ...] = 1,
-        padding: str | int | tuple[int, ...] = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        padding_mode: str = "zeros",
-        **kwargs: Any,
-    ) -> None:
-        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        shell = self.dense(
-            in_channels, out_channels, kernel_size, **geometry, padding_mode=padding_mode, bias=False, device="meta"
-        )
-        m = in_channels // groups * math.prod(shell.kernel_size)
-        super().__init__(out_channels // groups, m, rank, groups=groups, outputs=out_channels, **kwargs)
-        for name in CONVOLUTION:
-            setattr(self, name, getattr(shell, name))
-        self.margins = [] if padding_mode == "zeros" else list(shell._reversed_padding_repeated_twice)
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense kernel (C_out, C_in/g, k_1, ..., k_d)."""
-        return self.matrix().reshape(self.out_channels, -1, *self.kernel_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.margins:
-            x = F.pad(x, self.margins, mode=self.padding_mode)
-        if self._merges(x.numel() // (self.in_channels * math.prod(self.stride))):
-            return self._convolved(x, self.weight, self.bias)
-        if self.recomputes and torch.is_grad_enabled():
-            y: Tensor = checkpoint(self._by_factors, x, use_reentrant=False, preserve_rng_state=False)
-            return y
-        return self._by_factors(x)
-
-    def _convolved(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        padding = 0 if self.margins else self.padding
-        y: Tensor = type(self).convolve(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
-        return y
-
-    def _by_factors(self, x: Tensor) -> Tensor:
-        basis = self.V.mT.reshape(self.groups * self.rank, -1, *self.kernel_size)
-        mix = self.left().reshape(self.out_channels, self.rank, *(1 for _ in self.kernel_size))
-        return type(self).convolve(self._convolved(x, basis, None), mix, self.bias, groups=self.groups)
-
-    @classmethod
-    def refuses(cls, layer: Any) -> str:
-        return "a depthwise convolution, one row a group" if layer.out_channels == layer.groups > 1 else ""
-
-    @classmethod
-    def matrix_of(cls, layer: Any) -> Tensor:
-        g: int = layer.groups
-        return matricize(layer.weight) if g == 1 else layer.weight.reshape(g, layer.out_channels // g, -1)
-
-    @classmethod
-    def from_dense(cls, layer: Any, rank: int, *, core: bool = True) -> Self:
-        """The factorized layer with the best rank-r approximation of the kernel of `layer`, and its bias."""
-        how = {"core": core, **convolution_arguments(layer), **_like(layer)}
-        return filled(cls(layer.in_channels, layer.out_channels, layer.kernel_size, rank, **how), layer)
-
-    def to_dense(self) -> Any:
-        """A convolution of torch with the kernel U S Vᵀ and the same bias."""
-        shape = (self.in_channels, self.out_channels, self.kernel_size)
-        return restored(self.dense(*shape, **convolution_arguments(self), **_like(self)), self)
-
-    def plain_layers(self) -> nn.Sequential:
-        """Vᵀ as a convolution to r channels a group, then U S as a 1 x 1 convolution with the bias."""
-        like, middle = _like(self), self.groups * self.rank
-        geometry = {**convolution_arguments(self), **like, "bias": False}
-        first = self.dense(self.in_channels, middle, self.kernel_size, **geometry)
-        last = self.dense(middle, self.out_channels, 1, groups=self.groups, **like)
-        return in_sequence(self, {first: self.V.mT, last: self.left()}, CONVOLUTION)
-
-    def extra_repr(self) -> str:
-        shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        groups = f", groups={self.groups}" if self.groups > 1 else ""
-        return f"{shape}, padding={self.padding}, dilation={self.dilation}{groups}, {self._describe()}"
-
-
-class LowRankConv1d(LowRankConv):
-    """x (B, C_in, L) -> y (B, C_out, L'); see LowRankConv."""
-
-    dense, convolve, norm = nn.Conv1d, F.conv1d, nn.BatchNorm1d
-
-
-class LowRankConv2d(LowRankConv):
-    """x (B, C_in, H, W) -> y (B, C_out, H', W'); see LowRankConv."""
-
-    dense, convolve, norm = nn.Conv2d, F.conv2d, nn.BatchNorm2d
-
-
-class LowRankConv3d(LowRankConv):
-    """x (B, C_in, D, H, W) -> y (B, C_out, D', H', W'); see LowRankConv."""
-
-    dense, convolve, norm = nn.Conv3d, F.conv3d, nn.BatchNorm3d
-
-
-GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
-CONVOLUTION = (*GEOMETRY, "kernel_size", "in_channels", "out_channels")
-"""What forward code may read of a convolution."""
 
 
 def resize_(p: Tensor, shape: Iterable[int]) -> None:
@@ -452,11 +323,7 @@ def in_sequence(layer: LowRankLayer, factors: Mapping[Any, Tensor], attributes: 
     return whole
 
 
-def convolution_arguments(layer: nn.Module) -> dict[str, Any]:
-    return {name: getattr(layer, name) for name in GEOMETRY}
-
-
-def _like(layer: nn.Module) -> dict[str, Any]:
+def as_stored(layer: nn.Module) -> dict[str, Any]:
     """Where and how the weights of a layer are stored, and whether it has a bias."""
     weight = layer.U if isinstance(layer, LowRankLayer) else layer.weight
     assert isinstance(weight, Tensor)
@@ -487,9 +354,6 @@ def _copy_bias(new: nn.Module, old: nn.Module) -> None:
 
 KINDS: dict[type[nn.Module] | str, type[LowRankLayer]] = {
     nn.Linear: LowRankLinear,
-    nn.Conv1d: LowRankConv1d,
-    nn.Conv2d: LowRankConv2d,
-    nn.Conv3d: LowRankConv3d,
 }
 """{type of a dense layer: its factorized form}. The type of a package that is not imported here stands as a text,
 module.name. It is the exact type: a subclass may use its weight in other ways."""
@@ -512,21 +376,6 @@ def kind_of(layer: nn.Module) -> type[LowRankLayer] | None:
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
     """The factorized layers of a model by module name, in module order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLayer)}
-
-
-def recompute(model: nn.Module, on: bool = True) -> nn.Module:
-    """Have the factorized convolutions of `model` forget the r-channel tensor Vᵀ * x between their factors, and compute
-    it again in the backward pass; returns the model, changed in place.
-
-    A factorized convolution keeps one tensor more for the backward pass than the dense one. Without it a training step
-    needs no more memory than that of the dense network, for one more convolution by Vᵀ: a tenth to a quarter of the
-    time of a step. The gradients are the same bit for bit. on: False undoes it. Inference is not affected.
-    Source: Chen, Xu, Zhang, Guestrin, arXiv:1604.06174 (checkpointing).
-    """
-    for layer in low_rank_layers(model).values():
-        if isinstance(layer, LowRankConv):
-            layer.recomputes = on
-    return model
 
 
 def weight_layers(model: nn.Module) -> dict[str, Any]:

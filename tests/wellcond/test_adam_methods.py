@@ -11,7 +11,7 @@ from helpers import DOUBLE, Tiny, randn
 from wellcond.integrator import Factors
 from wellcond.methods import Settings, find
 from wellcond.methods.adam import ProjectedAdamW, projected_gradient
-from wellcond.riemannian import horizontal_gradient
+from wellcond.methods.riemannian import horizontal_gradient
 
 SETTINGS = {
     "dense_adamw": Settings(),

@@ -16,7 +16,8 @@ from helpers import DOUBLE, Tiny, randn
 from wellcond import convert
 from wellcond.counts import count_flops, count_parameters
 from wellcond.deployment import deploy
-from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers, matricize
+from wellcond.kinds.convolution import LowRankConv2d
+from wellcond.layers import LowRankLinear, low_rank_layers, matricize
 from wellcond.methods import method
 from wellcond.methods.tucker import Tucker2Conv2d
 

@@ -13,7 +13,8 @@ from architectures import networks as models
 from helpers import DOUBLE, Tiny, randn
 from wellcond import convert, counts, deployment
 from wellcond.deployment import deploy
-from wellcond.layers import LowRankConv2d, LowRankLinear, low_rank_layers
+from wellcond.kinds.convolution import LowRankConv2d
+from wellcond.layers import LowRankLinear, low_rank_layers
 from wellcond.tracing import dataflow
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import wellcond as wc
+from wellcond.kinds.opening import OPENED, open_
 from wellcond.layers import KINDS, weight_matrix
-from wellcond.opening import OPENED, open_
 
 F64 = torch.float64
 
@@ -315,7 +315,7 @@ class Mixer(nn.Module):
 
 def test_kinds_of_a_user(monkeypatch):
     monkeypatch.setattr("wellcond.layers.KINDS", KINDS.copy())
-    monkeypatch.setattr("wellcond.opening.OPENED", OPENED.copy())
+    monkeypatch.setattr("wellcond.kinds.opening.OPENED", OPENED.copy())
     model, x = nn.Sequential(Mixer(), Scaled(6, 4)).double(), X["row"]
     with pytest.warns(
         UserWarning, match=r"0.mix \(a parameter of Mixer, of no known kind\); 1 \(Scaled, a Linear that may use"

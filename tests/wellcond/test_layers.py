@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from architectures import clocks
 from helpers import DOUBLE, matrix_with, randn
 from wellcond import layers
-from wellcond.layers import LowRankConv2d, LowRankLinear
+from wellcond.kinds.convolution import LowRankConv2d
+from wellcond.layers import LowRankLinear
 
 CONVOLUTIONS = [
     {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}

@@ -11,7 +11,7 @@ from torch import nn
 import wellcond as wc
 from helpers import DOUBLE, randn
 from wellcond.integrator import Factors, lowrank_step
-from wellcond.riemannian import back_on_manifold, horizontal_gradient
+from wellcond.methods.riemannian import back_on_manifold, horizontal_gradient
 
 OPTIMIZERS = {
     "SGD": {"lr": 0.05, "momentum": 0.9, "nesterov": True},

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from study.benches.clocks import interleaved
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
-from wellcond.layers import LowRankConv2d
+from wellcond.kinds.convolution import LowRankConv2d
 from wellcond.spectrum import nearest_rule
 from wellcond.stiefel import (
     cholesky_qr_,

@@ -20,7 +20,8 @@ from study import networks as models
 from study.benches.clocks import interleaved, spread
 from study.benches.training import INPUTS, SPLIT, Row, Trainee, check
 from wellcond.convert import copied, rank_for_ratio, replace_module
-from wellcond.layers import LowRankConv2d, LowRankLinear, full_rank, matricize
+from wellcond.kinds.convolution import LowRankConv2d
+from wellcond.layers import LowRankLinear, full_rank, matricize
 from wellcond.methods.adam import LowRankAdamW
 from wellcond.methods.method import last_layer, trained_layers
 from wellcond.optim import LowRankSGD, constrain, param_groups

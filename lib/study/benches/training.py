@@ -19,7 +19,7 @@ from study.data import Images
 from wellcond.counts import count_flops
 from wellcond.deployment import deploy
 from wellcond.errors import invalid, unknown
-from wellcond.layers import recompute
+from wellcond.kinds.convolution import recompute
 from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
 

@@ -41,7 +41,8 @@ from study.networks import Normalize
 from study.results.tables import AFTERWARDS, Table
 from wellcond.diagnostics import Affine, affine_layers, in_double
 from wellcond.errors import invalid
-from wellcond.layers import LowRankConv2d, LowRankLayer, LowRankLinear, weight_layers
+from wellcond.kinds.convolution import LowRankConv2d
+from wellcond.layers import LowRankLayer, LowRankLinear, weight_layers
 from wellcond.methods.tucker import Tucker2Conv2d
 from wellcond.tracing import dataflow
 

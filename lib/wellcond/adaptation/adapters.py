@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from wellcond.adaptation.files import read_tensors, write_tensors
 from wellcond.convert import assigned, convertible, copied, matching, replace_module
 from wellcond.errors import invalid, unknown
-from wellcond.layers import CONVOLUTION, HOOKS, LowRankConv2d, LowRankLayer, LowRankLinear, convolution_arguments
-from wellcond.opening import close_, open_
+from wellcond.kinds.convolution import CONVOLUTION, LowRankConv2d, convolution_arguments
+from wellcond.kinds.opening import close_, open_
+from wellcond.layers import HOOKS, LowRankLayer, LowRankLinear
 
 UPDATE, START = "update.", "start."  # how the parameters of an adapter begin, after the name of its layer
 

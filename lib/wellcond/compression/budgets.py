@@ -25,7 +25,7 @@ from wellcond.compression.costs import COSTS
 from wellcond.compression.importance import IMPORTANCE, matrix
 from wellcond.convert import convertible, copied, matching
 from wellcond.errors import invalid, unknown
-from wellcond.opening import open_
+from wellcond.kinds.opening import open_
 
 SLACK = 1e-9  # of the whole: absorbs the rounding of a fraction
 

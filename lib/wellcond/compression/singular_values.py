@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from wellcond.compression.units import COMPRESSORS, AtAmount, Compressed, ranked
 from wellcond.convert import densify, factorize, replace_module
 from wellcond.counts import count_parameters
+from wellcond.kinds.opening import close_, open_
 from wellcond.layers import LowRankLayer, low_rank_layers, weight_layers
-from wellcond.opening import close_, open_
 
 
 def _as_is(sigma: Tensor) -> Tensor:

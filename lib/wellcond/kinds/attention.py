@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from wellcond.kinds.opening import Opened, register_matrices
 from wellcond.layers import LowRankLinear, register_kind
-from wellcond.opening import Opened, register_matrices
 
 
 class LowRankOutputProjection(LowRankLinear):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wellcond.opening import Opened, register_matrices
+from wellcond.kinds.opening import Opened, register_matrices
 
 
 class OpenedRecurrent(Opened):

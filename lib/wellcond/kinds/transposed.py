@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wellcond.layers import CONVOLUTION, GEOMETRY, LowRankLayer, filled, in_sequence, register_kind, restored
+from wellcond.kinds.convolution import CONVOLUTION, GEOMETRY
+from wellcond.layers import LowRankLayer, filled, in_sequence, register_kind, restored
 
 
 class LowRankConvTranspose(LowRankLayer):

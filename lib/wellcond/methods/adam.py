@@ -12,7 +12,7 @@ import torch
 
 from wellcond.integrator import Factors
 from wellcond.methods.method import Method, constrained_factors, dense, factors, plain_groups, register
-from wellcond.riemannian import OnManifold
+from wellcond.methods.riemannian import OnManifold
 from wellcond.stiefel import project_horizontal
 
 

@@ -24,10 +24,10 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from wellcond.convert import convertible, copied, matching, unparametrized
 from wellcond.errors import invalid
+from wellcond.kinds.opening import close_, open_
 from wellcond.layers import matricize
 from wellcond.linalg import upcast
 from wellcond.methods.method import Method, Settings, last_layer, register
-from wellcond.opening import close_, open_
 from wellcond.optim import Group
 
 

@@ -20,15 +20,8 @@ from torch.nn import functional as F
 
 from wellcond.convert import factorize
 from wellcond.errors import invalid
-from wellcond.layers import (
-    CONVOLUTION,
-    LowRankConv2d,
-    LowRankLayer,
-    convolution_arguments,
-    filled,
-    in_sequence,
-    matricize,
-)
+from wellcond.kinds.convolution import CONVOLUTION, LowRankConv2d, convolution_arguments
+from wellcond.layers import LowRankLayer, filled, in_sequence, matricize
 from wellcond.methods.dynamical_low_rank import BUG, bug_groups
 from wellcond.methods.method import Method, Settings, decayed, last_layer, register
 from wellcond.methods.penalties import robustness_penalty

@@ -7,7 +7,7 @@ from helpers import randn
 from points import clone, gradient, matrix, start, zeros
 from study.benches import integrator as integrator_bench
 from wellcond.integrator import lowrank_step
-from wellcond.layers import LowRankConv2d
+from wellcond.kinds.convolution import LowRankConv2d
 
 
 @pytest.mark.parametrize("name", integrator_bench.VARIANTS)

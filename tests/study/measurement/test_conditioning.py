@@ -33,7 +33,8 @@ from study.presentation.conditioning import (
     rank_correlations,
 )  # fmt: skip
 from wellcond.diagnostics import effective_kappa, in_double
-from wellcond.layers import LowRankConv2d, LowRankLinear
+from wellcond.kinds.convolution import LowRankConv2d
+from wellcond.layers import LowRankLinear
 from wellcond.methods.tucker import Tucker2Conv2d
 
 

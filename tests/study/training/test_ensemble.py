@@ -17,7 +17,7 @@ from study.training.adversarial import Adversary
 from study.training.distributed import Processes
 from study.training.ensemble import fit_together
 from study.training.loop import Recipe
-from wellcond.layers import recompute
+from wellcond.kinds.convolution import recompute
 from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
 from wellcond.optim import LowRankSGD
