@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from architectures import clocks
 from helpers import DOUBLE, matrix_with, randn
 from wellcond import layers
-from wellcond.kinds.convolution import LowRankConv2d
+from wellcond.kinds.convolution import LowRankConv2d, recompute
 from wellcond.layers import LowRankLinear
 
 CONVOLUTIONS = [
@@ -242,7 +242,7 @@ def test_a_layer_never_costs_more_than_the_dense_one_and_its_merging(rank, core)
     )
     for dense, shape, positions in cases:
         dense = dense.to(DOUBLE)
-        low = layers.LowRankLinear if isinstance(dense, nn.Linear) else layers.LowRankConv2d
+        low = layers.LowRankLinear if isinstance(dense, nn.Linear) else LowRankConv2d
         layer = low.from_dense(dense, rank, core=core)
         x = randn(*shape)
         n, m = dense.weight.shape[0], dense.weight[0].numel()
@@ -267,7 +267,7 @@ def test_recomputing_changes_no_number_and_saves_the_tensors_between_the_factors
     channels, depth, x = 16, 6, torch.randn(8, 16, 12, 12)
     kept = nn.Sequential(*(LowRankConv2d(channels, channels, 3, 8, padding=1, core=core) for _ in range(depth)))
     kept[2] = nn.Conv2d(channels, channels, 3, padding=1)
-    recomputed = layers.recompute(copy.deepcopy(kept))
+    recomputed = recompute(copy.deepcopy(kept))
 
     def gradients(net):
         net.zero_grad()
@@ -279,5 +279,5 @@ def test_recomputing_changes_no_number_and_saves_the_tensors_between_the_factors
     saved = clocks.peak_bytes(lambda: gradients(kept), "cpu") - clocks.peak_bytes(lambda: gradients(recomputed), "cpu")
     between = x.numel() * 4 // 2 + (channels * 8 * 4 if core else 0)  # U S is forgotten too
     assert (depth - 2) * between <= saved <= depth * between  # at the peak one of five may be there again
-    assert torch.equal(layers.recompute(recomputed, on=False)(x), kept(x))
+    assert torch.equal(recompute(recomputed, on=False)(x), kept(x))
     assert not any(layer.recomputes for layer in layers.low_rank_layers(recomputed).values())

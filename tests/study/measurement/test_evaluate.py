@@ -16,6 +16,7 @@ from study.data import Images
 from study.measurement import accuracy as evaluate
 from study.measurement.accuracy import robustness_curve
 from wellcond import convert, diagnostics, layers
+from wellcond.kinds.convolution import LowRankConv2d
 
 
 def random_images(n=23, classes=3, shape=(1, 28, 28)):
@@ -201,7 +202,7 @@ def test_layer_reports_against_numpy():
     """Dense layers by their matricized weight, U S Vᵀ by S, U Vᵀ by the product; in float64 from float32 numbers."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 5, 3), nn.Linear(4, 3), layers.LowRankLinear(9, 8, 4), layers.LowRankConv2d(2, 6, 3, 3, core=False)
+        nn.Conv2d(2, 5, 3), nn.Linear(4, 3), layers.LowRankLinear(9, 8, 4), LowRankConv2d(2, 6, 3, 3, core=False)
     )
     with torch.no_grad():
         for p in model[2:].parameters():
