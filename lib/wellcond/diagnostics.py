@@ -77,8 +77,7 @@ def affine_layers(model: nn.Module) -> dict[str, Affine]:
 
 
 def _affine(layer: nn.Module, norm: nn.Module | None) -> Affine:
-    W = layer.matrix() if isinstance(layer, LowRankLayer) else weight_matrix(layer)
-    W, bias = W if W.ndim == 2 else torch.block_diag(*W), getattr(layer, "bias", None)  # type: ignore[no-untyped-call]
+    W, bias = _matrix(layer), getattr(layer, "bias", None)
     b = bias if isinstance(bias, Tensor) else W.new_zeros(len(W))
     if norm is not None:
         D = _scale(norm)
@@ -88,6 +87,12 @@ def _affine(layer: nn.Module, norm: nn.Module | None) -> Affine:
     # Nonzero to working precision. A bound by Vᵀ holds however many are kept: ‖W z‖ >= σ_k ‖V_kᵀ z‖ for every k.
     r = _nonzero(sigma, max(W.shape))
     return Affine(W, b, sigma[:r], Vt[:r])
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    """W (n, m); of a stack, the block diagonal of its matrices."""
+    W = layer.matrix() if isinstance(layer, LowRankLayer) else weight_matrix(layer)
+    return W if W.ndim == 2 else torch.block_diag(*W)  # type: ignore[no-untyped-call]
 
 
 def _scale(norm: nn.Module) -> Tensor:
@@ -111,14 +116,19 @@ def effective_kappa(model: nn.Module) -> dict[str, float]:
     """
     model = in_double(model)
     norms = dataflow(model).normalized
-    kappas = {}
-    for name, layer in weight_layers(model).items():
-        norm = model.get_submodule(norms[name]) if name in norms else None
-        if isinstance(layer, LowRankLayer) and layer.S is not None and layer.S.ndim == layer.U.ndim == 2:
-            A = layer.left() if norm is None else _scale(norm)[:, None] * layer.left()  # W is not formed
-            sigma = singular_values(torch.linalg.qr(A)[1] @ torch.linalg.qr(layer.V)[1].mT)
-            sigma = sigma[: _nonzero(sigma, max(layer.matrix_shape))]
-            kappas[name] = (sigma[0] / sigma[-1]).item() if len(sigma) else math.inf
-        else:
-            kappas[name] = _affine(layer, norm).kappa
-    return kappas
+    return {
+        name: _kappa(layer, model.get_submodule(norms[name]) if name in norms else None)
+        for name, layer in weight_layers(model).items()
+    }
+
+
+def _kappa(layer: nn.Module, norm: nn.Module | None) -> float:
+    D = 1.0 if norm is None else _scale(norm)[:, None]
+    if isinstance(layer, LowRankLayer) and layer.S is not None and layer.S.ndim == layer.U.ndim == 2:
+        size = max(layer.matrix_shape)  # W is not formed
+        sigma = singular_values(torch.linalg.qr(D * layer.left())[1] @ torch.linalg.qr(layer.V)[1].mT)
+    else:
+        W = D * _matrix(layer)
+        size, sigma = max(W.shape), singular_values(W)
+    r = _nonzero(sigma, size)
+    return (sigma[0] / sigma[r - 1]).item() if r else math.inf
