@@ -11,7 +11,8 @@ from helpers import Tiny
 from study.benches import peers
 from study.benches import tables as bench
 from study.benches import training as training_bench
-from wellcond.layers import LowRankLayer, matricize, trained_layers
+from wellcond.layers import LowRankLayer, matricize
+from wellcond.methods.method import trained_layers
 from wellcond.spectrum import condition_number
 from wellcond.stiefel import orthogonality_error
 
