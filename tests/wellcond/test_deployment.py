@@ -109,7 +109,7 @@ def test_torchvision_resnet():
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.8])
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", [name for name in models.MODELS if "vit" not in name])  # attention multiplies tokens
 def test_operations_are_those_of_the_merged_factors(name, ratio):
     """Σ min(r(n + m), nm)·positions multiply-adds, from the sizes of the factorized layers; and no batch norm, no
     shape and no class of ours hides any."""

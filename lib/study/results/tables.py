@@ -98,7 +98,7 @@ def _typed(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     others = {
         column: float if kind is int and frame[column].isna().any() else kind
         for column, kind in columns(table).items()
-        if kind in (int, float) and frame[column].dtype != kind
+        if (kind in (int, float) or (kind is bool and not frame[column].isna().any())) and frame[column].dtype != kind
     }
     return frame.astype(others) if others else frame
 
