@@ -148,7 +148,7 @@ def plot_landscape(rows: pd.DataFrame) -> Figure:
     for k, name in enumerate(names):
         values = rivals.loc[rivals["series"] == name, "y"]
         right.plot(values, np.full(len(values), k), "o", color=WIDTHS["β = 0.1 β₀"].color, alpha=0.6)
-    right.set(xscale="log", xlabel="relative excess", ylim=(len(names) - 0.5, -0.5), xlim=(FLOOR, 10))
+    right.set(xscale="log", xlabel="relative excess", ylim=(max(len(names), 1) - 0.5, -0.5), xlim=(FLOOR, 10))
     right.set_yticks(range(len(names)), names, fontsize=8.5)
     finish(fig)
     middle.set_xticks(ticks := sorted(widths["x"].unique()), [f"{x:g}" for x in ticks])

@@ -54,4 +54,7 @@ def save(system: str, findings: Sequence[Finding], rows: pd.DataFrame, *, seeds:
 def load(table: str) -> pd.DataFrame:
     """claims, or the rows of a system's figure, as committed; empty if there is none."""
     path = paths.results() / "related" / f"{table}.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    if path.exists():
+        return pd.read_csv(path)
+    columns = () if table == "claims" else ("panel", "series", "x", "y", "seed")
+    return pd.DataFrame(columns=[*columns], dtype=float)
