@@ -100,13 +100,13 @@ def convertible(
 def sorted_out(model: nn.Module, kinds: Mapping[Any, type[LowRankLayer]]) -> tuple[dict[str, Any], dict[str, str]]:
     """{name: layer} of the layers that can be factorized, and {name: why not} of those that cannot, and of all else
     that holds more than a hundredth of the parameters. kinds: used before those of KINDS."""
-    shared = tied(model)
+    shared, much = tied(model), MUCH * sum(p.numel() for p in model.parameters())
     plain: dict[str, Any] = {}
     dense: dict[str, str] = {}
     for name, layer in model.named_modules():
         kind = kinds.get(type(layer)) or kind_of(layer)
         if kind is None:
-            dense |= _unknown(name, layer, model)
+            dense |= _unknown(name, layer, much)
         elif layer._parameters.get("weight") is None:
             dense[name] = "its weight is computed from others"
         elif name in shared:
@@ -122,9 +122,8 @@ MUCH = 0.01
 """The fraction of all parameters from which a weight of no known kind is told."""
 
 
-def _unknown(name: str, layer: nn.Module, model: nn.Module) -> dict[str, str]:
-    """Why the larger weights of a layer of no known kind stay dense, by name."""
-    much = MUCH * sum(p.numel() for p in model.parameters())
+def _unknown(name: str, layer: nn.Module, much: float) -> dict[str, str]:
+    """Why the weights of more than `much` numbers of a layer of no known kind stay dense, by name."""
     large = [key for key, p in layer.named_parameters(recurse=False) if p.squeeze().ndim > 1 and p.numel() > much]
     if not large or isinstance(layer, LowRankLayer):
         return {}

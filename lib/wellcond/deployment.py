@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from wellcond.convert import replace_module, tied, unparametrized
 from wellcond.errors import invalid
 from wellcond.layers import low_rank_layers
-from wellcond.tracing import BATCH_NORMS, Dataflow, dataflow
+from wellcond.tracing import BATCH_NORMS, Dataflow, calls_of, dataflow, evaluate
 
 ROUNDS = 15
 """How often each form of a layer is timed."""
@@ -62,9 +62,7 @@ def deploy(model: nn.Module, example: Any = None, *, measure: bool = True) -> nn
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """The tensors that the network returns for an example, as of `deploy`."""
-    if isinstance(example, Mapping):
-        return list(_tensors(model(**example)))
-    return list(_tensors(model(*example) if isinstance(example, tuple) else model(example)))
+    return list(_tensors(evaluate(model, example)))
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:
@@ -87,14 +85,7 @@ def close(outputs: list[Tensor], expected: list[Tensor]) -> bool:
 def _slower_by_factors(model: nn.Module, example: Any) -> set[str]:
     """The factorized layers, by name, whose factors take longer than one dense layer."""
     layers = low_rank_layers(model)
-    inputs: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: inputs.update(zip([name], args, strict=False)))
-        for name, layer in layers.items()
-    ]
-    outputs_of(model, example)
-    for hook in hooks:
-        hook.remove()
+    inputs = {name: args[0] for name, calls in calls_of(layers, model, example).items() for args, _ in calls if args}
     forms = {name: (layers[name].plain_layers(), layers[name].to_dense()) for name in inputs}
     return {name for name, x in inputs.items() if _takes_longer(*forms[name], x)}
 

@@ -12,6 +12,7 @@ from torch import nn
 from wellcond.convert import densify, opened, sorted_out
 from wellcond.diagnostics import layer_reports
 from wellcond.layers import LowRankLayer, weight_layers, weight_matrix
+from wellcond.tracing import evaluate
 
 HEADS = ("layer", "type", "matrix", "rank", "kappa", "parameters", "deployed", "FLOPs", "now", "dense because")
 
@@ -121,8 +122,6 @@ def _flops(model: nn.Module, example: Any) -> dict[str, int]:
 
     model = model.eval()
     with FlopCounterMode(display=False) as counter:
-        model(**example) if isinstance(example, dict) else model(
-            *(example if isinstance(example, tuple) else (example,))
-        )
+        evaluate(model, example)
     prefix = f"{type(model).__name__}."
     return {path.removeprefix(prefix): sum(counts.values()) for path, counts in counter.get_flop_counts().items()}

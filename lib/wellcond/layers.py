@@ -323,11 +323,16 @@ def in_sequence(layer: LowRankLayer, factors: Mapping[Any, Tensor], attributes: 
     return whole
 
 
-def as_stored(layer: nn.Module) -> dict[str, Any]:
-    """Where and how the weights of a layer are stored, and whether it has a bias."""
+def stored(layer: nn.Module) -> dict[str, Any]:
+    """Where and how the weights of a layer are stored."""
     weight = layer.U if isinstance(layer, LowRankLayer) else layer.weight
     assert isinstance(weight, Tensor)
-    return {"bias": layer.bias is not None, "device": weight.device, "dtype": weight.dtype}
+    return {"device": weight.device, "dtype": weight.dtype}
+
+
+def as_stored(layer: nn.Module) -> dict[str, Any]:
+    """Where and how the weights of a layer are stored, and whether it has a bias."""
+    return {"bias": layer.bias is not None, **stored(layer)}
 
 
 def filled(new: L, dense: nn.Module) -> L:

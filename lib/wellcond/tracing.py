@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,36 @@ def dataflow(model: nn.Module, *, assume: bool = False) -> Dataflow:
         pairs = {pair for pair in pairs if pair in uses.pairs or uses.untouched(pair)}
     names = {module: name for name, module in model.named_modules()}
     return Dataflow({names[m] for m in called - hidden}, {names[layer]: names[norm] for layer, norm in pairs})
+
+
+def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and named arguments that an example stands for: an input, a tuple of them, or a mapping."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def evaluate(model: Callable[..., Any], example: Any) -> Any:
+    """What the network returns for an example, see `call_arguments`."""
+    args, named = call_arguments(example)
+    return model(*args, **named)
+
+
+Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def calls_of(layers: Mapping[str, nn.Module], model: nn.Module, example: Any) -> dict[str, Calls]:
+    """The arguments, positional and named, of every call of each layer that one pass of the network makes."""
+    seen: dict[str, Calls] = {name: [] for name in layers}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _, args, named: seen[name].append((args, named))
+
+    hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
+    evaluate(model, example)
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 def hooked(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import wellcond as wc
+from wellcond.tracing import evaluate
 
 STEPS, MAX_COND, LR = 5, 1.1, 1e-3
 Network = tuple[nn.Module, Any]
@@ -143,8 +144,7 @@ def answer(model: nn.Module, x: Any) -> Tensor:
             for part in y.values() if isinstance(y, Mapping) else y:
                 yield from tensors(part)
 
-    y = model(**x) if isinstance(x, Mapping) else model(x)
-    return next(part for part in tensors(y) if part.is_floating_point())
+    return next(part for part in tensors(evaluate(model, x)) if part.is_floating_point())
 
 
 @torch.no_grad()
@@ -185,8 +185,7 @@ def tried(model: nn.Module, x: Any, ratio: float) -> dict[str, Any]:
     constrained = [reports[name] for name in wc.low_rank_layers(small)]
     with torch.no_grad():
         trained = answer(small, x)
-        example = x if isinstance(x, Mapping) else (x,)
-        deployed = _difference(answer(wc.deploy(small, example), x), trained)
+        deployed = _difference(answer(wc.deploy(small, x), x), trained)
         dense = wc.densify(small)
         again = _difference(answer(dense, x), trained)
     matrices = sum(p.numel() for p in model.parameters() if p.squeeze().ndim > 1)

@@ -20,7 +20,7 @@ from study.measurement.accuracy import AttackGrid, Once, at_once, predictions, s
 from study.measurement.measurement import Cell, Given, MeasurementKind, Selective, Task, register
 from study.results.outcomes import pack, unpack
 from study.results.store import Measurement, measurement
-from study.results.tables import Row, Table
+from study.results.tables import ATTACKED, Row, Table
 
 CLEAN = "clean"
 
@@ -142,11 +142,7 @@ def tasks(cell: Cell, grid: SuiteGrid, n_test: int, cells: Sequence[Cell]) -> li
 
 
 OUTCOMES: dict[str, type] = {
-    "attack": str,
-    "norm": str,
-    "eps": float,
-    "options": str,
-    "n_examples": int,
+    **ATTACKED,
     "n_attacked": int,
     "n_correct": int,
     "outcomes": str,

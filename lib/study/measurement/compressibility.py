@@ -14,7 +14,7 @@ from study.measurement.accuracy import AttackGrid, count_correct, robustness_cur
 from study.measurement.attack_suite import CLEAN
 from study.measurement.measurement import Cell, Given, MeasurementKind, Selective, Task, register
 from study.results.store import Measurement, measurement
-from study.results.tables import Row, Table
+from study.results.tables import ATTACKED, Row, Table
 from study.strict import one_of
 from study.training.fine_tuning import fine_tuned
 from wellcond.compression.batch_norm import reestimate_batch_norm
@@ -206,11 +206,7 @@ COMPRESSIONS = Table(
         "n_params_deployed": int,
         "flops_deployed": int,
         "kappa": float,
-        "attack": str,
-        "norm": str,
-        "eps": float,
-        "options": str,
-        "n_examples": int,
+        **ATTACKED,
         "n_correct": int,
         "device": str,
         "commit": str,

@@ -34,21 +34,12 @@ class Table(dict[str, type]):
         self.key = key
 
 
+ATTACKED: dict[str, type] = {"attack": str, "norm": str, "eps": float, "options": str, "n_examples": int}
+"""The columns that say which attack a row is of, and on how many images."""
 COLUMNS: dict[str, Table] = {
     "spectra": Table({"run_id": str, "epoch": int, "layer": str, "index": int, "singular_value": float}),
     "curves": Table({"run_id": str, "epoch": int, "layer": str, "quantity": str, "value": float}),
-    "robustness": Table(
-        {
-            "run_id": str,
-            "attack": str,
-            "norm": str,
-            "eps": float,
-            "options": str,
-            "n_examples": int,
-            "n_correct": int,
-            "n_zero_gradient": int,
-        }
-    ),
+    "robustness": Table({"run_id": str, **ATTACKED, "n_correct": int, "n_zero_gradient": int}),
     "runs": Table(  # last: its row says that the cell is complete
         {
             **dict.fromkeys(("run_id", "dataset", "model", "method", "label"), str),

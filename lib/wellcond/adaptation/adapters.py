@@ -26,14 +26,14 @@ from wellcond.convert import assigned, convertible, copied, matching, replace_mo
 from wellcond.errors import invalid, unknown
 from wellcond.kinds.convolution import CONVOLUTION, LowRankConv2d, convolution_arguments
 from wellcond.kinds.opening import close_, open_
-from wellcond.layers import HOOKS, LowRankLayer, LowRankLinear
+from wellcond.layers import HOOKS, LowRankLayer, LowRankLinear, stored
 
 UPDATE, START = "update.", "start."  # how the parameters of an adapter begin, after the name of its layer
 
 
 def low_rank_like(layer: nn.Linear | nn.Conv2d, rank: int, *, bias: bool = False, core: bool = True) -> LowRankLayer:
     """A factorized layer of the shape of `layer`, at its own start: Haar frames and S = I/√m."""
-    like: dict[str, Any] = {"bias": bias, "core": core, "device": layer.weight.device, "dtype": layer.weight.dtype}
+    like: dict[str, Any] = {"bias": bias, "core": core, **stored(layer)}
     if isinstance(layer, nn.Linear):
         return LowRankLinear(layer.in_features, layer.out_features, rank, **like)
     kernel: Any = layer.kernel_size

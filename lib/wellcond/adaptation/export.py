@@ -21,12 +21,7 @@ from wellcond.convert import copied, replace_module, unparametrized
 from wellcond.deployment import close, outputs_of
 from wellcond.errors import invalid, unknown
 from wellcond.layers import low_rank_layers
-
-
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (example if isinstance(example, tuple) else (example,)), {}
+from wellcond.tracing import call_arguments
 
 
 def _check(found: list[Tensor], expected: list[Tensor], format: str) -> None:
@@ -37,7 +32,7 @@ def _check(found: list[Tensor], expected: list[Tensor], format: str) -> None:
 def _onnx(model: nn.Module, path: Path, example: Any) -> None:
     for package in ("onnx", "onnxscript"):
         needed(package, "format = 'onnx'")
-    args, kwargs = _arguments(example)
+    args, kwargs = call_arguments(example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.onnx, about what it itself calls
         program: Any = torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, verbose=False)
@@ -54,7 +49,7 @@ def _onnx(model: nn.Module, path: Path, example: Any) -> None:
 
 
 def _torch(model: nn.Module, path: Path, example: Any) -> None:
-    args, kwargs = _arguments(example)
+    args, kwargs = call_arguments(example)
     torch.export.save(torch.export.export(model, args, kwargs), path)
     _check(outputs_of(torch.export.load(path).module(), example), outputs_of(model, example), "torch")
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from wellcond.compression.importance import Layers, evaluate, matrix
+from wellcond.compression.importance import Layers, matrix
 from wellcond.convert import densify, factorize
 from wellcond.counts import count_parameters
+from wellcond.tracing import calls_of, evaluate
 
 Menus = Mapping[str, Sequence[int]]
 """The ranks that each layer may have below its dense matrix, ascending."""
@@ -82,15 +83,7 @@ def _proportional(dense: Mapping[str, float], layers: Layers, menus: Menus) -> d
 
 def _calls(model: nn.Module, layers: Layers, input: Any) -> dict[str, Callable[[nn.Module], None]]:
     """For each layer, a function that repeats, on a module in its place, all calls that one pass makes."""
-    seen: dict[str, list[Any]] = {name: [] for name in layers}
-
-    def watch(name: str) -> Callable[..., None]:
-        return lambda _, args, named: seen[name].append((args, named))
-
-    hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
-    evaluate(model, input)
-    for hook in hooks:
-        hook.remove()
+    seen = calls_of(layers, model, input)
 
     def repeat(name: str, module: nn.Module) -> None:
         for args, named in seen[name]:

@@ -14,6 +14,7 @@ from wellcond.errors import invalid
 from wellcond.layers import weight_matrix
 from wellcond.linalg import upcast
 from wellcond.spectrum import singular_values
+from wellcond.tracing import evaluate
 
 Layers = Mapping[str, Any]
 """Dense layers by name, whose weight `weight_matrix` makes a matrix (n, m), or a stack of them (g, n, m)."""
@@ -26,13 +27,6 @@ def matrix(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
     other = copy.copy(layer)
     other._parameters = {**layer._parameters, "weight": weight}  # type: ignore[dict-item]
     return weight_matrix(other)
-
-
-def evaluate(model: Callable[..., Any], input: Any) -> Any:
-    """model(input), of a tensor, a tuple of arguments, or a mapping of them by name."""
-    if isinstance(input, Mapping):
-        return model(**input)
-    return model(*input) if isinstance(input, tuple) else model(input)
 
 
 def _over_stack(gains: Tensor) -> Tensor:

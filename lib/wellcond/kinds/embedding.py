@@ -7,7 +7,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wellcond.layers import LowRankLayer, filled, in_sequence, register_kind, restored
+from wellcond.layers import LowRankLayer, filled, in_sequence, register_kind, restored, stored
 
 
 class LowRankEmbedding(LowRankLayer):
@@ -35,19 +35,17 @@ class LowRankEmbedding(LowRankLayer):
     @classmethod
     def from_dense(cls, layer: nn.Embedding, rank: int, *, core: bool = True) -> Self:
         """The best rank-r approximation of the table of `layer`."""
-        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         shape = (layer.num_embeddings, layer.embedding_dim)
-        return filled(cls(*shape, rank, padding_idx=layer.padding_idx, core=core, **like), layer)
+        return filled(cls(*shape, rank, padding_idx=layer.padding_idx, core=core, **stored(layer)), layer)
 
     def to_dense(self) -> nn.Embedding:
         """An nn.Embedding with the table U S Vᵀ."""
-        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
         shape = (self.num_embeddings, self.embedding_dim)
-        return restored(nn.Embedding(*shape, padding_idx=self.padding_idx, **like), self)
+        return restored(nn.Embedding(*shape, padding_idx=self.padding_idx, **stored(self)), self)
 
     def plain_layers(self) -> nn.Sequential:
         """The table U S, then Vᵀ as a linear layer."""
-        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
+        like = stored(self)
         first = nn.Embedding(self.num_embeddings, self.rank, padding_idx=self.padding_idx, **like)
         last = nn.Linear(self.rank, self.embedding_dim, bias=False, **like)
         attributes = ("num_embeddings", "embedding_dim", "padding_idx")

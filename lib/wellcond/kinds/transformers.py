@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from wellcond.layers import LowRankLinear, filled, register_kind, restored
+from wellcond.layers import LowRankLinear, filled, register_kind, restored, stored
 
 CONV1D = "transformers.pytorch_utils.Conv1D"
 
@@ -24,7 +24,7 @@ class LowRankConv1D(LowRankLinear):
     def from_dense(cls, layer: Any, rank: int, *, core: bool = True) -> Self:
         """The best rank-r approximation of the transposed weight of `layer`, with its bias."""
         m, n = layer.weight.shape
-        return filled(cls(m, n, rank, core=core, device=layer.weight.device, dtype=layer.weight.dtype), layer)
+        return filled(cls(m, n, rank, core=core, **stored(layer)), layer)
 
     def to_dense(self) -> Any:
         """A Conv1D with the weight (U S Vᵀ)ᵀ and the same bias."""

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wellcond.kinds.convolution import CONVOLUTION, GEOMETRY
-from wellcond.layers import LowRankLayer, filled, in_sequence, register_kind, restored
+from wellcond.kinds.convolution import CONVOLUTION, convolution_arguments
+from wellcond.layers import LowRankLayer, as_stored, filled, in_sequence, register_kind, restored, stored
 
 
 class LowRankConvTranspose(LowRankLayer):
@@ -63,24 +63,22 @@ class LowRankConvTranspose(LowRankLayer):
     @classmethod
     def from_dense(cls, layer: Any, rank: int, *, core: bool = True) -> Self:
         """The best rank-r approximation of the kernel of `layer`, with its bias."""
-        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        return filled(cls(layer, rank, bias=layer.bias is not None, core=core, **like), layer)
+        return filled(cls(layer, rank, core=core, **as_stored(layer)), layer)
 
     def to_dense(self) -> Any:
         """A transposed convolution of torch with the kernel U S Vᵀ and the same bias."""
-        return restored(self._torch(self.in_channels, self.bias is not None), self)
+        return restored(self._torch(self.in_channels), self)
 
     def plain_layers(self) -> nn.Sequential:
         """(U S)ᵀ as a 1 x 1 transposed convolution, then Vᵀ with the bias."""
-        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
-        first = self.dense(self.in_channels, self.rank, 1, bias=False, **like)
-        last = self._torch(self.rank, self.bias is not None)
-        return in_sequence(self, {first: self.left(), last: self.V.mT}, (*CONVOLUTION, "output_padding"))
+        first = self.dense(self.in_channels, self.rank, 1, bias=False, **stored(self))
+        return in_sequence(
+            self, {first: self.left(), self._torch(self.rank): self.V.mT}, (*CONVOLUTION, "output_padding")
+        )
 
-    def _torch(self, in_channels: int, bias: bool) -> Any:
-        geometry = {name: getattr(self, name) for name in (*GEOMETRY, "output_padding")}
-        like: dict[str, Any] = {"device": self.U.device, "dtype": self.U.dtype}
-        return self.dense(in_channels, self.out_channels, self.kernel_size, **geometry, bias=bias, **like)
+    def _torch(self, in_channels: int) -> Any:
+        how = {**convolution_arguments(self), "output_padding": self.output_padding, **as_stored(self)}
+        return self.dense(in_channels, self.out_channels, self.kernel_size, **how)
 
     def extra_repr(self) -> str:
         shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
