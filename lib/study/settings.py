@@ -11,6 +11,7 @@ trades     l   weight β > 0 of the divergence in TRADES, the other adversarial 
 radius     e   ε > 0 of the l∞ balls of either, in units of the pixel range
 depth      n   N >= 1, the number of factors of every weight
 fraction   f   k of a Frank-Wolfe set as a fraction of the number of its coordinates, in (0, 1]
+max_norm   g   L > 0, the bound on ||S||_2 of every layer
 scale      w   > 0: the diameter of a Frank-Wolfe set in units of 2 E||W||_F, W as it is initialised
 """
 
@@ -71,6 +72,7 @@ SETTINGS: dict[str, Setting] = {
         "f", lambda v: 0 < v <= 1, "in (0, 1], a fraction of the coordinates", label=lambda v: f", k = {100 * v:g} %"
     ),
     "scale": Setting("w", lambda v: 0 < v < float("inf"), "> 0", label=lambda v: f", w = {v:g}"),
+    "max_norm": Setting("g", lambda v: 0 < v < float("inf"), "> 0", label=lambda v: f", ‖S‖ ≤ {v:g}"),
 }
 
 

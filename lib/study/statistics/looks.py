@@ -27,6 +27,7 @@ _DRAWN: dict[str, tuple[str, str] | tuple[str, str, str]] = {
     "svd_finetuned": ("#CC79A7", "^", "--"),
     "usv": ("#009E73", "D"),
     "condlr": ("#0072B2", "o"),
+    "usv_band": ("#0072B2", "D"),
     "condlr_published": ("#56B4E9", "P"),
     "projected_sgd": ("#D55E00", "p"),
     "cayley_sgd": ("#D55E00", "X", "--"),

@@ -29,7 +29,8 @@ class Settings:
     ratio in [0, 1): the fraction of the rank removed from every weight matrix; rank >= 1: the same rank in every layer;
     max_cond >= 1: the bound on κ, the papers' 1 + τ; tolerance in [0, 1): the relative truncation error ϑ;
     beta >= 0: the weight of a penalty; decay >= 1: α, the k-th singular value is multiplied by α^-k before training;
-    depth >= 1: the number of factors of every weight; fraction in (0, 1] and scale > 0: of a Frank-Wolfe set.
+    depth >= 1: the number of factors of every weight; fraction in (0, 1] and scale > 0: of a Frank-Wolfe set;
+    max_norm > 0: the bound on ||S||_2.
     """
 
     ratio: float | None = None
@@ -41,6 +42,7 @@ class Settings:
     depth: int = 1
     fraction: float = 1.0
     scale: float = 1.0
+    max_norm: float = math.inf
 
     def size(self) -> dict[str, Any]:
         """The arguments of `factorize`: rank, or ratio (0 if there is neither)."""
