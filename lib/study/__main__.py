@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     bench.add_argument("--json", action="store_true", help="print JSON rows instead of a table")
     bench.add_argument("--save", action="store_true", help="also write results/bench/<device>/<table>.csv")
+    findings = commands.add_parser("findings", help="what the book says of the committed results, and whether it holds")
+    findings.add_argument("--fill", action="store_true", help="write the numbers into the pages that quote them")
     related = commands.add_parser("related", help="put the claims of related systems to the test, at a small scale")
     related.add_argument("systems", nargs="+", metavar="SYSTEM", help="keys of study.theory.related.SYSTEMS")
     related.add_argument("--seeds", type=int, default=3, help="at least 2 (default 3)")
@@ -299,6 +301,21 @@ def _related(options: argparse.Namespace) -> None:
         print(pd.DataFrame([finding.row() for finding in findings]).to_string(index=False))
 
 
+def _findings(options: argparse.Namespace) -> None:
+    from study import paths
+    from study.findings.finding import every, fill, pages
+
+    if options.fill:
+        for file in fill(pages()):
+            print(f"filled in: {file.relative_to(paths.ROOT)}")
+    for key, compute in every().items():
+        found = compute()
+        numbers = ", ".join(
+            f"{name} {number.text}{'' if number.holds else ' (!)'}" for name, number in found.numbers.items()
+        )
+        print(f"{'holds' if found.holds else 'FAILS':<6} {key}: {found.claim} [{numbers}]")
+
+
 COMMANDS = {
     "run": _run,
     "conditioning": _conditioning,
@@ -309,6 +326,7 @@ COMMANDS = {
     "data": _data,
     "bench": _bench,
     "related": _related,
+    "findings": _findings,
 }
 
 

@@ -7,11 +7,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from IPython.display import Markdown, display
+
 from study.experiments.cells import load, measure_conditioning, run_experiment
 from study.experiments.specification import Experiment
 from study.experiments.tasks import assess
 from study.results.store import Results
 from wellcond.errors import invalid, unknown
+
+NOTICE = (
+    "> **Not the committed study.** Tables and figures on this page show *{title}* (preset {preset}), as computed "
+    "here. The text describes the committed results of *{committed}*, and holds for those alone."
+)
+"""What an adapted chapter says first."""
 
 
 def load_or_run(
@@ -39,6 +47,10 @@ def load_or_run(
     if not isinstance(condition_images, int) or isinstance(condition_images, bool) or condition_images < 0:
         raise invalid("condition_images", condition_images, "a whole number >= 0")
     spec = Experiment.load(experiment, preset, **overrides)
+    if spec.modified():
+        display(
+            Markdown(NOTICE.format(title=spec.title, preset=spec.preset, committed=Experiment.load(experiment).title))
+        )
     if not run:
         found = load(spec)
         if spec.modified() and found.runs.empty:

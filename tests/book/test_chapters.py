@@ -16,9 +16,9 @@ BOOK = Path(__file__).resolve().parents[2] / "book"
 CHAPTERS = {path.stem: path for path in sorted(BOOK.glob("*.ipynb"))}
 SMOKE = {"preset": "smoke", "run": True}
 SMALL = {  # what would take minutes on a processor
-    "16_cifar": {"model": "helpers:Tiny"},
-    "18_cost": {"repeats": 2, "batch": 16, "ratios": [0.8]},
-    "12_relative_condition": {"condition_images": 20},
+    "11_cifar": {"model": "helpers:Tiny"},
+    "16_cost": {"repeats": 2, "batch": 16, "ratios": [0.8]},
+    "08_is_it_kappa": {"condition_images": 20},
 }
 FIGURE = re.compile(r"\{numref\}`(fig-[\w-]+)`")
 
@@ -147,5 +147,5 @@ def test_chapter_runs_from_any_folder(name, elsewhere):
 
 @pytest.mark.slow
 def test_a_network_of_the_readers_own_goes_through(elsewhere):
-    name = "17_your_architecture"
+    name = "15_your_network"
     check(execute(name, elsewhere, preset="smoke", model="helpers:Tiny"), name)
