@@ -33,6 +33,25 @@ SOURCE = ROOT / "build" / "book"
 SITE = ROOT / "build" / "site"
 HTML = SITE / "_build" / "html"
 SECONDS_PER_CELL = 900
+MOVED = {
+    "06_mnist_compression": "06_accuracy_and_spectra",
+    "07_mnist_spectra": "06_accuracy_and_spectra",
+    "08_mnist_robustness": "07_harder_to_fool",
+    "09_trusted_robustness": "07_harder_to_fool",
+    "10_adversarial_training": "09_adversarial_training",
+    "11_condition_growth": "10_bad_starts_and_ranks",
+    "12_relative_condition": "08_is_it_kappa",
+    "13_rank_adaptive": "10_bad_starts_and_ranks",
+    "14_frank_wolfe": "12_frank_wolfe",
+    "15_train_once": "13_train_once",
+    "16_cifar": "11_cifar",
+    "17_your_architecture": "15_your_network",
+    "18_cost": "16_cost",
+    "19_reproduction_notes": "d_reproduction_notes",
+    "20_status": "e_status",
+    "21_other_roads": "14_related_systems",
+}
+"""Old addresses of pages, which others may have linked to, and where their contents are now."""
 
 
 def pages() -> list[str]:
@@ -96,6 +115,10 @@ def render() -> None:
     front = HTML / f"{pages()[0]}.html"
     if not (HTML / "index.html").exists() or "<table" not in front.read_text(encoding="utf-8"):
         raise SystemExit(f"error: {front.relative_to(ROOT)} lacks the headline table")
+    for old, new in MOVED.items():
+        target = f'<meta http-equiv="refresh" content="0; url={new}.html"><a href="{new}.html">{new}</a>'
+        head = f'<!doctype html><html lang="en"><link rel="icon" href="data:,"><title>{new}</title>'
+        (HTML / "book" / f"{old}.html").write_text(f"{head}{target}</html>\n", encoding="utf-8")
     redirect = HTML / "index.html"  # it names no icon, so that browsers ask for /favicon.ico, which is not there
     redirect.write_text(f'<link rel="icon" href="data:,">\n{redirect.read_text()}', encoding="utf-8")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+import build
 import study
 import wellcond
 
@@ -108,6 +109,13 @@ def test_front_page_is_reached_from_the_top_and_has_its_table(page):
     page.goto("/")
     page.wait_for_url(f"**/{TOC['root']}.html")
     assert page.locator("article table tr").count() > 1
+
+
+@pytest.mark.parametrize("old", build.MOVED)
+def test_an_old_address_leads_to_its_page(page, old):
+    page.goto(f"/book/{old}.html")
+    page.wait_for_url(f"**/{build.MOVED[old]}.html")
+    assert f"book/{build.MOVED[old]}" in PAGES
 
 
 def test_search_finds_a_word(page):

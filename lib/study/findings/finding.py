@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from study import paths
 from study.experiments import cells
 from study.experiments.specification import Experiment
@@ -113,6 +115,21 @@ def every() -> dict[str, Callable[[], Finding]]:
     for file in pkgutil.iter_modules([str(folder)]):
         importlib.import_module(f"study.findings.{file.name}")
     return FINDINGS
+
+
+def listed() -> pd.DataFrame:
+    """All findings, one row each: claim, numbers, whether it holds, and its key."""
+    found = [compute() for compute in every().values()]
+    rows = [
+        {
+            "claim": one.claim,
+            "numbers": ", ".join(f"{name} {number.text}" for name, number in one.numbers.items()),
+            "holds": "yes" if one.holds else "no",
+            "key": one.key,
+        }
+        for one in found
+    ]
+    return pd.DataFrame(rows, columns=["claim", "numbers", "holds", "key"])
 
 
 def quoted(text: str) -> list[str]:

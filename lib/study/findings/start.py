@@ -1,0 +1,56 @@
+"""The start page: what the study found, in four sentences (LeNet5 on MNIST, PGD l∞ with 100 steps and 5 restarts)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from study.findings.finding import Number, committed, finding, gap, size
+from study.statistics import frames
+from study.statistics.threat_model import Threat, compare, strongest
+
+PGD = Threat("PGD l∞", ("pgd_linf",), 0.1, 1000)
+CONDLR, DENSE, UV = "CondLR, τ = 0.1, ratio 0.8", "dense SGD", "U Vᵀ, ratio 0.8"
+PENALTY = "RobustDLRT, ϑ = 0.2, β = 0.03, ratio 0.5"
+TINY = "CondLR, τ = 0.1, ratio 0.97"
+
+
+def _withstood(name: str, low: float, high: float) -> Number:
+    rows = strongest(committed("mnist_lenet5"), PGD)
+    rates = rows.loc[rows["name"] == name, "rate"]
+    return Number(float(rates.mean()), low, high, digits=0)
+
+
+def _share(name: str, low: float, high: float) -> Number:
+    share = frames.summary(committed("mnist_lenet5")).set_index("name")["n_params_deployed_ratio"][name]
+    return Number(100 * share, low, high, digits=0)
+
+
+@finding("With a third of the parameters CondLR is nearly as accurate as the dense network.")
+def accuracy() -> Mapping[str, Number]:
+    return {
+        "share": _share(CONDLR, 30, 36),
+        "loss": size(frames.compare(committed("mnist_lenet5"), DENSE, CONDLR), low=0, high=0.3),
+    }
+
+
+@finding("CondLR withstands more than U Vᵀ of equal size, and about as much as the dense network.")
+def robustness() -> Mapping[str, Number]:
+    results = committed("mnist_lenet5")
+    over = compare(results, CONDLR, UV, PGD).gap
+    return {
+        "condlr": _withstood(CONDLR, 70, 80),
+        "uv": _withstood(UV, 50, 65),
+        "dense": _withstood(DENSE, 75, 80),
+        "gap": gap(over, low=over.margin),  # the interval excludes zero
+    }
+
+
+@finding("A penalty withstands more at a fifth of the size, and costs accuracy.")
+def penalty() -> Mapping[str, Number]:
+    results = committed("mnist_lenet5")
+    return {
+        "share": _share(PENALTY, 5, 9),
+        "withstood": _withstood(PENALTY, 78, 86),
+        "loss": size(frames.compare(results, DENSE, PENALTY), low=0.6, high=1.5),
+        "condlr": _withstood(TINY, 20, 45),
+    }
