@@ -36,7 +36,7 @@ def accuracy() -> Mapping[str, Number]:
 @finding("CondLR withstands more than U Vᵀ of equal size, and about as much as the dense network.")
 def robustness() -> Mapping[str, Number]:
     results = committed("mnist_lenet5")
-    over = compare(results, CONDLR, UV, PGD).gap
+    over = compare(results, CONDLR, UV, PGD)
     return {
         "condlr": _withstood(CONDLR, 70, 80),
         "uv": _withstood(UV, 50, 65),

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from study.presentation.style import ATTACKS, Look, finish, look, panels
+from study.presentation.style import Look, finish, look, panels
 from study.results.store import Results
 from study.settings import SETTINGS
-from study.statistics.frames import final, kappas, ordered, rates, sensitivity, summary, trainings
+from study.statistics.frames import final, kappas, ordered, rates, summary, trainings
 
 
 def spread(rows: pd.DataFrame, x: str, y: str, log: bool) -> pd.DataFrame:
@@ -89,27 +89,6 @@ def plot_spectra(results: Results, layers: Sequence[str] = ()) -> Figure:
     return finish(fig)
 
 
-def plot_robustness(results: Results) -> Figure:
-    """Accuracy under each attack against its radius; below it, the difference to the first method, seed by seed."""
-    frame = rates(results)
-    first = frame[frame["name"] == frame["name"].iloc[0]] if len(frame) else frame
-    at = ["attack", "eps", "seed"]
-    frame = frame.merge(first[[*at, "rate"]].rename(columns={"rate": "reference"}), "left", on=at)
-    frame["gap"] = frame["rate"] - frame["reference"]
-    attacks = [attack for attack in list(ATTACKS)[1:] if (frame["attack"] == attack).any()]
-    fig, axes = panels([ATTACKS[attack] for attack in attacks] + [""] * len(attacks), max(1, len(attacks)), 2.5, "row")
-    for i, attack in enumerate(attacks):
-        rows, (above, below) = frame[frame["attack"] == attack], (axes[i], axes[i + len(attacks)])
-        draw(above, rows, "eps", "rate")
-        draw(below, rows.assign(low=math.nan, high=math.nan), "eps", "gap")
-        eps = sorted(rows["eps"].unique())
-        for ax in (above, below):
-            ax.set_xticks(eps[:: math.ceil(len(eps) / 4)])
-        above.set(ylabel="" if i else "accuracy, %")
-        below.set(xlabel="radius ε", ylabel="" if i else f"minus {first['label'].iloc[0]}, points")
-    return finish(fig)
-
-
 def plot_trainings(results: Results, attack: str) -> Figure:
     """Accuracy under an attack against its radius, a panel for each training."""
     parts = trainings(results)
@@ -120,38 +99,6 @@ def plot_trainings(results: Results, attack: str) -> Figure:
         start = frame[(frame["attack"] == "clean") & frame["run_id"].isin(measured["run_id"])]
         draw(ax, pd.concat([start, measured]), "eps", "rate")
         ax.set(xlabel="radius ε", ylabel="" if i % 2 else "accuracy, %")
-    return finish(fig)
-
-
-def plot_sensitivity(results: Results, attack: str) -> Figure:
-    """Accuracy under an attack of the grid at its largest radius, by `against_spectra`."""
-    frame = sensitivity(results, attack)
-    radius = f", ε = {frame['eps'].max():g}" if len(frame) else ""
-    return against_spectra(frame, f"{ATTACKS.get(attack, attack)}{radius}")
-
-
-def against_spectra(frame: pd.DataFrame, under: str) -> Figure:
-    """The column rate (%), accuracy under what is named, against κ of the worst layer (kappa) and against the product
-    of all ‖W‖₂ (gain): one row and point a network, with the label and settings of its run."""
-    fig, axes = panels(["Condition number, worst layer", "Product of all ‖W‖₂"], 2, 2.8)
-    for ax, column in zip(axes, ("kappa", "gain"), strict=True):
-        for label, rows in frame.groupby("label", sort=False):
-            _, color, marker, _, fill = look(**rows.iloc[0][["method", *SETTINGS]])
-            ax.plot(rows[column], rows["rate"], color=color, marker=marker, fillstyle=fill, linestyle="", label=label)
-        ax.set(xscale="log", xlabel="κ" if column == "kappa" else "Π σ₁")
-    axes[0].set_ylabel(f"accuracy, %\n{under}")
-    return finish(fig)
-
-
-def plot_headline(results: Results) -> Figure:
-    """The largest κ of any layer over training, and the accuracy under FGSM."""
-    fig, (left, right) = panels(["Condition number, worst layer", "Accuracy under FGSM"], 2, 2.8, "none")
-    frame = kappas(results)
-    worst = frame.sort_values("value", na_position="first").drop_duplicates(["run_id", "epoch"], keep="last")
-    draw(left, worst.sort_index(), "epoch", "value", log=True, mark=4)
-    left.set(xlabel="epoch", ylabel="κ")
-    draw(right, rates(results).query("attack == 'fgsm'"), "eps", "rate")
-    right.set(xlabel="radius ε", ylabel="accuracy, %")
     return finish(fig)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from study.presentation.style import look, panels
+from study.presentation.style import ATTACKS, look, panels
 from study.results.store import Results
 from study.statistics.frames import suite_rates, summary
 
@@ -59,7 +59,7 @@ def plot_frontier(results: Results, attack: str, eps: float, curves: Sequence[Cu
     ax.set(xscale="log", xlim=(4.5, 118), ylim=(0, 100), xlabel="deployed parameters, % of the dense network")
     ax.set_xticks(SIZES, [f"{size}" for size in SIZES])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_ylabel(f"images withstood, %\nPGD ℓ∞, ε = {eps:g}")
+    ax.set_ylabel(f"images withstood, %\n{ATTACKS[attack]}, ε = {eps:g}")
     return fig
 
 
@@ -75,3 +75,16 @@ MNIST = (
     ),
 )
 """The curves of the start page."""
+
+EQUAL_SIZE = (
+    MNIST[0],
+    Curve(
+        "dense, cut by SVD, fine-tuned",
+        [f"SVD of dense, fine-tuned, ratio {ratio}" for ratio in (0.8, 0.5)],
+        0,
+        (-8, 14),
+    ),
+    Curve("no bound", [f"projected U S Vᵀ, ratio {ratio}" for ratio in (0.8, 0.5)], 0, (-8, -4)),
+    *MNIST[1:3],
+)
+"""CondLR and its rivals of equal size."""

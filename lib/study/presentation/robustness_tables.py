@@ -1,4 +1,4 @@
-"""Tables and sentences on the attack suite: what survives, with intervals, flags, paired tests.
+"""Tables on the attack suite: what survives, with intervals and flags; and differences, seed by seed.
 
 Rates are counted on the first test images, the same for every network; those under the strongest of several attacks
 are of `study.statistics.threat_model`.
@@ -6,64 +6,18 @@ are of `study.statistics.threat_model`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from study.presentation.style import ATTACKS, number, percent, signed, table
+from study.presentation.style import ATTACKS, number, percent, table
 from study.results.store import Results
-from study.statistics.comparison import holm
 from study.statistics.flags import FLAGS, felled_only, flags_of, symbols
-from study.statistics.frames import ordered, rate_text, suite_rates, summary
-from study.statistics.threat_model import Threat, alive, compare, standing, strongest
-
-
-def coverage_text(results: Results) -> str:
-    """How many networks and measurements of the suite there are; and, as networks whose weights were not kept are
-    trained again for it, how close their clean counts are to those that the grid recorded."""
-    counts = results.attacks["attack"].map(ATTACKS).value_counts()
-    measured = ", ".join(f"{name} {n}" for name, n in counts.items()) or "none yet"
-    text = (
-        f"Networks attacked so far: {results.attacks['run_id'].nunique()} of {len(results.runs)}. "
-        f"Measurements: {measured}. What is missing is shown as waiting."
-    )
-    counted = results.confidence[results.confidence["quantity"] == "n_correct"].merge(results.runs, on="run_id")
-    counted = counted[counted["n_examples"] == counted["n_test"]]
-    if counted.empty:
-        return text
-    off = (counted["value"] - counted["n_correct"]).abs()
-    return (
-        f"{text} Networks whose weights had not been kept were trained again: of {len(off)}, {int((off == 0).sum())} "
-        f"have exactly the clean count that the grid recorded, the others differ by at most {off.max():.0f} images of "
-        f"{counted['n_test'].max():,.0f} (the order of operations has changed since, and rounding with it)."
-    )
-
-
-def inheritance_text(results: Results, *attacks: str) -> str:
-    """An image that withstands one of the attacks in a ball is counted as withstanding it in smaller balls. Where these
-    were attacked in full all the same: how many of the images that had withstood the larger ball fell in the smaller;
-    empty if there is no such case."""
-    rows = results.attacks
-    networks, again, fell = set(), 0, 0
-    for small in rows[rows["attack"].isin(attacks)].to_dict("records"):
-        n, own = small["n_examples"], rows[rows["run_id"] == small["run_id"]]
-        clean = own[(own["attack"] == "clean") & (own["n_examples"] >= n)].iloc[0]
-        same = (own[["attack", "options", "n_examples"]] == [small["attack"], small["options"], n]).all(axis=1)
-        before = own[same & (own["eps"] > small["eps"]) & (own["n_attacked"] > small["n_correct"])].to_dict("records")
-        withstood = np.logical_or.reduce([np.zeros(n, dtype=bool), *(alive(larger, n) for larger in before)])
-        if small["n_attacked"] + withstood.sum() > alive(clean, n).sum():  # they overlap: it was made in full
-            networks.add(small["run_id"])
-            again += int(withstood.sum())
-            fell += int((withstood & ~alive(small, n)).sum())
-    return (
-        f"Smaller balls were attacked in full all the same (networks: {len(networks)}): {again:,} times an image that "
-        f"had withstood the larger ball, and {fell or 'none'} of them fell."
-        if again
-        else ""
-    )
+from study.statistics.frames import by_seed as clean_by_seed
+from study.statistics.frames import difference, ordered, rate_text, suite_rates, summary
+from study.statistics.threat_model import Threat, alive, by_seed, standing, strongest
 
 
 def flags(results: Results) -> pd.DataFrame:
@@ -91,7 +45,8 @@ def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats:
     for attack, eps in attacks:
         rows = frame[(frame["attack"] == attack) & np.isclose(frame["eps"], eps)]
         n = "/\u200b".join(f"{n:,.0f}" for n in sorted(rows["n_examples"].unique()))
-        head = f"{ATTACKS[attack]}{_at(eps) if eps else ''}, {_on(n or '–')}"
+        at = f" severity\u00a0{eps:g}" if (rows["norm"] == "corruption").any() else _at(eps) if eps else ""
+        head = f"{ATTACKS[attack]}{at}, {_on(n or '–')}"
         cells = {}
         for name, group in rows.groupby("name"):
             marks = {symbol for run_id in group["run_id"] for symbol in symbols(raised, run_id, attack, eps)}
@@ -105,26 +60,17 @@ def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats:
 
 
 def comparison_table(results: Results, pairs: Sequence[tuple[str, str]], threats: Sequence[Threat]) -> Styler:
-    """first - second in points, and below it a row a threat: the difference seed by seed with the Student interval over
-    seeds; then the exact McNemar p-values of the seeds, each about two networks, adjusted by Holm over the whole table.
-    """
-    cells = {pair: [(threat, compare(results, *pair, threat)) for threat in threats] for pair in pairs}
-    tests = [test for row in cells.values() for _, found in row for test in found.images.values()]
-    adjusted = iter(holm([test.p_value for test in tests]))
+    """first - second in points for pairs of full names, paired seed by seed, with the 95 % Student interval over seeds:
+    on clean images, and under each threat. Pairs without a common seed are left out."""
+    tests = {"test accuracy": clean_by_seed(results)} | {_head(threat): by_seed(results, threat) for threat in threats}
     rows = []
-    for (first, second), row in cells.items():
-        rows.append((f"{first} − {second}", "", ""))
-        for threat, found in row:
-            p_values = [p_text(next(adjusted)) for _ in found.images]
-            alike = len(p_values) > 1 and len(set(p_values)) == 1
-            shown = f"{p_values[0]} each" if alike else ", ".join(p_values) or "–"
-            rows.append((f"\u2003{_head(threat)}", str(found.gap), shown))
-    return table(pd.DataFrame(rows, columns=["configurations", "difference in points", "p of each seed"]))
-
-
-def p_text(p: float) -> str:
-    """ "0.03", "< 0.001"."""
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+    for first, second in pairs:
+        gaps = {head: difference(rates, first, second) for head, rates in tests.items()}
+        if any(gap.seeds for gap in gaps.values()):
+            rows.append(
+                {"difference in points": f"{first} − {second}", **{head: str(gap) for head, gap in gaps.items()}}
+            )
+    return table(pd.DataFrame(rows, columns=["difference in points", *tests]))
 
 
 def flag_table(results: Results) -> Styler:
@@ -193,21 +139,6 @@ def additions(results: Results, attack: str) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["eps", "run_id", "left", "felled"])
 
 
-def additions_text(results: Results, *attacks: str) -> str:
-    """A line for each attack and radius: how many images, and at most on any network, fall to it alone."""
-    lines = []
-    for attack in attacks:
-        for eps, rows in additions(results, attack).groupby("eps"):
-            networks = "1 network" if len(rows) == 1 else f"{len(rows)} networks"
-            most = rows.nlargest(1, "felled").iloc[0]
-            felled = f"{rows['felled'].sum():,} more, at most {most['felled']} of {most['left']} on any network"
-            lines.append(
-                f"- {ATTACKS[attack]} at ε = {eps:g} is left {rows['left'].sum():,} images by the others, on {networks}"
-                f", and fells {felled if most['felled'] else 'none of them'}."
-            )
-    return "\n".join(lines)
-
-
 def scale_control(results: Results) -> pd.DataFrame:
     """attack, run_id, eps, and `more`: by how many points the accuracy on scaled logits is lower than on plain ones."""
     frame = suite_rates(results)
@@ -216,47 +147,3 @@ def scale_control(results: Results) -> pd.DataFrame:
     scaled = scaled.assign(attack=scaled["attack"].str.removesuffix("_scaled"))
     both = plain.merge(scaled, on=["run_id", "attack", "eps"], suffixes=("", "_scaled"))
     return both.assign(more=both["rate"] - both["rate_scaled"])
-
-
-def transfer_text(results: Results) -> str:
-    """Whether any network is fooled better by images of another than by its own."""
-    frame = results.transfer.assign(rate=lambda f: 100 * f["n_correct"] / f["n_examples"])
-    own = frame[frame["run_id"] == frame["target"]].set_index("target")["rate"]
-    foreign = frame[(frame["run_id"] != frame["target"]) & frame["target"].isin(own.index)]
-    if foreign.empty:
-        return "No transfer has been measured yet."
-    least = foreign.groupby("target")["rate"].min()
-    margin = (least - own[least.index]).sort_values()
-    worst = margin.index[0]
-    verdict = "No network" if margin.iloc[0] >= 0 else f"{int((margin < 0).sum())} of {len(margin)} networks"
-    return (
-        f"{verdict} is fooled better by foreign images than by its own: the smallest difference, of `{worst}`, is "
-        f"{signed(margin.iloc[0], 1)} points. Averaged over targets, own images leave {own.mean():.1f} % and "
-        f"foreign ones {foreign['rate'].mean():.1f} %."
-    )
-
-
-def partial_rank_correlations(frame: pd.DataFrame, of: str, predictors: tuple[str, str]) -> dict[str, float]:
-    """Spearman's ρ of a column with each of two predictors, the other one held: (ρ_xy - ρ_xz ρ_yz) /
-    √((1 - ρ_xz²)(1 - ρ_yz²)). nan for fewer than four rows."""
-    rho = frame[[of, *predictors]].rank().corr().to_numpy()
-    found = {}
-    for x, z in ((1, 2), (2, 1)):
-        scale = math.sqrt(max(0.0, (1 - rho[x, z] ** 2) * (1 - rho[0, z] ** 2)))
-        partial = (rho[x, 0] - rho[x, z] * rho[0, z]) / scale if len(frame) > 3 and scale > 0 else math.nan
-        found[predictors[x - 1]] = float(partial)
-    return found
-
-
-def causes_text(frame: pd.DataFrame, under: str) -> str:
-    """What the accuracy under an attack follows: κ with the norms held, or the norms with κ held. frame: one row a
-    network with rate, kappa and gain, as of `threat_model.exposed` or `analysis.sensitivity`."""
-    found = partial_rank_correlations(frame, "rate", ("kappa", "gain"))
-    if not all(math.isfinite(value) for value in found.values()):
-        return f"Under {under} too few different networks are measured for a correlation."
-    leader = "the product of the norms" if abs(found["gain"]) > abs(found["kappa"]) else "κ"
-    return (
-        f"Under {under}, over {len(frame)} networks, the rank correlation of the accuracy with the largest κ of a "
-        f"layer is {signed(found['kappa'])} with the product of the spectral norms held, and with that product "
-        f"{signed(found['gain'])} with κ held: of the two, it follows {leader}."
-    )

@@ -1,31 +1,33 @@
-"""Rates and their differences: intervals, paired tests, several tests at once.
+"""Rates and their differences, with intervals.
 
-Two networks that classify the same images are paired image by image, and two methods trained from the same seeds are
-paired seed by seed. The first comparison is about two networks: it says nothing about those of other seeds. Only the
-second, over seeds, is about the methods.
+Two methods trained from the same seeds are paired seed by seed: the spread over seeds is what speaks of the methods,
+however many images each network has classified.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.special import stdtrit
-from scipy.stats import binomtest
+from scipy.special import ndtri, stdtrit
 
-from wellcond.errors import invalid
+Z = float(ndtri(0.975))
 
 
 def wilson(n_correct: float, n: float) -> tuple[float, float]:
-    """The 95 % Wilson score interval of the rate n_correct/n, as fractions; (nan, nan) for n = 0."""
+    """The 95 % Wilson score interval of the rate n_correct/n, as fractions; (nan, nan) for n = 0.
+
+    (k + z²/2 ± z √(k (n - k)/n + z²/4)) / (n + z²) with k = n_correct and z the 0.975 quantile of the normal
+    distribution. Source: Wilson, JASA 22 (1927).
+    """
     if not n > 0:
         return math.nan, math.nan
-    low, high = binomtest(int(n_correct), int(n)).proportion_ci(method="wilson")
-    return float(low), float(high)
+    half = Z * math.sqrt(n_correct * (n - n_correct) / n + Z * Z / 4)
+    low, high = ((n_correct + Z * Z / 2 + end) / (n + Z * Z) for end in (-half, half))
+    return max(0.0, low), min(1.0, high)
 
 
 @dataclass(frozen=True)
@@ -84,80 +86,6 @@ def verdict(gaps: Iterable[Gap]) -> str:
     outcome = "is supported" if better > half and not worse else "is not supported"
     outcome = "is contradicted" if worse > half and not better else outcome
     return f"{outcome} ({better} clearly better, {worse} clearly worse, {open_} without a clear difference)"
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """Two networks on the same images: both right (n11), only the first (n10), only the second (n01), both wrong (n00).
-
-    Only the discordant images, n10 + n01, bear on which of the two is better.
-    """
-
-    n11: int
-    n10: int
-    n01: int
-    n00: int
-
-    @property
-    def n(self) -> int:
-        """All images."""
-        return self.n11 + self.n10 + self.n01 + self.n00
-
-    @property
-    def difference(self) -> float:
-        """Rate of the first - rate of the second = (n10 - n01)/n, in points; nan for n = 0."""
-        return 100 * (self.n10 - self.n01) / self.n if self.n else math.nan
-
-    @property
-    def p_value(self) -> float:
-        """Exact and two-sided: min(1, 2 P(X <= min(n10, n01))), X ~ Binomial(n10 + n01, 1/2).
-
-        Source: McNemar, Psychometrika 12 (1947), in its exact form.
-        """
-        discordant = self.n10 + self.n01
-        return float(binomtest(self.n10, discordant).pvalue) if discordant else 1.0
-
-
-def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
-    """The paired counts of two vectors (n,), True where an image is classified correctly, of the same images.
-
-    Raises ValueError if they differ in length.
-    """
-    if len(first) != len(second):
-        raise invalid("second", f"{len(second)} images", f"the {len(first)} of the first")
-    counts = (int(np.sum(mask)) for mask in (first & second, first & ~second, ~first & second, ~first & ~second))
-    return McNemar(*counts)
-
-
-@dataclass(frozen=True)
-class SeedComparison:
-    """Two methods on the same images: McNemar by seed, each about two networks, and the Gap over seeds, which alone
-    says what to expect of another seed."""
-
-    images: dict[int, McNemar]
-    gap: Gap
-
-
-def over_seeds(first: Mapping[int, NDArray[np.bool_]], second: Mapping[int, NDArray[np.bool_]]) -> SeedComparison:
-    """Two methods by their outcomes {seed: (n,)}, over the seeds that both have."""
-    images = {seed: mcnemar(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())}
-    return SeedComparison(images, student([pair.difference for pair in images.values()]))
-
-
-def holm(p_values: Iterable[float]) -> NDArray[np.float64]:
-    """p-values adjusted for their number m: max over j <= i of min(1, (m - j + 1) p_(j)), p_(1) <= ... <= p_(m).
-
-    Rejecting where the adjusted value is at most α makes a false rejection anywhere in the family at most α probable,
-    whatever the dependence between the tests. In the order given; raises ValueError for a value outside [0, 1].
-    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
-    """
-    p = np.array(list(p_values), dtype=float)
-    if not ((p >= 0) & (p <= 1)).all():
-        raise invalid("p_values", p.tolist(), "in [0, 1]")
-    order = np.argsort(p)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]))
-    return adjusted
 
 
 def mean_std(values: Iterable[float], digits: int = 2) -> str:

@@ -136,9 +136,13 @@ def by_seed(results: Results, attack: str = "clean", eps: float = 0.0) -> pd.Dat
 
 def compare(results: Results, first: str, second: str, attack: str = "clean", eps: float = 0.0) -> Gap:
     """Two configurations, by full name. They share split and initial draw of a seed, so the differences are paired."""
-    found = by_seed(results, attack, eps)
-    pairs = (found.reindex(columns=[first])[first] - found.reindex(columns=[second])[second]).dropna()
-    return student(pairs.tolist())
+    return difference(by_seed(results, attack, eps), first, second)
+
+
+def difference(rates: pd.DataFrame, first: str, second: str) -> Gap:
+    """first - second in points, over the seeds that both have; rates: one row a seed, one column a configuration."""
+    one, other = (rates.reindex(columns=[name])[name].astype(float) for name in (first, second))
+    return student((one - other).dropna().tolist())
 
 
 def kappas(results: Results) -> pd.DataFrame:

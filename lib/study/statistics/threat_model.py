@@ -1,4 +1,4 @@
-"""What survives the strongest of several attacks: rates, and two networks compared image by image.
+"""What survives the strongest of several attacks: rates, and two methods compared seed by seed.
 
 An image counts as robust if it survives every attack of a list, at a radius and at smaller ones; only networks that
 were measured under all of them are counted.
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from study.results.outcomes import unpack
 from study.results.store import Results
-from study.statistics.comparison import SeedComparison, over_seeds
-from study.statistics.frames import ordered, with_rates, with_spectra
+from study.statistics.comparison import Gap
+from study.statistics.frames import difference, ordered, with_rates
 
 Bits = NDArray[np.bool_]
 
@@ -78,16 +78,12 @@ def strongest(results: Results, threat: Threat) -> pd.DataFrame:
     return with_rates(runs.assign(n_robust=kept, n_examples=threat.n), "n_robust")
 
 
-def compare(results: Results, first: str, second: str, threat: Threat) -> SeedComparison:
-    """Two configurations, by full name, under a threat: paired image by image, and seed by seed."""
-    found, runs = survivors(results, threat), ordered(results.runs).to_dict("records")
-    first_seeds, second_seeds = (
-        {int(run["seed"]): found[run["run_id"]] for run in runs if run["name"] == name and run["run_id"] in found}
-        for name in (first, second)
-    )
-    return over_seeds(first_seeds, second_seeds)
+def by_seed(results: Results, threat: Threat) -> pd.DataFrame:
+    """Rates in % under a threat: one row a seed, one column a configuration, by its full name; nan for none."""
+    frame = strongest(results, threat)
+    return frame.pivot_table(index="seed", columns="name", values="rate")
 
 
-def exposed(results: Results, threat: Threat) -> pd.DataFrame:
-    """`strongest`, joined with the largest κ of a layer and the product of the spectral norms after training."""
-    return with_spectra(results, strongest(results, threat))
+def compare(results: Results, first: str, second: str, threat: Threat) -> Gap:
+    """Two configurations, by full name, under a threat: the difference in points, paired seed by seed."""
+    return difference(by_seed(results, threat), first, second)
