@@ -8,6 +8,7 @@ seed by seed. A cell that is missing is "waiting", one that diverged is "diverge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,12 @@ def pick(
         return list(frame.loc[keep, "run_id"])
 
     return results.restricted([*chosen(results.runs), *chosen(_settings(results.missing))])
+
+
+def matching(results: Results, *patterns: str) -> Results:
+    """The part whose run_ids match one of these patterns, such as "condlr-*", done or missing."""
+    run_ids = [*results.runs["run_id"], *results.missing]
+    return results.restricted([name for name in run_ids if any(fnmatchcase(name, pattern) for pattern in patterns)])
 
 
 def attacked(results: Results) -> Results:
