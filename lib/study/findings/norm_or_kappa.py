@@ -56,7 +56,7 @@ def usual_starts() -> Mapping[str, Number]:
         "kappa_rel": _rho("mnist_lenet5", "kappa_rel", -1, -0.75),
         "gain": _rho("mnist_lenet5", "gain", -1, -0.85),
         "kappa": _rho("mnist_lenet5", "kappa", -0.5, 0.2),
-        "configurations": Number(float(found["configurations"]), 12, 40, digits=0),
+        "configurations": Number(float(_correlations("mnist_lenet5")["configurations"].iloc[0]), 12, 40, digits=0),
     }
 
 
