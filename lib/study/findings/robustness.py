@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
@@ -59,8 +60,9 @@ def withstood(name: str, low: float, high: float, threat: Threat = GRADIENT) -> 
 
 
 def clear(found: Gap) -> Number:
-    """A positive difference whose interval excludes zero."""
-    return size(found, low=found.margin)
+    """A positive difference whose interval excludes zero, with decimals enough to see that."""
+    shown = size(found, low=found.margin)
+    return replace(shown, digits=1) if 0 <= round(found.difference) - round(found.margin) <= 1 < found.margin else shown
 
 
 def unclear(found: Gap) -> Number:

@@ -6,6 +6,7 @@ From the rows of `conditioning`, joined with those of the other tables of result
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ def plot_factors(frame: pd.DataFrame) -> Figure:
         width = logs[quantity].to_numpy()
         if not (np.abs(width) > 1e-6).any():
             continue
-        ax.barh(rows, np.maximum(width, 0), left=right, color=color, height=0.5, linewidth=0, label=label)
+        shown = label if (np.abs(width) > 0.02).any() else f"_{label}"  # too thin to be seen: not in the legend
+        ax.barh(rows, np.maximum(width, 0), left=right, color=color, height=0.5, linewidth=0, label=shown)
         ax.barh(rows + 0.33, np.minimum(width, 0), left=left, color=color, height=0.08, linewidth=0)
         right, left = right + np.maximum(width, 0), left + np.minimum(width, 0)
     for quantity, (label, marker, size, face) in MARKERS.items() if len(logs) else ():
@@ -150,21 +152,18 @@ def _spearman(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return rho / np.linalg.norm(ranks[:, -1])
 
 
-def correlation_table(correlations: pd.DataFrame) -> Styler:
-    """What `rank_correlations` returns, as a table."""
+def correlation_table(sets: Mapping[str, pd.DataFrame]) -> Styler:
+    """What `rank_correlations` returns for sets of networks, by their titles: a column a set, a row a predictor,
+    ρ and its interval."""
 
     def text(value: float) -> str:
         return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
 
-    rows = [
-        {
-            "predictor": PREDICTORS[row["predictor"]],
-            "ρ with accuracy under attack": text(row["rho"]),
-            "95 % interval": f"{text(row['low'])} … {text(row['high'])}",
-        }
-        for row in correlations.to_dict("records")
-    ]
-    return report.table(pd.DataFrame(rows))
+    columns = {
+        title: [f"{text(row.rho)} [{text(row.low)}, {text(row.high)}]" for row in found.itertuples()]
+        for title, found in sets.items()
+    }
+    return report.table(pd.DataFrame({"predictor": list(PREDICTORS.values()), **columns}))
 
 
 def plot_predictors(frame: pd.DataFrame) -> Figure:
