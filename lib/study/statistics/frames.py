@@ -210,13 +210,6 @@ def summary(results: Results) -> pd.DataFrame:
     return pd.concat([frame, extremes, groups["wall_s"].mean()], axis=1).reset_index(drop=True)
 
 
-def waiting(results: Results) -> pd.DataFrame:
-    """The configurations with missing cells, and the seeds that are missing."""
-    frame = summary(results)
-    frame = frame[frame["waiting"].map(len) > 0]
-    return pd.DataFrame({"configuration": frame["name"], "seeds waiting": frame["waiting"].map(", ".join)})
-
-
 def progress(results: Results) -> str:
     """Sentences: how many cells are done, waiting and diverged."""
     diverged = list(results.runs.loc[results.runs["status"] == "diverged", "run_id"])
