@@ -48,9 +48,9 @@ def load_or_run(
         raise invalid("condition_images", condition_images, "a whole number >= 0")
     spec = Experiment.load(experiment, preset, **overrides)
     if spec.modified():
-        display(
-            Markdown(NOTICE.format(title=spec.title, preset=spec.preset, committed=Experiment.load(experiment).title))
-        )
+        committed = Experiment.load(experiment).title
+        notice = NOTICE.format(title=spec.title, preset=spec.preset, committed=committed)
+        display(Markdown(notice))  # type: ignore[no-untyped-call]
     if not run:
         found = load(spec)
         if spec.modified() and found.runs.empty:
