@@ -17,11 +17,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# The kernels inherit these.  One thread each, because two run at a time; and no MPLBACKEND, because any value would
-# keep ipykernel from choosing the backend that puts figures into the notebook.
-os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-os.environ.pop("MPLBACKEND", None)
-
 import nbformat
 import papermill
 import yaml
@@ -136,6 +131,10 @@ def main() -> None:
         reuse = options.no_execute or options.only not in (None, chapter.stem)
         return not (reuse and (EXECUTED / chapter.name).exists())
 
+    # The kernels inherit these.  One thread each, because two run at a time; and no MPLBACKEND, because any value would
+    # keep ipykernel from choosing the backend that puts figures into the notebook.
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    os.environ.pop("MPLBACKEND", None)
     EXECUTED.mkdir(parents=True, exist_ok=True)
     os.chdir(EXECUTED)  # a chapter that relies on the working directory fails here
     with ThreadPoolExecutor(max_workers=2) as pool:

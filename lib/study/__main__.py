@@ -334,7 +334,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status. Bad input ends in one line on stderr."""
     # before torch starts its thread pool: spinning threads cost far more than they bring on a shared machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler, which counts memory, reports every start otherwise
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(given)
     try:

@@ -18,6 +18,7 @@ SMOKE = {"preset": "smoke", "run": True}
 SMALL = {  # what would take minutes on a processor
     "11_cifar": {"model": "helpers:Tiny"},
     "16_cost": {"repeats": 2, "batch": 16, "ratios": [0.8]},
+    "c_performance": {"repeats": 2, "batch": 16, "ratios": [0.8]},
     "08_is_it_kappa": {"condition_images": 20},
 }
 FIGURE = re.compile(r"\{numref\}`(fig-[\w-]+)`")

@@ -105,6 +105,24 @@ def test_page_shows_its_figures_and_mathematics(page, name):
     assert article.locator(".problematic, .system-message, .docutils.error").count() == 0
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_page_says_in_its_head_what_it_is_about(page, name):
+    page.goto(f"/{name}.html", wait_until="load")
+    words = page.locator("meta[name=description]").get_attribute("content")
+    assert 30 < len(words) <= 203
+    assert "\\" not in words
+    assert page.locator("meta[property='og:title']").get_attribute("content")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_is_wider_than_a_phone(page, name):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"/{name}.html", wait_until="load")
+    if page.locator("article .math").count():
+        page.wait_for_function("MathJax.startup.promise.then(() => true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_front_page_is_reached_from_the_top_and_has_its_table(page):
     page.goto("/")
     page.wait_for_url(f"**/{TOC['root']}.html")

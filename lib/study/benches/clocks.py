@@ -7,6 +7,7 @@ clock; on a GPU, seconds until the queue is empty.
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ def peak_bytes(task: Callable[[], Any], device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         task()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler reports every start
     gc.collect()  # what is garbage already is not freed by the task
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         task()

@@ -8,15 +8,13 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
-from study.presentation.style import finish, mean_std, panels, table
+from study.presentation.style import finish, panels
 from study.statistics.comparison import Gap, student
 
 NETS = {"lenet5": "LeNet5, digits", "lenet5_mnist": "LeNet5, MNIST", "resnet8": "ResNet-8, digits"}
 STAGES = {"truncated": "truncated", "fine_tuned": "truncated, fine-tuned", "condlr": "CondLR from the start"}
 REFERENCE = "one ratio"
-RIVALS = {"energy": "budget, energy", "sensitivity": "budget, sensitivity", "initial": "budget, energy at the start"}
 CURVES = {"energy": ("budget", "#0072B2", "D"), REFERENCE: (REFERENCE, "#D55E00", "o")}
 """What is drawn of the ways to choose ranks: label, color, marker."""
 
@@ -32,20 +30,6 @@ def gap(frame: pd.DataFrame, net: str, ranks: str, stage: str, ratio: float) -> 
     """A way to choose ranks minus one ratio, at the parameters of that ratio, seed by seed."""
     first, second = (accuracy(frame, net, way, stage).get(ratio) for way in (ranks, REFERENCE))
     return student([] if first is None or second is None else (first - second).dropna().tolist())
-
-
-def budget_table(frame: pd.DataFrame) -> Styler:
-    """One row a network, stage and size: the accuracy (%) by one ratio, mean ± standard deviation over the seeds, and
-    the differences to it in points with their 95 % intervals, a star where these exclude zero."""
-    rows = []
-    for net in frame["net"].unique():
-        share = frame[(frame["net"] == net) & (frame["ranks"] == REFERENCE)].groupby("ratio")["share"].mean()
-        for stage, title in STAGES.items():
-            for ratio, rates in accuracy(frame, str(net), REFERENCE, stage).items():
-                gaps = {RIVALS[way]: str(gap(frame, str(net), way, stage, float(str(ratio)))) for way in RIVALS}
-                about = {"network": NETS[str(net)], "": title, "parameters": f"{100 * share[ratio]:.1f} %"}
-                rows.append({**about, "one ratio, %": mean_std(rates), **gaps})
-    return table(pd.DataFrame(rows))
 
 
 def plot_budgets(frame: pd.DataFrame) -> Figure:

@@ -6,23 +6,21 @@ network. References are networks that were trained at their size.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from study.presentation.figures import draw, layers_shown
-from study.presentation.style import ATTACKS, finish, look, mean_std, panels, table
+from study.presentation.figures import spread
+from study.presentation.style import ATTACKS, Look, finish, mean_std, panels, table
 from study.results.store import Results
 from study.settings import SETTINGS
 from study.statistics.comparison import Gap, student
-from study.statistics.frames import final, ordered, rate_text, rates, suite_rates, with_rates
+from study.statistics.frames import ordered, rates, suite_rates, with_rates
 from wellcond.compression import units as registry
 
 COMPRESSORS = {
@@ -108,24 +106,6 @@ def _sized(frame: pd.DataFrame) -> pd.DataFrame:
     return named.assign(error=100 - named["rate"])
 
 
-def truncated_kappas(results: Results, frame: pd.DataFrame) -> pd.Series[float]:
-    """For each row, a run and an amount: max σ_1/σ_r over all layers but the last, the classifier, which is left whole;
-    r is what is left of the N singular values after training, N - ⌊amount N⌋."""
-    spectra = final(results.select("spectra")).sort_values("index", kind="stable")
-    layers = list(dict.fromkeys(final(results.spectra)["layer"]))[:-1]
-    values = {
-        run_id: [part["singular_value"].to_numpy(float) for _, part in rows.groupby("layer")]
-        for run_id, rows in spectra[spectra["layer"].isin(layers)].groupby("run_id")
-    }
-
-    def kappa(run_id: str, amount: float) -> float:
-        ends = [(sigma[0], sigma[-1 - math.floor(amount * len(sigma) + 1e-9)]) for sigma in values.get(run_id, ())]
-        return max((first / last if last > 0 else math.inf for first, last in ends), default=math.nan)
-
-    found = [kappa(run_id, amount) for run_id, amount in zip(frame["run_id"], frame["amount"], strict=True)]
-    return pd.Series(found, frame.index, dtype=float)
-
-
 def areas(frame: pd.DataFrame) -> pd.DataFrame:
     """The mean rate of each run over the logarithm of its size, between the sizes that all runs have: one row a run,
     with name, seed, area. A curve is linear between its points; nan where the runs share no interval of sizes."""
@@ -185,12 +165,6 @@ class Best(NamedTuple):
     dense: float
     gaps: dict[str, Gap]
 
-    @property
-    def words(self) -> str:
-        against = "; ".join(f"against *{name}*: {gap.words}" for name, gap in self.gaps.items())
-        dense = f" (dense SGD {self.dense:.2f} %)" if self.dense == self.dense else ""
-        return f"{self.share:.0f} % of the size: *{self.name}*, with {self.rate:.2f} %{dense}, {against}."
-
 
 def best_at_sizes(results: Results, compressor: str, attack: str = "clean", *, reestimated: bool = False) -> list[Best]:
     """For each size that CondLR was trained at, the compressed network with the best mean over seeds: picked with
@@ -208,87 +182,55 @@ def best_at_sizes(results: Results, compressor: str, attack: str = "clean", *, r
     return found
 
 
-def best_words(results: Results, compressor: str, attack: str = "clean", *, reestimated: bool = False) -> str:
-    """`best_at_sizes` as a list in Markdown."""
-    lines = [f"- {best.words}" for best in best_at_sizes(results, compressor, attack, reestimated=reestimated)]
-    head = "The best of the compressed networks at each size that CondLR was trained at:\n\n"
-    return head + "\n".join(lines) if lines else "Nothing of this has been measured yet."
-
-
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-SIZES = {"share": "deployed parameters, % of dense", "flops": "floating-point operations, % of dense"}
-GROUPS = {
-    "Frank-Wolfe": ("dense", "fw_"),
-    "Penalties and products": ("dense", "lorita", "proximal_sgd", "nuclear_norm", "group_lasso"),
+SHOWN = {
+    "dense": Look("dense SGD", "#000000", "o"),
+    "lorita 1": Look("weight decay", "#7A5195", "s"),
+    "fw_spectral_k_support": Look("Frank-Wolfe, spectral k-support", "#009E73", "D"),
+    "fw_k_support": Look("Frank-Wolfe, k-support", "#E69F00", "^"),
 }
-"""The panels of a figure, by the beginnings of the names of methods: a dozen curves are too many for one."""
+"""The trainings in colour, a method or a method with its depth; all others are grey."""
+OTHERS = Look("other trainings", "#B8B8B8", "")
+AT_SIZE = {
+    "condlr": Look("CondLR, trained at its size", "#0072B2", "o"),
+    "uv": Look("U Vᵀ, trained at its size", "#D55E00", "s"),
+}
 
 
-def _grouped(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    for title, starts in GROUPS.items():
-        yield title, frame[frame["method"].str.startswith(starts)]
-
-
-def _draw_references(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
-    """A marker a size: the mean over the seeds; each smaller than the one before, which it may hide."""
-    for markersize, (_, rows) in zip((11, 7, 4), frame.groupby("name", sort=False), strict=False):
-        centre = rows.groupby("amount")[[x, y]].mean()
-        style = look(**rows.iloc[0][["method", *SETTINGS]])
-        ax.plot(
-            centre[x],
-            centre[y],
-            style.marker,
-            color=style.color,
-            markersize=markersize,
-            markeredgecolor="white",
-            label=f"{rows['label'].iloc[0]}, trained at its size",
-            zorder=4,
-        )
-
-
-def _against(frame: pd.DataFrame, trained: pd.DataFrame, x: str, y: str, axis: str, height: float) -> Figure:
-    # nominally equal sizes of two seeds may differ in a few parameters: one x for each amount of a configuration
-    frame = frame.assign(**{x: frame.groupby(["name", "amount"])[x].transform("mean")})
-    fig, axes = panels(list(GROUPS), 2, height)
-    for i, (ax, (_, rows)) in enumerate(zip(axes, _grouped(frame), strict=True)):
-        draw(ax, rows, x, y, log=True)
-        _draw_references(ax, trained, x, y)
-        ax.set(xscale="log", yscale="log", xlabel=SIZES[x], ylabel="" if i else axis)
-    return finish(fig)
+def _shown(frame: pd.DataFrame) -> Look:
+    """How the curve of a training is drawn."""
+    method, depth = frame.iloc[0][["method", "depth"]]
+    return SHOWN.get(f"{method} {depth:g}") or SHOWN.get(method, OTHERS)
 
 
 def plot_compression(
-    results: Results, compressor: str, attack: str = "clean", *, size: str = "share", reestimated: bool = False
+    results: Results | Mapping[str, Results], compressor: str, attack: str = "clean", *, reestimated: bool = False
 ) -> Figure:
-    """Error against size, a key of SIZES, one curve a method from one training; markers: networks that were trained at
-    their size."""
-    axis = "test error, %" if attack == "clean" else f"error under {ATTACKS[attack]}, %"
-    frame = compressed(results, compressor, attack, reestimated=reestimated)
-    return _against(frame, references(results, attack), size, "error", axis, 3.2)
-
-
-def plot_kappa(results: Results) -> Figure:
-    """The largest κ of any truncated layer (`truncated_kappas`) against size; markers: trained at their size."""
-    frame = compressed(results, "svd")
-    frame = frame.assign(kappa=truncated_kappas(results, frame))
-    trained = references(results)
-    trained = trained.assign(kappa=truncated_kappas(results, trained.assign(amount=0.0)))
-    return _against(frame, trained, "share", "kappa", "κ, worst truncated layer", 2.6)
-
-
-def plot_filter_norms(results: Results, layers: Sequence[str] = ()) -> Figure:
-    """The norms of the rows of a weight matrix, the filters, over the largest: geometric mean over the seeds."""
-    frame = ordered(results.select("filters"))
-    largest = frame.groupby(["run_id", "layer"])["norm"].transform("max")
-    frame = frame.assign(relative=frame["norm"] / largest, index=frame["index"] + 1)
-    titles = layers_shown(frame, layers)
-    fig, axes = panels(titles, 2, 2.4)
-    for i, (ax, layer) in enumerate(zip(axes, titles, strict=True)):
-        rows = frame[frame["layer"] == layer]
-        draw(ax, rows, "index", "relative", log=True, mark=max(1, len(rows["index"].unique()) // 8))
-        ax.set(yscale="log", xlabel="filter, in descending order", ylabel="" if i % 2 else "norm over the largest")
+    """Error against size, one curve a training: geometric mean over the seeds, and their range where it is in colour;
+    markers: networks that were trained at their size. A panel for each of several results, by its title."""
+    parts = {"": results} if isinstance(results, Results) else results
+    fig, axes = panels(list(parts), 2, 3.4)
+    for ax, part in zip(axes, parts.values(), strict=True):
+        frame = compressed(part, compressor, attack, reestimated=reestimated)
+        # nominally equal sizes of two seeds may differ in a few parameters: one for each amount of a configuration
+        frame = frame.assign(share=frame.groupby(["name", "amount"])["share"].transform("mean"))
+        curves = [rows for _, rows in frame.groupby("name", sort=False)]
+        for rows in sorted(curves, key=lambda rows: _shown(rows) is not OTHERS):
+            line, (label, color, marker, *_) = spread(rows, "share", "error", log=True), _shown(rows)
+            width = 1.0 if label == OTHERS.label else 1.8
+            ax.plot(line["centre"], color=color, marker=marker, linewidth=width, label=label)
+            if label != OTHERS.label:
+                ax.fill_between(line.index, line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
+        trained = references(part, attack)
+        for method, one in AT_SIZE.items():
+            centre = trained[trained["method"] == method].groupby("amount")[["share", "error"]].mean()
+            drawn: Any = {"marker": one.marker, "markersize": 9, "markeredgecolor": "white", "linestyle": ""}
+            if len(centre):
+                ax.plot(*centre.to_numpy().T, color=one.color, label=one.label, zorder=4, **drawn)
+        ax.set(xscale="log", yscale="log", xlabel="deployed parameters, % of dense")
+    axes[0].set_ylabel("test error, %" if attack == "clean" else f"error under {ATTACKS[attack]}, %")
     return finish(fig)
 
 
@@ -331,51 +273,6 @@ def robustness_at_size(results: Results, compressor: str, attacks: Sequence[str]
             cells = [mean_std(at_size(part, name, share), 1) for share in shares]
             rows.append([name if attack == attacks[0] else "", ATTACKS[attack], *cells])
     return table(pd.DataFrame(rows, columns=["training", "under", *(f"{share:.0f} % of the size" for share in shares)]))
-
-
-def strong_table(results: Results, compressor: str, amount: float, attacks: Sequence[str]) -> Styler:
-    """Deployed size, and accuracy (%) under each attack at its largest radius: of the networks compressed by this
-    amount, and of those that are used as they were trained; only networks that were measured under all of them."""
-    parts = {}
-    for attack in attacks:
-        small = compressed(results, compressor, attack)
-        small = small[np.isclose(small["amount"], amount)].assign(use="compressed")
-        part = pd.concat([small, as_trained(results, attack).assign(use="as trained")])
-        parts[attack] = part.fillna({"amount": 0.0}).set_index(["run_id", "use"])  # nan is no key
-    common = functools.reduce(pd.Index.intersection, (part.index for part in parts.values()))
-    rows: dict[Any, dict[str, str]] = {}
-    heads = []
-    for attack, part in parts.items():
-        part = part.loc[common].reset_index()
-        head = f"{ATTACKS[attack]}, ε = {_listed(part['eps'])} (N = {_listed(part['n_examples'])})"
-        heads.append(head)
-        for key, group in part.groupby(["name", "use", "amount"], sort=False):
-            size = f"{group['share'].mean():.0f} %"
-            row = rows.setdefault(key, {"training": group["name"].iloc[0], "used": group["use"].iloc[0], "size": size})
-            row[head] = rate_text(group)
-    return table(pd.DataFrame(list(rows.values()), columns=["training", "used", "size", *heads]))
-
-
-def _listed(values: pd.Series[Any]) -> str:
-    return "/".join(f"{value:,g}" for value in sorted(values.unique())) or "–"
-
-
-def tuning_table(results: Results, ways: Sequence[tuple[str, int, int]]) -> Styler:
-    """Accuracy (%) of each way to compress, (compressor, phases, epochs after each), at each amount, beside that of one
-    phase without training, where it was measured."""
-    rows = []
-    for compressor, phases, epochs in ways:
-        frame = compressed(results, compressor, phases=phases, epochs=epochs)
-        straight = compressed(results, compressor)
-        how = f"{phases} × {epochs} epoch{'s' if epochs > 1 else ''}"
-        for _, part in frame.groupby(["name", "amount"], sort=False):
-            name, amount = part.iloc[0][["name", "amount"]]
-            before = straight[(straight["name"] == name) & np.isclose(straight["amount"], amount)]
-            size = f"{part['share'].mean():.1f} %"
-            removed = f"{100 * amount:g} %"
-            rows.append([name, compressor, removed, size, mean_std(before["rate"]), how, mean_std(part["rate"])])
-    columns = ["training", "compressor", "amount", "deployed", "straight after, %", "trained on", "then, %"]
-    return table(pd.DataFrame(rows, columns=columns))
 
 
 def sweep_table(results: Results, compressor: str = "svd", *, reestimated: Sequence[bool] = (False,)) -> Styler:

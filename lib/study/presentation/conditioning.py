@@ -160,7 +160,10 @@ def correlation_table(sets: Mapping[str, pd.DataFrame]) -> Styler:
         return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
 
     columns = {
-        title: [f"{text(row['rho'])} [{text(row['low'])}, {text(row['high'])}]" for row in found.to_dict("records")]
+        title: [
+            f"{text(rho)} [{text(low)}, {text(high)}]"
+            for rho, low, high in found[["rho", "low", "high"]].to_numpy(float)
+        ]
         for title, found in sets.items()
     }
     return report.table(pd.DataFrame({"predictor": list(PREDICTORS.values()), **columns}))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from study.presentation.style import finish, look, number, panels, table
+from study.presentation.style import finish, look, number, panels, percent, table
 
 NETS = {
     "lenet5": "LeNet5",
@@ -39,27 +39,29 @@ def _times(value: Any) -> str:
     return "–" if np.isnan(value) else f"{value:.2f}"
 
 
+def _rows(frame: pd.DataFrame, method: str) -> list[dict[Any, Any]]:
+    """The rows of a method; none of a table that was not measured."""
+    return frame[frame["method"] == method].to_dict("records") if len(frame) else []
+
+
 def fastest_dense(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `frame` without the slower layout of each dense network, and without recomputation."""
     return frame[((frame["method"] != "dense") | (frame["step_ratio"] == 1)) & (frame["method"] != RECOMPUTED)]
 
 
 def training_table(frame: pd.DataFrame) -> Styler:
-    """Ratios to the dense network, one row a network and ratio; the columns from the fourth on are of CondLR."""
+    """Ratios to the dense network, one row a network and ratio; memory and latency are those of CondLR."""
     rows = [
         {
             "network": NETS[row["net"]],
             "rank removed": f"{100 * row['ratio']:g} %",
             "FLOPs": _times(row["flop_ratio"]),
             "step, U Vᵀ": _times(entry(frame, row["net"], row["ratio"], "uv")),
-            "step, U S Vᵀ": _times(entry(frame, row["net"], row["ratio"], "usv")),
             "step, CondLR": _times(row["step_ratio"]),
-            "optimizer's share": f"{100 * row['optimizer_share']:.0f} %",
-            "FLOPs of the step": _times(row["train_flop_ratio"]),
             "memory": _times(row["memory_ratio"]),
             "latency": _times(row["latency_ratio"] * row["flop_ratio"]),
         }
-        for row in frame[frame["method"] == "condlr"].to_dict("records")
+        for row in _rows(frame, "condlr")
     ]
     return table(pd.DataFrame(rows))
 
@@ -67,7 +69,7 @@ def training_table(frame: pd.DataFrame) -> Styler:
 def recompute_table(frame: pd.DataFrame) -> Styler:
     """Memory and time of a CondLR step to dense, as it is and with `wc.recompute`, one row a network and ratio."""
     rows = []
-    for row in frame[frame["method"] == "condlr"].to_dict("records"):
+    for row in _rows(frame, "condlr"):
         where = {"network": NETS[row["net"]], "rank removed": f"{100 * row['ratio']:g} %"}
         for how, method in (("", "condlr"), (", recomputed", RECOMPUTED)):
             for what in ("memory", "step"):
@@ -79,6 +81,8 @@ def recompute_table(frame: pd.DataFrame) -> Styler:
 
 def integrators_table(frame: pd.DataFrame) -> Styler:
     """Passes over a batch and step time to the dense network, one row an integrator, one column a rank ratio."""
+    if frame.empty:
+        return table(frame)
     rows = []
     for method, group in frame[frame["method"] != "dense"].groupby("method", sort=False):
         steps = {
@@ -138,8 +142,10 @@ def _stack(
 
 def plot_split(frame: pd.DataFrame) -> Figure:
     """Forward, backward and optimizer time of a training step, in units of the dense step; a tick at the FLOP ratio."""
-    nets = list(frame["net"].unique())
+    nets = list(frame["net"].unique()) if len(frame) else []
     fig, axes = panels([NETS[net] for net in nets], 3, 3.1)
+    if not nets:
+        return finish(fig)
     for ax, net in zip(axes, nets, strict=True):
         rows = fastest_dense(frame[frame["net"] == net]).sort_values("ratio", na_position="first", kind="stable")
         dense = rows[rows["method"] == "dense"].iloc[0]
@@ -181,6 +187,8 @@ def slopes(frame: pd.DataFrame, largest: int = 3) -> pd.DataFrame:
 
 def slopes_table(frame: pd.DataFrame) -> Styler:
     """The fitted slopes of the step, of its plain form and of its products, beside the exponent of (n + m) r²."""
+    if frame.empty:
+        return table(frame)
     fitted = slopes(frame)
     rows = []
     for sweep, group in fitted.groupby("sweep", sort=False):
@@ -194,9 +202,11 @@ def slopes_table(frame: pd.DataFrame) -> Styler:
 
 def plot_growth(frame: pd.DataFrame) -> Figure:
     """Time of one integrator step against rank, size and number of layers; dashed grey: the slope of the theory."""
-    sweeps = list(frame["sweep"].unique())
+    sweeps = list(frame["sweep"].unique()) if len(frame) else []
     titles = [SWEEPS[s][1].format_map(frame[frame["sweep"] == s].iloc[-1]) for s in sweeps]
     fig, axes = panels(titles, 3, 2.9, share="all")
+    if not sweeps:
+        return finish(fig)
     for ax, sweep in zip(axes, sweeps, strict=True):
         name, _, exponent = SWEEPS[sweep]
         rows = frame[frame["sweep"] == sweep]
@@ -212,29 +222,10 @@ def plot_growth(frame: pd.DataFrame) -> Figure:
     return finish(fig, x_ticks=False)
 
 
-OPERATIONS = {
-    "load_s": ("load all", "#D55E00", "s"),
-    "claim_s": ("claim a cell", "#0072B2", "o"),
-    "status_s": ("status", "#009E73", "^"),
-    "save_s": ("save a cell", "#444444", "."),
-}
-
-
-def plot_results_folder(frame: pd.DataFrame) -> Figure:
-    """Processor time of each operation on a folder of results against the number of its cells."""
-    fig, (ax,) = panels([""], 1, 3.0)
-    if len(frame):
-        for column, (label, color, marker) in OPERATIONS.items():
-            ax.plot(frame["cells"], 1e3 * frame[column], label=label, color=color, marker=marker)
-        ax.set(xscale="log", yscale="log", xlabel="cells in the folder, 500 rows of curves each")
-        ax.set_ylabel("processor time, ms")
-        ax.set_xticks(frame["cells"], [f"{n:g}" for n in frame["cells"]])
-        ax.minorticks_off()
-    return finish(fig, x_ticks=False)
-
-
 def retractions_table(frame: pd.DataFrame) -> Styler:
     """Cost relative to Householder's QR of the same size, and errors, of each way to compute a retraction."""
+    if frame.empty:
+        return table(frame)
     unit = frame.groupby("rank")["seconds"].transform("first")
     return table(
         pd.DataFrame(
@@ -251,6 +242,8 @@ def retractions_table(frame: pd.DataFrame) -> Styler:
 
 def ablation_table(frame: pd.DataFrame) -> Styler:
     """The variants of one convolution layer, in units of the dense layer's training step."""
+    if frame.empty:
+        return table(frame)
     dense = frame[frame["variant"] == "dense"].iloc[0]
     unit = dense["forward_backward_s"] + dense["optimizer_s"]
     return table(
@@ -269,3 +262,19 @@ def entry(frame: pd.DataFrame, net: str, rank_ratio: float, method: str, column:
     """One number of the training table; nan if it was not measured."""
     rows = frame[(frame["net"] == net) & (frame["ratio"] == rank_ratio) & (frame["method"] == method)]
     return float(rows[column].iloc[0]) if len(rows) else float("nan")
+
+
+def architectures_table(frame: pd.DataFrame) -> Styler:
+    """The networks of other people: their matrices, what stays dense, and what is deployed of them."""
+    return table(
+        pd.DataFrame(
+            {
+                "network": row["architecture"],
+                "matrices": row["matrices"],
+                "weights left dense": percent(row["left_dense"]),
+                "parameters": f"{row['dense_parameters']:,}",
+                "deployed": percent(row["deployed_parameters"] / row["dense_parameters"]),
+            }
+            for row in frame.to_dict("records")
+        )
+    )

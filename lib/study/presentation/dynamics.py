@@ -11,18 +11,17 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 
-from study.presentation.figures import draw, layers_shown, spread
-from study.presentation.style import ATTACKS, finish, look, mean_std, number, panels, percent, table
+from study.presentation.figures import draw
+from study.presentation.style import ATTACKS, finish, look, mean_std, number, panels, table
 from study.presentation.tables import accuracy_text, attack_name
 from study.results.store import Results
 from study.settings import SETTINGS
-from study.statistics.frames import by_seed, compare, ordered, rates, summary, with_rates
+from study.statistics.frames import by_seed, ordered, rates, summary, with_rates
 
 
 class Quantity(NamedTuple):
@@ -98,38 +97,6 @@ def plot_training(
     return finish(fig)
 
 
-def plot_ranks(results: Results, layers: Sequence[str] = ()) -> Figure:
-    """The rank of each layer whose rank changes (or of those asked for), and the deployed parameters, over training."""
-    ranks = results.curves[results.curves["quantity"] == "rank"]
-    values = ranks.groupby("layer")["value"]
-    names = list(layers or layers_shown(ranks[values.transform("min") < values.transform("max")], (), 5))
-    fig, axes = panels([*(f"Rank of {name}" for name in names), "Deployed parameters, % of dense"], 2, 2.2, "none")
-    for ax, quantity, name in zip(axes, ["rank"] * len(names) + ["deployed"], [*names, ""], strict=True):
-        _draw(ax, history(results, quantity, name), quantity)
-    return finish(fig)
-
-
-def plot_spectra_over_training(results: Results, layer: str) -> Figure:
-    """All singular values of one layer at the recorded epochs, a panel for each configuration: geometric mean over
-    seeds, and their range."""
-    frame = ordered(results.select("spectra"))
-    frame = frame[(frame["layer"] == layer) & (frame["singular_value"] > 0)].assign(index=lambda f: f["index"] + 1)
-    labels = frame.groupby("name", sort=False)["label"].first()
-    epochs = sorted(frame["epoch"].unique())
-    colors = dict(zip(epochs, sns.color_palette("viridis_r", len(epochs)), strict=True))
-    fig, axes = panels(list(labels), 2, 1.9)
-    for i, (ax, name) in enumerate(zip(axes, labels.index, strict=True)):
-        for epoch, rows in frame[frame["name"] == name].groupby("epoch"):
-            line = spread(rows, "index", "singular_value", log=True)
-            label = f"epoch {epoch:g}" if epoch else "before training"
-            marker = "." if len(line) < 60 else ""
-            ax.plot(line["centre"], color=colors[epoch], marker=marker, linewidth=1.3, label=label)
-            ax.fill_between(line.index, line["low"], line["high"], color=colors[epoch], alpha=0.18, linewidth=0)
-        ax.set(yscale="log", xlabel="index i", ylabel="" if i % 2 else "σᵢ")
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return finish(fig)
-
-
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -190,37 +157,3 @@ def plot_accuracy_size(results: Results, attack: str = "pgd_linf") -> Figure:
         ax.set(xscale="log", xlabel="deployed parameters, % of dense")
     axes[0].set_ylabel("accuracy, %")
     return finish(fig)
-
-
-def matched(results: Results, within: float = 10.0) -> pd.DataFrame:
-    """Networks of the same size: for each rank-adaptive configuration, of each method of fixed rank the configuration
-    that is nearest in size, if its mean number of deployed parameters differs by at most `within` percent.
-
-    Columns: adaptive and fixed, full names; share, the size of the adaptive one in % of dense; difference, by how many
-    percent the fixed one is larger. If nothing is that near, fixed is "" and the difference is the smallest.
-    """
-    means = sizes(results).groupby(["name", "label", "adaptive"], sort=False, as_index=False)["share"].mean()
-    pairs = means[means["adaptive"]].merge(means[~means["adaptive"]], "cross", suffixes=("", "_fixed"))
-    pairs["difference"] = 100 * (pairs["share_fixed"] / pairs["share"] - 1)
-    distance = pairs["difference"].abs()
-    pairs = pairs.assign(fixed=pairs["name_fixed"].where(distance <= within, ""), distance=distance)
-    nearest = pairs.loc[distance.groupby([pairs["name"], pairs["label_fixed"]], sort=False).idxmin()]
-    partners = nearest[nearest["fixed"] != ""]
-    alone = nearest[~nearest["name"].isin(partners["name"])].sort_values("distance").drop_duplicates("name")
-    found = pd.concat([partners, alone]).sort_index().assign(adaptive=lambda frame: frame["name"])
-    return found[["adaptive", "fixed", "share", "difference"]].reset_index(drop=True)
-
-
-def matched_table(results: Results, within: float = 10.0, attack: str = "pgd_linf") -> Styler:
-    """The pairs of `matched`, with the differences adaptive - fixed in points, seed by seed (`analysis.compare`)."""
-    radius = largest_radius(results, attack)
-    tests = {"test accuracy": ("clean", 0.0)} | ({attack_name(attack, radius): (attack, radius)} if radius > 0 else {})
-    rows = []
-    for pair in matched(results, within).to_dict("records"):
-        adaptive, fixed = pair["adaptive"], pair["fixed"]
-        sizes = [percent(share / 100) for share in (pair["share"], pair["share"] * (1 + pair["difference"] / 100))]
-        gaps = [str(compare(results, adaptive, fixed, *at)) if fixed else "–" for at in tests.values()]
-        names = f"{adaptive} − {fixed or f'(none within {within:g} %)'}"
-        rows.append([names, *sizes, *gaps])
-    columns = ["difference in points", "deployed, adaptive", "deployed, fixed", *tests]
-    return table(pd.DataFrame(rows, columns=columns))

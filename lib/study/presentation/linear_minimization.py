@@ -1,4 +1,4 @@
-"""Tables and figures of what a linear minimization costs, from the tables lmo and lmo_growth of `study.benches.tables`.
+"""Figures of what a linear minimization costs, from the tables lmo and lmo_growth of `study.benches.tables`.
 
 Never imports torch.
 """
@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
-from study.presentation.costs import NETS, fitted_slope
-from study.presentation.style import finish, number, panels, table
+from study.presentation.costs import NETS
+from study.presentation.style import finish, panels
 
 METHODS = {
     "sgd": "momentum SGD",
@@ -30,7 +29,6 @@ METHODS = {
     "lorita_2": "LoRITa, N = 2",
     "lorita_3": "LoRITa, N = 3",
 }
-RIVALS = ("sgd", "nuclear_penalty", "singular_value_threshold", "group_lasso", "lorita_2", "lorita_3")
 
 
 class Line(NamedTuple):
@@ -48,15 +46,14 @@ ENGINES = {
     "power_cold": Line("power, 10 iterations, cold", "#56B4E9", "s", "--"),
     "svd": Line("exact SVD", "#D55E00", "^", "-."),
 }
-GROWTH = {  # a column of seconds: how it is drawn, and its theoretical slopes against k and against n = m
-    "svd_s": (ENGINES["svd"], {"k": 0, "size": 3}),
-    "single_svd_s": (Line("SVD alone, float32", "#E69F00", "v", ":"), {"k": 0, "size": 3}),
-    "power_cold_s": (ENGINES["power_cold"], {"k": 1, "size": 2}),
-    "power_warm_s": (ENGINES["power_warm"], {"k": 1, "size": 2}),
-    "products_s": (Line("two products of an iteration", "#444444", ".", ":"), {"k": 1, "size": 2}),
+GROWTH = {  # a column of seconds, and how it is drawn
+    "svd_s": ENGINES["svd"],
+    "single_svd_s": Line("SVD alone, float32", "#E69F00", "v", ":"),
+    "power_cold_s": ENGINES["power_cold"],
+    "power_warm_s": ENGINES["power_warm"],
+    "products_s": Line("two products of an iteration", "#444444", ".", ":"),
 }
 SWEEPS = {"k": ("k", "Rank k, n = m = {n}"), "size": ("n", "Size n = m, k = {k}")}  # the column that grows, title
-ROUNDING = 1e-6  # what float32 leaves of an error that is zero
 
 
 def entry(frame: pd.DataFrame, net: str, method: str, engine: str, column: str) -> float:
@@ -65,31 +62,13 @@ def entry(frame: pd.DataFrame, net: str, method: str, engine: str, column: str) 
     return float(rows[column].iloc[0]) if len(rows) else float("nan")
 
 
-def _error(value: float) -> str:
-    """ "rounding" for what is exact but for that; – where there is no such error."""
-    return "rounding" if value <= ROUNDING else number(value)
-
-
-def lmo_table(frame: pd.DataFrame) -> Styler:
-    """One row a method and engine: for each network the time of a training step with it over that with SGD, that of the
-    optimizer's step alone in parentheses, and the median error of the linear minimization."""
-    rows = []
-    for (method, engine), group in frame.groupby(["method", "engine"], sort=False):
-        nets = [NETS[net] for net in group["net"]]
-        times = [f"{row.training_ratio:.2f} ({row.step_ratio:.3g})" for row in group.itertuples()]
-        row = {"step": METHODS[str(method)], "by": "–" if method in RIVALS else ENGINES[str(engine)].label}
-        row |= dict(zip(nets, times, strict=True))
-        row |= {f"error, {net}": _error(error) for net, error in zip(nets, group["lmo_error"], strict=True)}
-        rows.append(row)
-    frame = pd.DataFrame(rows).fillna("–")
-    return table(frame[sorted(frame.columns, key=lambda column: str(column).startswith("error"))])
-
-
 def plot_lmo(frame: pd.DataFrame) -> Figure:
     """The time of each step over that of a whole training step with SGD, a panel a network; beyond the line a step
     takes longer than everything else in training."""
-    nets = list(frame["net"].unique())
+    nets = list(frame["net"].unique()) if len(frame) else []
     fig, axes = panels([NETS[net] for net in nets], 3, 3.6)
+    if not nets:
+        return finish(fig)
     for ax, net in zip(axes, nets, strict=True):
         rows = frame[frame["net"] == net]
         sgd = rows[rows["method"] == "sgd"].iloc[0]
@@ -107,43 +86,16 @@ def plot_lmo(frame: pd.DataFrame) -> Figure:
     return finish(fig)
 
 
-def lmo_slopes(frame: pd.DataFrame, largest: int = 3) -> pd.DataFrame:
-    """`fitted_slope` of the time of one linear minimization over the `largest` sizes of each sweep.
-
-    Columns: sweep, quantity (a key of GROWTH), slope, error, theory.
-    """
-    rows = []
-    for sweep, group in frame.groupby("sweep", sort=False):
-        size = SWEEPS[str(sweep)][0]
-        last = group.sort_values(size).tail(largest)
-        for quantity, (_, theory) in GROWTH.items():
-            slope, error = fitted_slope(last[size], last[quantity])
-            rows.append(
-                {"sweep": sweep, "quantity": quantity, "slope": slope, "error": error, "theory": theory[str(sweep)]}
-            )
-    return pd.DataFrame(rows)
-
-
-def lmo_slopes_table(frame: pd.DataFrame) -> Styler:
-    """The slopes of each engine against k and against n = m, the theory in parentheses."""
-    rows = []
-    for sweep, group in lmo_slopes(frame).groupby("sweep", sort=False):
-        texts = {
-            GROWTH[row["quantity"]][0].label: f"{row['slope']:z.2f} ± {row['error']:.2f} ({row['theory']})"
-            for row in group.to_dict("records")
-        }
-        rows.append({"grows": SWEEPS[str(sweep)][0], **texts})
-    return table(pd.DataFrame(rows))
-
-
 def plot_lmo_growth(frame: pd.DataFrame) -> Figure:
     """Time of one linear minimization over a spectral k-support ball against k, and against the size of the matrix."""
-    sweeps = list(frame["sweep"].unique())
+    sweeps = list(frame["sweep"].unique()) if len(frame) else []
     titles = [SWEEPS[sweep][1].format_map(frame[frame["sweep"] == sweep].iloc[-1]) for sweep in sweeps]
     fig, axes = panels(titles, 2, 2.9)
+    if not sweeps:
+        return finish(fig)
     for ax, sweep in zip(axes, sweeps, strict=True):
         rows, name = frame[frame["sweep"] == sweep], SWEEPS[sweep][0]
-        for quantity, ((label, color, marker, dash), _) in GROWTH.items():
+        for quantity, (label, color, marker, dash) in GROWTH.items():
             ax.plot(rows[name], 1e3 * rows[quantity], label=label, color=color, marker=marker, linestyle=dash)
         ax.set(xscale="log", yscale="log", xlabel=name)
         ax.set_xticks(rows[name], [f"{value:g}" for value in rows[name]])

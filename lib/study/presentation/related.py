@@ -90,14 +90,6 @@ FLOWS = {
     "residual, step 1": Look("#E69F00", "D", "--"),
     "no skip connection": Look("#CC79A7", "v", "--"),
 }
-TRAINED = {
-    "gated": Look("#0072B2", label="flow on O(d), gated"),
-    "isospectral": Look("#56B4E9", "P", label="flow on O(d), isospectral"),
-    "constant": Look("#000000", ".", ":", "one W on O(d)"),
-    "unconstrained": Look("#D55E00", "s", label="unconstrained flow"),
-    "residual": Look("#009E73", "^", label="residual network"),
-}
-CORRUPTIONS = {"gaussian_noise": "Gaussian noise", "blur": "blur", "contrast": "contrast"}
 
 
 def plot_gradients(rows: pd.DataFrame) -> Figure:
@@ -116,16 +108,6 @@ def plot_gradients(rows: pd.DataFrame) -> Figure:
     _lines(right, rows[rows["panel"] == "strength"], FLOWS)
     right.axhspan(0, 1, color="#888888", alpha=0.18, linewidth=0)
     right.set(xscale="log", xlabel="strength of the parameter flow", ylim=(0, None))
-    return finish(fig)
-
-
-def plot_corruptions(rows: pd.DataFrame) -> Figure:
-    """Test accuracy of the trained networks against the severity of each corruption, clean images at zero."""
-    fig, axes = panels(list(CORRUPTIONS.values()), 3, 2.8, "all")
-    for ax, name in zip(axes, CORRUPTIONS, strict=True):
-        _lines(ax, rows[rows["panel"].isin(["clean", name])], TRAINED)
-        ax.set(xlabel="severity", xticks=range(6))
-    axes[0].set_ylabel("test accuracy, %")
     return finish(fig)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -112,6 +113,34 @@ def status_table(rows: Iterable[Mapping[str, Any]]) -> Styler:
     """What `study.status()` returns: cells done, missing, diverged and failed of each experiment."""
     counts = [{key: len(x) if isinstance(x, list | dict) else x for key, x in row.items()} for row in rows]
     return table(pd.DataFrame(counts))
+
+
+def machines_table(provenance: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Styler:
+    """On what the runs of each experiment were computed: {experiment: {run: its provenance}}, none without a run."""
+    rows = []
+    for experiment, runs in provenance.items():
+
+        def said(*keys: str, runs: Mapping[str, Mapping[str, Any]] = runs) -> str:
+            found = {
+                str(functools.reduce(lambda part, key: part.get(key, {}), keys, run) or "–") for run in runs.values()
+            }
+            return ", ".join(sorted(found))
+
+        if runs:
+            days = sorted(str(run.get("finished", ""))[:10] for run in runs.values())
+            rows.append(
+                {
+                    "experiment": experiment,
+                    "runs": len(runs),
+                    "processor or GPU": said("device"),
+                    "threads": said("threads"),
+                    "numbers": said("dtype"),
+                    "Python": said("versions", "python"),
+                    "PyTorch": said("versions", "torch"),
+                    "finished": " to ".join(dict.fromkeys((days[0], days[-1]))),
+                }
+            )
+    return table(pd.DataFrame(rows))
 
 
 def validation_table(candidates: Mapping[str, Results]) -> Styler:

@@ -80,14 +80,6 @@ def measurements_table(checks: Iterable[Check]) -> Styler:
     return table(pd.DataFrame(rows))
 
 
-def explain(check: Check) -> str:
-    """The claim, the construction, and what would have falsified it, in Markdown, with the computed verdict."""
-    return (
-        f"**Claim.** {check.statement}\n\n**Construction.** {check.construction}\n\n"
-        f"**It would be false if** {check.falsified_if}\n\n**Verdict: {check.verdict}.**"
-    )
-
-
 def _guide(ax: Axes, line: pd.Series, guide: Guide, dash: str) -> None:
     """A line of the exponent of the theory, a little below its series and through the end where that is smallest."""
     x, y = line.index.to_numpy(float), line.to_numpy(float)
@@ -131,10 +123,14 @@ def _draw(ax: Axes, panel: Panel, rows: pd.DataFrame) -> None:
     _plain_ticks(ax)
 
 
-def plot(check: Check) -> Figure:
-    """The panels of a check, two a row: median over the seeds (markers), their range (shade), slopes of the theory."""
-    fig, axes = panels([""] * len(check.panels), 2, 3.6, share="none")
-    for ax, panel in zip(axes, check.panels, strict=True):
+def plot(check: Check, *names: str) -> Figure:
+    """The panels of a check, two a row: median over the seeds (markers), their range (shade), slopes of the theory.
+
+    names: of some panels only.
+    """
+    shown = [panel for panel in check.panels if not names or panel.name in names]
+    fig, axes = panels([""] * len(shown), 2, 3.6, share="none")
+    for ax, panel in zip(axes, shown, strict=True):
         _draw(ax, panel, check.rows[check.rows["panel"] == panel.name])
         entries = len(ax.get_legend_handles_labels()[1])
         if entries > 1:

@@ -8,6 +8,7 @@ seed by seed. A cell that is missing is "waiting", one that diverged is "diverge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,12 @@ def pick(
         return list(frame.loc[keep, "run_id"])
 
     return results.restricted([*chosen(results.runs), *chosen(_settings(results.missing))])
+
+
+def matching(results: Results, *patterns: str) -> Results:
+    """The part whose run_ids match one of these patterns, such as "condlr-*", done or missing."""
+    run_ids = [*results.runs["run_id"], *results.missing]
+    return results.restricted([name for name in run_ids if any(fnmatchcase(name, pattern) for pattern in patterns)])
 
 
 def attacked(results: Results) -> Results:
@@ -201,13 +208,6 @@ def summary(results: Results) -> pd.DataFrame:
         frame[count], frame[f"{count}_ratio"] = groups[count].mean(), groups[count].mean() / groups[dense].first()
     extremes = groups[["kappa_start", "kappa", "kappa_max", "orth_error_max"]].max()
     return pd.concat([frame, extremes, groups["wall_s"].mean()], axis=1).reset_index(drop=True)
-
-
-def waiting(results: Results) -> pd.DataFrame:
-    """The configurations with missing cells, and the seeds that are missing."""
-    frame = summary(results)
-    frame = frame[frame["waiting"].map(len) > 0]
-    return pd.DataFrame({"configuration": frame["name"], "seeds waiting": frame["waiting"].map(", ".join)})
 
 
 def progress(results: Results) -> str:

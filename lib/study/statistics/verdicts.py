@@ -76,12 +76,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class Check:
-    """A claim with its construction, its measurements, and the rows (panel, series, x, y, seed) they come from."""
+    """The measurements for a claim, and the rows (panel, series, x, y, seed) they come from."""
 
     id: str
-    statement: str
-    construction: str
-    falsified_if: str
     measurements: tuple[Reading, ...]
     panels: tuple[Panel, ...]
     rows: pd.DataFrame

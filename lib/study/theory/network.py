@@ -168,12 +168,6 @@ def network_layer(seeds: int = 3, points: int = 5, *, follows: Callable[[float],
     )
     return Check(
         "T8",
-        "On a layer of a network, too, the error is at most $c_1\\varepsilon + c_2h$: it falls with $h$ to a level "
-        "that falls with $\\varepsilon$.",
-        f"Full-batch training of a {NARROW} × {WIDE} layer inside a network with tanh on {IMAGES} digits; the "
-        f"reference is the gradient flow of the full matrix from the same admissible start. ε is measured along "
-        f"the run as the distance of Y + h F(Y) from the admissible set, over h. T = {TIME:g}.",
-        "the error grew while ε and h went to zero, or exceeded the bound.",
         measured,
         (
             Panel("steps", "no bound on κ(S)", "step h", "error at T", (Guide(f"r = {NARROW}", 1),)),

@@ -30,23 +30,23 @@ class Draw(NamedTuple):
     unit: Tensor
 
 
-def draw(seeds: int) -> Draw:
-    """The same for every check, and the first k of it for every k."""
+def draw(seeds: int, first: int = 0, n: int = N, m: int = M, rank: int = RANK) -> Draw:
+    """The same for every check, and the first k of it for every k; first: the first seed."""
 
     def one(seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
         options: Any = {"generator": generator, "dtype": torch.float64}
-        frames = [stiefel.random_stiefel(rows, RANK, **options) for rows in (N, M, RANK, RANK)]
-        skew = [A - A.mT for A in (torch.randn(rows, rows, **options) for rows in (N, M))]
-        unit = torch.randn(N, M, **options)
+        frames = [stiefel.random_stiefel(rows, rank, **options) for rows in (n, m, rank, rank)]
+        skew = [A - A.mT for A in (torch.randn(rows, rows, **options) for rows in (n, m))]
+        unit = torch.randn(n, m, **options)
         return *frames, *(A / torch.linalg.matrix_norm(A, 2) for A in skew), unit / unit.norm()
 
-    return Draw(*map(torch.stack, zip(*map(one, range(seeds)), strict=True)))
+    return Draw(*map(torch.stack, zip(*map(one, range(first, first + seeds)), strict=True)))
 
 
-def geometric(kappa: float) -> Tensor:
+def geometric(kappa: float, rank: int = RANK) -> Tensor:
     """Singular values from 1 down to 1/κ."""
-    return torch.logspace(0, -math.log10(kappa), RANK, dtype=torch.float64)
+    return torch.logspace(0, -math.log10(kappa), rank, dtype=torch.float64)
 
 
 def point(random: Draw, sigma: Tensor) -> Factors:

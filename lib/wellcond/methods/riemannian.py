@@ -16,7 +16,8 @@ Source: StelLA, NeurIPS 2025, for a Euclidean step between two projections, ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,11 +67,30 @@ def _each(groups: Sequence[Group], stack: Factors) -> Iterator[tuple[Tensor, Ten
     return zip((p for group in groups for p in group["params"]), parts, strict=True)
 
 
+@contextmanager
+def in_single_precision(params: Iterable[Tensor], state: MutableMapping[Tensor, Any]) -> Iterator[None]:
+    """Parameters in half precision, their gradients and what is remembered of them in single precision; afterwards the
+    parameters are rounded. Squares of gradients, and the ε of Adam, are zero in float16."""
+    half = [(p, p.data, p.grad) for p in params if p.is_floating_point() and upcast(p) is not p]
+    for p, values, grad in half:
+        p.grad, p.data = None, upcast(values)
+        p.grad = None if grad is None else upcast(grad)
+        if p in state:
+            state[p] = {key: upcast(v) if isinstance(v, Tensor) else v for key, v in state[p].items()}
+    try:
+        yield
+    finally:
+        for p, values, grad in half:
+            p.grad, p.data = None, values.copy_(p.data)
+            p.grad = grad
+
+
 class OnManifold(torch.optim.Optimizer):
     """Mixed into an optimizer of torch before its own class: the groups of kind "lowrank" stay on the manifold.
 
     Options of a group beside those of the optimizer: kind, euclidean or lowrank; max_cond, rule and retraction as of
     LowRankSGD. A factor that has no gradient stays. Gradients that are not finite raise NonFiniteGradient (on a CPU).
+    Half precision is moved in single precision, in which its moments stay, and rounded afterwards.
     """
 
     gradient = staticmethod(horizontal_gradient)
@@ -85,14 +105,23 @@ class OnManifold(torch.optim.Optimizer):
         check_group(group)
         super().add_param_group(group)
 
+    def _all(self) -> Iterator[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which gives what is remembered the type of the parameter."""
+        with in_single_precision(self._all(), self.state):
+            super().load_state_dict(state_dict)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group, layers of equal shapes as one stack. closure: optional, re-evaluates the loss."""
         loss = evaluated(closure)
         check_gradients(self.param_groups)
-        stacks = alike((group for group in self.param_groups if group["kind"] == "lowrank"), OF_POINT)
-        given = {p: p.grad for groups in stacks for group in groups for p in group["params"]}
-        with full_float32():
+        with full_float32(), in_single_precision(self._all(), self.state):
+            stacks = alike((group for group in self.param_groups if group["kind"] == "lowrank"), OF_POINT)
+            given = {p: p.grad for groups in stacks for group in groups for p in group["params"]}
             points = [_stack(groups) for groups in stacks]
             for groups, W in zip(stacks, points, strict=True):
                 for p, g in _each(groups, self.gradient(W, _stack(groups, lambda p: given[p]))):

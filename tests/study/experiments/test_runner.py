@@ -705,8 +705,8 @@ def test_adversarial_training_of_any_method(project, monkeypatch):
         "U Vᵀ, ratio 0.5, TRADES 6, ε = 0.1",
     ]
     assert set(analysis.pick(found, ["dense"]).runs["run_id"]) == {id for id in runs.index if id.startswith("dense-")}
-    waiting = analysis.waiting(replace(found.restricted([]), missing=tuple(runs.index)))
-    assert set(waiting["configuration"]) == set(analysis.by_seed(found).columns)
+    waiting = analysis.summary(replace(found.restricted([]), missing=tuple(runs.index)))
+    assert set(waiting["name"]) == set(analysis.by_seed(found).columns)
 
 
 def test_large_batches_follow_the_linear_scaling_rule(project):

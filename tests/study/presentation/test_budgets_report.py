@@ -1,4 +1,4 @@
-"""The table and the figure of ranks from a budget, from a table whose answers are known."""
+"""The figure of ranks from a budget, from a table whose answers are known."""
 
 import numpy as np
 import pandas as pd
@@ -38,15 +38,6 @@ def test_gaps_are_paired_by_seed():
     assert found.margin == pytest.approx(0, abs=1e-9)  # every seed has the same difference
     assert budgets.gap(frame, "resnet8", "sensitivity", "condlr", 0.5).seeds == 0
     assert budgets.gap(frame, "resnet8", "energy", "truncated", 0.7).seeds == 0
-
-
-def test_the_table_has_a_row_for_each_stage_and_size():
-    table = budgets.budget_table(measured()).data
-    assert table["parameters"].tolist() == 3 * ["60.0 %", "25.0 %"]
-    assert table["one ratio, %"].tolist() == 3 * ["75.50 ± 0.50", "55.50 ± 0.50"]
-    assert table["budget, energy"].tolist() == 3 * ["+15.00 ± 0.00*", "+30.00 ± 0.00*"]
-    assert table["budget, sensitivity"].tolist() == [*2 * ["+10.00 ± 0.00*", "+20.00 ± 0.00*"], "–", "–"]
-    assert table["budget, energy at the start"].tolist() == ["–", "–", "–", "–", "+5.00 ± 0.00*", "+10.00 ± 0.00*"]
 
 
 def test_the_figure_has_two_named_curves_in_each_panel():

@@ -6,32 +6,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import with_tables
 from study.presentation import compression as compression_report
 from study.presentation.compression import (
     area_table,
     areas,
     at_size,
     best_at_sizes,
-    best_words,
     compare_areas,
     compare_at_size,
     compressed,
     plot_compression,
-    plot_filter_norms,
-    plot_kappa,
     references,
     robustness_at_size,
-    strong_table,
     sweep_table,
-    truncated_kappas,
-    tuning_table,
 )
 from study.presentation.style import mean_std
 from study.results.store import AFTERWARDS, COLUMNS, Results
 from study.results.tables import framed
 from study.settings import SETTINGS
-from study.statistics.comparison import wilson
+from study.statistics.frames import matching
 from wellcond.compression import compressors as compress
 
 DENSE, AMOUNTS = 1000, (0.5, 0.9)
@@ -118,12 +111,6 @@ def results():
     return Results(frames, provenance={})
 
 
-def under(run_id, attack, n_correct, n=100, eps=0.1):
-    """A row of the attack suite."""
-    empty_columns = dict.fromkeys(AFTERWARDS["attacks"])
-    return {**empty_columns, "run_id": run_id, "attack": attack, "eps": eps, "n_examples": n, "n_correct": n_correct}
-
-
 @pytest.fixture
 def empty():
     return Results({table: framed(table, ()) for table in (*COLUMNS, *AFTERWARDS)})
@@ -143,35 +130,6 @@ def test_sizes_and_rates_are_those_of_the_rows(results):
     assert frame[frame["name"] == "dense"].query("amount == 0.9")["rate"].tolist() == [50.0, 49.5]
     assert (frame["low"] < frame["rate"]).all()
     assert (frame["error"] == 100 - frame["rate"]).all()
-
-
-def test_strong_attacks_on_compressed_networks_beside_those_used_as_they_were_trained(results):
-    fgsm, strong = "fgsm", "autoattack_linf"
-    frame = [row("dense-s0", 0.9, 30, attack=strong, eps=0.1), row("dense-s0", 0.5, 33, attack=strong, eps=0.1)]
-    results = with_tables(
-        results,
-        compressions=pd.concat([results.compressions, pd.DataFrame(frame)]),
-        attacks=pd.DataFrame(
-            [
-                *(under(f"condlr-ratio0.9-max_cond1.1-s{seed}", strong, 40 + 10 * seed) for seed in (0, 1)),
-                *(under(f"condlr-ratio0.9-max_cond1.1-s{seed}", fgsm, 60 + 10 * seed) for seed in (0, 1)),
-                *(under("dense-s1", attack, 70) for attack in (fgsm, strong)),
-                under("fw_nuclear-scale30.0-s0", strong, 1),  # not measured under the other attack
-            ]
-        ),
-    )
-    found = strong_table(results, "svd", 0.9, [fgsm, strong]).data
-    assert found.columns.tolist() == [
-        "training", "used", "size", "FGSM, ε = 0.1/0.2 (N = 100/200)", "AutoAttack ℓ∞, ε = 0.1 (N = 100/200)",
-    ]  # fmt: skip
-    low, high = (f"{100 * end:.1f}" for end in wilson(30, 200))
-    assert found.to_numpy().tolist() == [
-        ["dense", "compressed", "10 %", found.iloc[0, 3], f"15.0<br>[{low}, {high}]"],
-        ["dense", "as trained", "100 %", *[found.iloc[1, 3]] * 2],
-        ["condlr", "as trained", "10 %", "65.0 ± 7.1", "45.0 ± 7.1"],
-    ]
-    assert found.iloc[0, 3].startswith("45.0<br>")
-    assert found.iloc[1, 3].startswith("70.0<br>")
 
 
 def test_attacks_are_taken_at_their_largest_radius(results):
@@ -203,22 +161,13 @@ def test_statistics_of_batch_normalization_are_kept_or_computed_again(results):
     assert area.loc["dense"].tolist() == [mean_std([70, 69.5]), "92.00 ± 0.00"]
     assert "computed again" in area.columns[1]
     drawn = plot_compression(results, "svd", reestimated=True).axes[0].get_lines()
-    np.testing.assert_allclose(next(line for line in drawn if line.get_label() == "dense").get_ydata(), [8, 8])
+    np.testing.assert_allclose(next(line for line in drawn if line.get_label() == "dense SGD").get_ydata(), [8, 8])
 
 
 def test_references_are_at_their_own_size(results):
     frame = references(results)
     assert frame.groupby("amount")["share"].first().round(9).to_dict() == {0.5: 50.0, 0.9: 10.0}
     assert len(set(frame["name"])) == 1  # the ratio is no part of it
-
-
-def test_the_condition_number_is_that_of_what_truncation_leaves_in_all_layers_but_the_last(results):
-    frame = compressed(results, "svd")
-    found = frame.assign(kappa=truncated_kappas(results, frame)).groupby("amount")["kappa"].agg(["min", "max"])
-    assert found.loc[0.5].tolist() == [4 / 3] * 2
-    assert found.loc[0.9].tolist() == [1, 1]
-    trained = references(results)
-    assert set(truncated_kappas(results, trained.assign(amount=0.0))) == {4.0}
 
 
 def test_an_area_is_the_mean_over_the_logarithm_of_the_size(results):
@@ -261,12 +210,9 @@ def test_the_best_at_each_size_is_compared_with_what_was_trained_at_it(results):
     assert (tenth.share, tenth.name, tenth.rate, tenth.dense) == (10, FW, 85.5, 49.75)
     (gap,) = tenth.gaps.values()
     assert gap.difference == pytest.approx(85.5 - 95)
-    text = best_words(results, "svd")
-    assert "- 10 % of the size: *fw_nuclear*, with 85.50 % (dense SGD 49.75 %), against *condlr*: 9.50" in text
     (again,) = {best.name for best in best_at_sizes(results, "svd", reestimated=True)}
     assert again == "dense"
-    assert "dense SGD" in best_words(results, "svd", reestimated=True)
-    assert best_words(results, "filters_l1").startswith("Nothing")
+    assert best_at_sizes(results, "filters_l1") == []
 
 
 def test_a_rate_between_two_sizes_is_interpolated_and_beyond_them_unknown(results):
@@ -280,10 +226,6 @@ def test_tables_say_what_was_measured(results):
     sizes = robustness_at_size(results, "svd", ["clean"]).data
     assert list(sizes.columns[2:]) == ["50 % of the size", "10 % of the size"]
     assert sizes.set_index("training").loc["dense"].iloc[-1] == "49.8 ± 0.4"
-    tuned = tuning_table(results, [("svd", 1, 1)]).data
-    assert tuned.drop(columns=["training", "compressor"]).to_numpy().tolist() == [
-        ["90 %", "10.0 %", "49.75 ± 0.35", "1 × 1 epoch", "90.50 ± 0.00"]
-    ]
     swept = sweep_table(results).data.set_index("training")
     assert swept.loc[FW].tolist() == ["95.00 ± 0.00", "93.00 ± 0.00", "85.50 ± 0.71"]
     area = area_table(results, ["svd"]).data
@@ -292,32 +234,27 @@ def test_tables_say_what_was_measured(results):
 
 
 def test_figures_have_a_curve_a_training_and_a_marker_a_size(results):
-    fig = plot_compression(results, "svd")
-    left, right = fig.axes
-    lines = {line.get_label(): line for line in left.get_lines()}
-    np.testing.assert_allclose(lines["dense"].get_xdata(), [10, 50])
-    np.testing.assert_allclose(lines["dense"].get_ydata()[1], math.sqrt(10 * 10.5))
-    assert "fw_nuclear" in lines
-    operations = plot_compression(results, "svd", size="flops").axes[0]
-    assert operations.get_xlabel() == "floating-point operations, % of dense"
-    np.testing.assert_allclose(operations.get_lines()[0].get_xdata(), [10, 50])
-    assert "fw_nuclear" not in {line.get_label() for line in right.get_lines()}
-    np.testing.assert_allclose(lines["condlr, trained at its size"].get_xdata(), [50, 10])
-    np.testing.assert_allclose(plot_kappa(results).axes[0].get_lines()[0].get_ydata(), [1, 4 / 3])
-    norms = plot_filter_norms(results, ["fc"])
-    np.testing.assert_allclose(norms.axes[0].get_lines()[0].get_ydata(), [1, 0.5])
+    (ax,) = plot_compression(results, "svd").axes
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    np.testing.assert_allclose(lines["dense SGD"].get_xdata(), [10, 50])
+    np.testing.assert_allclose(lines["dense SGD"].get_ydata()[1], math.sqrt(10 * 10.5))
+    np.testing.assert_allclose(lines["CondLR, trained at its size"].get_xdata(), [50, 10])
+    assert lines["other trainings"].get_color() == compression_report.OTHERS.color  # fw_nuclear
+
+
+def test_several_results_have_a_panel_each(results, empty):
+    left, right = plot_compression({"one": results, "other": empty}, "svd").axes
+    assert (left.get_title("left"), right.get_title("left")) == ("one", "other")
+    assert left.get_lines()
+    assert not right.get_lines()
 
 
 @pytest.mark.parametrize(
     "show",
     [
         lambda r: plot_compression(r, "svd"),
-        plot_kappa,
-        plot_filter_norms,
         lambda r: area_table(r, ["svd", "magnitude"]),
         lambda r: robustness_at_size(r, "svd", ["clean", "fgsm"]),
-        lambda r: strong_table(r, "svd", 0.9, ["fgsm", "autoattack_linf"]),
-        lambda r: tuning_table(r, [("svd", 1, 1)]),
         sweep_table,
         lambda r: sweep_table(r, reestimated=[False, True]),
         lambda r: area_table(r, ["svd"], reestimated=["svd"]),
@@ -325,3 +262,8 @@ def test_figures_have_a_curve_a_training_and_a_marker_a_size(results):
 )
 def test_what_has_not_been_computed_is_shown_as_such(empty, show):
     assert show(empty) is not None
+
+
+def test_a_part_of_results_is_chosen_by_patterns(results):
+    assert set(matching(results, "dense-*", "condlr-ratio0.9-*").runs["method"]) == {"dense", "condlr"}
+    assert matching(results, "uv-*").runs.empty

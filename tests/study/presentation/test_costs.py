@@ -53,8 +53,7 @@ def test_training_table():
     (row,) = costs.training_table(TRAINING).data.to_dict("records")
     assert row["network"] == "VGG16"
     assert row["rank removed"] == "80 %"
-    assert (row["step, U Vᵀ"], row["step, U S Vᵀ"], row["step, CondLR"]) == ("0.30", "0.35", "0.40")
-    assert row["optimizer's share"] == "25 %"
+    assert (row["step, U Vᵀ"], row["step, CondLR"], row["memory"]) == ("0.30", "0.40", "1.00")
     assert row["latency"] == "0.30"  # 1.2 times the FLOP ratio 0.25
 
 
@@ -86,7 +85,6 @@ def test_peers_table():
     assert list(table["orthonormal"]) == ["", "", "yes"]
     assert list(table["SGD, 50 % removed"]) == ["2.00", "1.00", "1.25"]
     assert list(table["AdamW, 80 % removed"]) == ["2.00", "–", "0.50"]
-    assert costs.peers_table(pd.DataFrame()).data.empty
 
 
 def test_integrators_table():
@@ -157,3 +155,19 @@ def test_retractions_are_compared_with_the_first_of_their_size():
     shown = costs.retractions_table(pd.DataFrame(rows)).data
     assert shown["time / Householder"].tolist() == ["1.00", "0.50", "1.00", "0.50"]
     assert shown["n × r"].tolist() == ["64 × 4", "64 × 4", "64 × 16", "64 × 16"]
+
+
+def test_what_was_not_measured_is_empty_and_said():
+    empty = pd.DataFrame()
+    tables = (costs.training_table, costs.recompute_table, costs.integrators_table, costs.peers_table)
+    tables += (costs.architectures_table, costs.slopes_table, costs.retractions_table, costs.ablation_table)
+    assert all(tabled(empty).data.empty for tabled in tables)
+    for plot in (costs.plot_split, costs.plot_growth):
+        assert plot(empty).axes[0].texts[0].get_text() == "waiting: nothing is computed"
+    plt.close("all")
+
+
+def test_architectures_table():
+    row = {"architecture": "x", "matrices": 3, "left_dense": 0.25}
+    frame = pd.DataFrame([{**row, "dense_parameters": 2000, "deployed_parameters": 500}])
+    assert costs.architectures_table(frame).data.to_numpy().tolist() == [["x", 3, "25.0 %", "2,000", "25.0 %"]]

@@ -12,8 +12,7 @@ from study.presentation import style as report
 from study.results.store import AFTERWARDS, COLUMNS, Results
 from study.results.tables import framed
 from study.settings import SETTINGS, suffix, title
-from study.statistics import frames as analysis
-from study.statistics.comparison import Gap, wilson
+from study.statistics.comparison import wilson
 
 LAYERS = ("a", "b")
 
@@ -93,8 +92,6 @@ SITUATIONS = {
 }
 FIGURES = {
     "training": lambda results: dynamics.plot_training(results, ["kappa", "train_loss", "error", "accuracy"]),
-    "ranks": dynamics.plot_ranks,
-    "spectra": lambda results: dynamics.plot_spectra_over_training(results, "a"),
     "size": dynamics.plot_accuracy_size,
 }
 
@@ -130,34 +127,7 @@ def test_deployed_is_a_percentage_of_dense():
     assert [frame["dlrt_adaptive-r0.5-t0.1-s0", epoch] for epoch in range(3)] == pytest.approx([80, 60, 28])
 
 
-def test_pairs_have_the_same_size():
-    """The adaptive networks deploy 30 % on average: 31 % is 3.3 % more; the one of 10 % has its nearest at 31 %."""
-    pairs = dynamics.matched(SIZES, within=5)
-    assert pairs.drop(columns="difference").to_dict("records") == [
-        {"adaptive": "rank-adaptive DLRT, ϑ = 0.1, ratio 0.5", "fixed": "U Vᵀ, ratio 0.8", "share": 30.0},
-        {"adaptive": "rank-adaptive DLRT, ϑ = 0.1, ratio 0.5", "fixed": "CondLR, τ = 0.1, ratio 0.8", "share": 30.0},
-        {"adaptive": "RobustDLRT, ϑ = 0.2, β = 0, ratio 0.5", "fixed": "", "share": 10.0},
-    ]
-    assert pairs["difference"].tolist() == pytest.approx([10 / 3, 10 / 3, 210])
-    assert set(dynamics.matched(SIZES, within=1)["fixed"]) == {""}
-
-
 # --- tables
-
-
-def test_matched_table_compares_seed_by_seed():
-    data = dynamics.matched_table(SIZES, within=5).data
-    row = data.iloc[0]
-    first = row["difference in points"]
-    assert first == "rank-adaptive DLRT, ϑ = 0.1, ratio 0.5 − U Vᵀ, ratio 0.8"
-    assert (row["deployed, adaptive"], row["deployed, fixed"]) == ("30.0 %", "31.0 %")
-    # 96.0 - 95.0 and 98.5 - 95.5; t(1; 0.975) = 12.706
-    gap = Gap(2.0, 12.706205, 2)
-    assert row["test accuracy"] == str(gap)
-    assert row["PGD ℓ∞ ε\u00a0=\u00a00.1"] == "+0.00 ± 0.00"  # the numbers of a seed are the same
-    assert data.iloc[2]["difference in points"].endswith("(none within 5 %)")
-    assert data.iloc[2]["deployed, fixed"] == "31.0 %"
-    assert data.iloc[2]["test accuracy"] == "–"
 
 
 def test_decay_table_is_ordered_by_the_start():
@@ -169,10 +139,9 @@ def test_decay_table_is_ordered_by_the_start():
     assert data.iloc[3]["PGD ℓ∞ ε\u00a0=\u00a00.1"] == "50.50 ± 0.71"
 
 
-@pytest.mark.parametrize("name", ["decay_table", "matched_table"])
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_every_table_stands_every_situation(name, situation):
-    html = getattr(dynamics, name)(SITUATIONS[situation]).to_html()
+def test_the_table_stands_every_situation(situation):
+    html = dynamics.decay_table(SITUATIONS[situation]).to_html()
     assert "<table" in html
     assert "nan" not in html
 
@@ -198,24 +167,6 @@ def test_training_figure_has_a_column_for_each_start_and_a_row_for_each_quantity
     assert list(drawn) == ["U Vᵀ", "DLRT"]
     assert drawn["DLRT"].get_ydata() == pytest.approx([1, math.sqrt(2.5 * 5), 6])  # geometric means of 4 and 9
     assert lines(figure.axes[3])["DLRT"].get_xdata() == pytest.approx([1, 2])  # there is no loss before training
-
-
-def test_rank_figure_shows_the_layers_whose_rank_changes():
-    figure = dynamics.plot_ranks(SIZES)
-    assert titles(figure) == ["Rank of a", "Rank of b", "Deployed parameters, % of dense"]
-    line = lines(figure.axes[0])["rank-adaptive DLRT, ϑ = 0.1, ratio 0.5"]  # not the only ratio here
-    assert line.get_ydata() == pytest.approx([8, 3, 3])
-    assert titles(dynamics.plot_ranks(GROWTH)) == ["Deployed parameters, % of dense"]
-
-
-def test_spectra_are_drawn_at_the_recorded_epochs():
-    ax, other = dynamics.plot_spectra_over_training(analysis.pick(GROWTH, decays=[10]), "a").axes
-    assert (ax.get_title(loc="left"), other.get_title(loc="left")) == ("U Vᵀ", "DLRT")
-    drawn = lines(other)
-    assert list(drawn) == ["before training", "epoch 2"]
-    assert drawn["before training"].get_ydata() == pytest.approx([2, 2, 2, 2])
-    assert drawn["epoch 2"].get_xdata() == pytest.approx([1, 2, 3, 4])
-    assert drawn["epoch 2"].get_ydata() == pytest.approx([2 / 3**i for i in range(4)])
 
 
 def test_accuracy_is_drawn_against_the_mean_size():

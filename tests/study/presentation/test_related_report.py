@@ -41,7 +41,6 @@ def test_the_table_says_what_was_claimed_and_what_was_found():
     ("system", "plot", "lines"),
     [
         ("orthogonal_flow", report.plot_gradients, [5, 2]),
-        ("orthogonal_flow", report.plot_corruptions, [5, 5, 5]),
         ("convex_landscape", report.plot_landscape, [1, 2, 4]),
         ("unrolled", report.plot_unrolled, [5, 5, 6, 6]),
     ],

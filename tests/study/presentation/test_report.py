@@ -168,8 +168,6 @@ def test_diverged_and_waiting_cells_are_never_numbers():
         ("U Vᵀ", "90 %"): "diverged",
         ("CondLR, τ = 0.1", "80 %"): "waiting",
     }
-    waiting = analysis.waiting(found).set_index("configuration")["seeds waiting"]
-    assert dict(waiting) == {"dense SGD": "0", "U Vᵀ, ratio 0.8": "2", CONDLR: "0"}
     sentence = analysis.progress(found)
     assert sentence.startswith("1 of 6 cells are computed; 3 are waiting; 2 diverged (uv-r0.8-s1, uv-r0.9-s0).")
     assert "enters no mean" in sentence
@@ -333,6 +331,15 @@ def test_validation_table_counts_at_the_end_of_training(three_seeds):
 def test_status_table_counts():
     row = {"experiment": "x", "cells": 5, "done": 2, "missing": ["a", "b"], "diverged": ["c"], "failed": []}
     assert list(tables.status_table([row]).data.iloc[0]) == ["x", 5, 2, 2, 1, 0]
+
+
+def test_machines_are_those_of_all_runs_of_an_experiment():
+    one = {"device": "a", "threads": 1, "dtype": "float32", "finished": "2026-11-02T10:00", "versions": {"torch": "2"}}
+    other = {**one, "device": "b", "finished": "2026-11-01T10:00", "versions": {"torch": "2", "python": "3"}}
+    (row,) = tables.machines_table({"x": {"r": one, "s": other}, "none": {}}).data.to_dict("records")
+    assert (row["runs"], row["processor or GPU"], row["PyTorch"], row["Python"]) == (2, "a, b", "2", "3, –")
+    assert row["finished"] == "2026-11-01 to 2026-11-02"
+    assert tables.machines_table({}).data.empty
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -96,6 +96,13 @@ def test_the_reference_is_of_order_four():
     assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.2)
 
 
+def test_a_draw_may_begin_at_any_seed_and_has_the_sizes_asked_for():
+    second = draw(1, first=1, n=7, m=5, rank=2)
+    assert [tuple(A.shape[1:]) for A in second] == [(7, 2), (5, 2), (2, 2), (2, 2), (7, 7), (5, 5), (7, 5)]
+    for A, B in zip(second, draw(2, n=7, m=5, rank=2), strict=True):
+        torch.testing.assert_close(A[0], B[1], rtol=0, atol=0)
+
+
 def test_the_normal_part_is_orthogonal_to_the_tangent_space():
     W, Z = point(draw(1), geometric(3.0)), randn(1, theory.N, theory.M)
     normal = flows.normal_part(W, Z)
@@ -128,7 +135,7 @@ def test_least_squares_without_spare_rows_has_no_error():
 def test_verdict_names_what_is_outside_its_band():
     inside, outside = Reading("a", "1", 0.9, 1.1, 1.0), Reading("b", "1", 0.9, 1.1, 1.2, 0.01)
     nan = Reading("c", "1", 0.9, 1.1, math.nan)
-    common = {"statement": "s", "construction": "c", "falsified_if": "f", "panels": (), "rows": pd.DataFrame()}
+    common = {"panels": (), "rows": pd.DataFrame()}
     assert Check("T", measurements=(inside,), **common).verdict == "holds"
     assert Check("T", measurements=(inside, outside, nan), **common).verdict == "fails: b; c"
 
@@ -138,13 +145,12 @@ def test_figure_and_table_show_every_line_and_measurement():
     for x in (0.1, 1.0):
         lines.add("one", "K-L-S", x, [x, 2 * x])
     check = Check(
-        "T0", "claim", "construction", "it were false.", (Reading("slope", "-1", -1.1, -0.9, -0.98, 0.02),),
+        "T0", (Reading("slope", "-1", -1.1, -0.9, -0.98, 0.02),),
         (Panel("one", "title", "x", "y"),), lines.frame,
     )  # fmt: skip
-    (ax,) = theory_figures.plot(check).axes
+    (ax,) = theory_figures.plot(check, "one").axes
     assert ax.get_title(loc="left") == "title"
     assert list(ax.lines[0].get_ydata()) == pytest.approx([0.15, 1.5])
     plt.close("all")
     (row,) = theory_figures.measurements_table([check]).data.to_dict("records")
     assert (row["theory"], row["accepted"], row["value"]) == ("−1", "−1.10 to −0.90", "−0.98 ± 0.02")
-    assert "Verdict: holds" in theory_figures.explain(check)

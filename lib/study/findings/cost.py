@@ -1,0 +1,90 @@
+"""What training and inference cost, as ratios to the dense network: the tables of results/bench/cpu."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import pandas as pd
+
+from study.benches.tables import load_or_measure
+from study.findings.finding import Number, finding
+from study.presentation.costs import entry
+
+
+@functools.cache
+def bench(table: str) -> pd.DataFrame:
+    """A committed table of the benches."""
+    return load_or_measure(table)
+
+
+def condlr(net: str, ratio: float, column: str) -> float:
+    """One number of the training bench, of CondLR."""
+    return entry(bench("training"), net, ratio, "condlr", column)
+
+
+@finding("With four fifths of the rank removed a training step is cheaper than the dense one, also in LeNet5.")
+def step() -> Mapping[str, Number]:
+    return {
+        "vgg16": Number(condlr("vgg16", 0.8, "step_ratio"), 0.3, 0.45, digits=2),
+        "wrn16_4": Number(condlr("wrn16_4", 0.8, "step_ratio"), 0.3, 0.45, digits=2),
+        "lenet5": Number(condlr("lenet5", 0.8, "step_ratio"), 0.6, 0.9, digits=2),
+    }
+
+
+@finding("LeNet5 at half the rank costs more to train than dense, and its products alone already do.")
+def too_wide() -> Mapping[str, Number]:
+    return {
+        "step": Number(condlr("lenet5", 0.5, "step_ratio"), 1.2, 2, digits=2),
+        "products": Number(condlr("lenet5", 0.5, "train_flop_ratio"), 1.05, 2, digits=2),
+        "optimizer": Number(100 * condlr("lenet5", 0.5, "optimizer_share"), 40, 60, digits=0),
+        "convolutional": Number(100 * condlr("wrn16_4", 0.8, "optimizer_share"), 0, 5, digits=0),
+    }
+
+
+@finding("A deployed network is faster than dense, but not by as much as its operations promise.")
+def inference() -> Mapping[str, Number]:
+    numbers = {}
+    for net, low, high in (("vgg16", 0.25, 0.45), ("wrn16_4", 0.25, 0.45), ("lenet5", 0.4, 0.7)):
+        latency = condlr(net, 0.8, "latency_ratio") * condlr(net, 0.8, "flop_ratio")
+        numbers[net] = Number(latency, low, high, digits=2)
+    promised = condlr("vgg16", 0.8, "flop_ratio")
+    return {**numbers, "promised": Number(promised, 0, numbers["vgg16"].value - 0.05, digits=2)}
+
+
+@finding("Memory falls where weights make it up, and rises at half the rank where activations do.")
+def memory() -> Mapping[str, Number]:
+    return {
+        "vgg16": Number(condlr("vgg16", 0.8, "memory_ratio"), 0.6, 0.9, digits=2),
+        "wrn16_4": Number(condlr("wrn16_4", 0.5, "memory_ratio"), 1.05, 1.4, digits=2),
+    }
+
+
+@finding("Where convolutions prevail, orthonormal bases cost little over U Vᵀ, and the bound next to nothing.")
+def geometry() -> Mapping[str, Number]:
+    def over(net: str, ratio: float, method: str) -> float:
+        return 100 * (condlr(net, ratio, "step_ratio") / entry(bench("training"), net, ratio, method) - 1)
+
+    return {
+        "wrn16_4": Number(over("wrn16_4", 0.8, "uv"), 0, 6, digits=0),
+        "vgg16": Number(over("vgg16", 0.8, "uv"), 5, 20, digits=0),
+        "lenet5": Number(over("lenet5", 0.8, "uv"), 20, 60, digits=0),
+        "bound": Number(max(over(net, 0.8, "usv") for net in ("wrn16_4", "vgg16", "lenet5")), 0, 12, digits=0),
+    }
+
+
+@finding("geotorch takes several times as long; a differentiated QR decomposition takes as long.")
+def peers() -> Mapping[str, Number]:
+    frame = bench("peers")
+    dense = frame[frame["method"] == "dense"].groupby("optimizer")["step_s"].min()
+    steps = frame.pivot_table(index=["optimizer", "ratio"], columns="method", values="step_s")
+    geotorch, qr, uv = (steps["geotorch"], steps["wellcond"] / steps["qr"], steps["wellcond"] / steps["uv"])
+    slower = geotorch / steps["wellcond"]
+    return {
+        "geotorch_least": Number(slower.min(), 2, 5, digits=1),
+        "geotorch_most": Number(slower.max(), 4, 10, digits=1),
+        "half": Number((steps["wellcond"].xs(0.5, level="ratio") / dense).max(), 1, 1.3, digits=1),
+        "qr": Number(100 * (qr.max() - 1), -10, 20, digits=0),
+        "uv_least": Number(100 * (uv.min() - 1), 5, 20, digits=0),
+        "uv_most": Number(100 * (uv.max() - 1), 20, 50, digits=0),
+    }

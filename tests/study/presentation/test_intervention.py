@@ -1,0 +1,50 @@
+"""Norm and condition number set apart: the table and the figure say which bound a network had."""
+
+import math
+
+import pytest
+from matplotlib import pyplot as plt
+
+from study.presentation import intervention
+from study.results.store import Results
+from study.results.tables import AFTERWARDS, COLUMNS, framed
+
+
+def results(*cells):
+    """Cells (L, c, seed, right of 1,000 clean, right under PGD)."""
+    about = {"method": "usv_band", "label": "band", "status": "done", "n_test": 1000, "n_params_dense": 1}
+    runs, attacked = [], []
+    for norm, cond, seed, clean, robust in cells:
+        run_id = f"usv_band-r0.8-c{cond:g}-g{norm:g}-s{seed}"
+        bounds = {"max_norm": norm, "max_cond": cond, "ratio": 0.8, "seed": seed, "run_id": run_id}
+        runs.append({**about, **bounds, "n_correct": clean})
+        attacked.append({"run_id": run_id, "attack": "pgd_linf", "eps": 0.1, "n_examples": 1000, "n_correct": robust})
+    rows = {"runs": runs, "robustness": attacked}
+    frames = {table: framed(table, rows.get(table, [])) for table in (*COLUMNS, *AFTERWARDS)}
+    return Results(frames, provenance={}, missing=())
+
+
+FOUND = results((1, 1, 0, 980, 800), (1, 1, 1, 990, 820), (2, 1, 0, 985, 700), (1, math.inf, 0, 981, 790))
+
+
+def test_rates_are_gathered_by_bounds():
+    assert intervention.by_bounds(FOUND, "pgd_linf") == {
+        (1.0, 1.0): pytest.approx([80.0, 82.0]),
+        (2.0, 1.0): pytest.approx([70.0]),
+        (1.0, math.inf): pytest.approx([79.0]),
+    }
+
+
+def test_the_table_has_a_row_for_each_norm_and_says_what_waits():
+    rows = intervention.intervention_table(FOUND, "pgd_linf").data.set_index("bound L")
+    assert list(rows.columns) == ["κ = 1", "κ free"]
+    assert rows.loc["1", "κ = 1"] == "81.0 ± 1.4"
+    assert rows.loc["2", "κ free"] == "waiting"
+
+
+def test_the_figure_names_each_bound_at_the_end_of_its_line():
+    fig = intervention.plot_intervention(FOUND, ("clean", "pgd_linf"))
+    assert {text.get_text() for text in fig.axes[1].texts} == {"κ = 1", "κ free"}
+    assert [list(line.get_ydata()) for line in fig.axes[1].lines] == [[81.0, 70.0], [79.0]]
+    plt.close(fig)
+    plt.close(intervention.plot_intervention(results()))
