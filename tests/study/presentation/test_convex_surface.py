@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from study.presentation.convex_bodies import camera, creases, globe, normals, octahedron
+from study.presentation.convex_bodies import (
+    FRAME,
+    Body,
+    camera,
+    creases,
+    globe,
+    normals,
+    octahedron,
+    plot_bodies,
+    plot_cuts,
+)
 from wellcond.methods.constraint_sets import constraint_set
 
 
@@ -88,3 +98,20 @@ def test_camera(azimuth, elevation):
 def test_bad_sizes_are_named(mesh):
     with pytest.raises(ValueError, match=r"^n = 0"):
         mesh(0)
+
+
+def test_a_body_is_drawn_with_the_extreme_points_of_its_front():
+    front = FRAME[2]
+    body = Body(globe(4), lambda points: np.linalg.norm(points, axis=1), np.array([front, -front]), "abc")
+    figure = plot_bodies({"ball": body})
+    drawn = figure.axes[0].get_lines()[0]
+    np.testing.assert_allclose(drawn.get_xydata(), [[0, 0]], atol=1e-12)  # the other one is behind
+    assert figure.axes[0].get_title(loc="center") == "ball"
+
+
+def test_cuts_have_a_curve_for_each_training():
+    names = "abcd"
+    figure = plot_cuts({n: [4.0, 2.0] for n in names}, {n: [50.0, 10.0] for n in names}, [1, 2])
+    left, right = figure.axes
+    assert left.get_lines()[0].get_ydata().tolist() == [1, 0.5]
+    assert len(left.get_lines()) == len(right.get_lines()) == 4
