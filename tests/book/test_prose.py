@@ -78,6 +78,13 @@ def test_a_number_out_of_its_band_fails_its_finding():
     assert not finding.Finding("a.b", "", {"x": inside, "y": outside}).holds
 
 
+def test_the_list_has_all_findings_or_those_of_a_file():
+    assert list(finding.listed()["key"]) == list(finding.every())
+    assert set(finding.listed("start")["key"]) == {key for key in KEYS if key.startswith("start.")}
+    with pytest.raises(ValueError, match="file = 'nowhere'"):
+        finding.listed("nowhere")
+
+
 def test_an_unknown_number_is_named():
     with pytest.raises(ValueError, match=r"finding = 'accuracy\.none'"):
         finding.filled("<!--accuracy.none.x-->1<!---->")

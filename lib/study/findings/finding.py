@@ -117,9 +117,13 @@ def every() -> dict[str, Callable[[], Finding]]:
     return FINDINGS
 
 
-def listed() -> pd.DataFrame:
-    """All findings, one row each: claim, numbers, whether it holds, and its key."""
-    found = [compute() for compute in every().values()]
+def listed(file: str = "") -> pd.DataFrame:
+    """The findings of a file of this folder, or of all: one row each of claim, numbers, whether it holds, and its key.
+    Raises ValueError for a file that has none."""
+    files = {key.partition(".")[0] for key in every()}
+    if file and file not in files:
+        raise unknown("file", file, sorted(files))
+    found = [compute() for key, compute in every().items() if file in ("", key.partition(".")[0])]
     rows = [
         {
             "claim": one.claim,
