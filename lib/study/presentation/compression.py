@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -153,33 +153,6 @@ def reference_sizes(results: Results) -> list[float]:
     """The sizes (share) that CondLR was trained at, largest first."""
     frame = references(results, methods=REFERENCES[:1])
     return sorted(frame.groupby("amount")["share"].mean(), reverse=True)
-
-
-class Best(NamedTuple):
-    """The best of the compressed networks at a size (share): its rate, that of dense SGD there (nan if there is none),
-    and the best minus each network that was trained at the size, seed by seed."""
-
-    share: float
-    name: str
-    rate: float
-    dense: float
-    gaps: dict[str, Gap]
-
-
-def best_at_sizes(results: Results, compressor: str, attack: str = "clean", *, reestimated: bool = False) -> list[Best]:
-    """For each size that CondLR was trained at, the compressed network with the best mean over seeds: picked with
-    hindsight, on the images that it is measured on. Sizes that no compressed network has are left out."""
-    once, trained = compressed(results, compressor, attack, reestimated=reestimated), references(results, attack)
-    dense = once.loc[once["method"] == "dense", "name"].min()
-    found = []
-    for share in reference_sizes(results):
-        means = {str(name): float(at_size(once, name, share).mean()) for name in once["name"].unique()}
-        means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
-        if means:
-            best = max(means, key=lambda name: means[name])
-            gaps = {str(name): compare_at_size(once, best, trained, name, share) for name in trained["name"].unique()}
-            found.append(Best(share, best, means[best], means.get(dense, math.nan), gaps))
-    return found
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

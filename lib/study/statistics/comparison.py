@@ -43,17 +43,6 @@ class Gap:
         """Whether the interval excludes zero; never with fewer than two seeds."""
         return abs(self.difference) > self.margin
 
-    @property
-    def words(self) -> str:
-        """ "0.12 ± 0.20 points lower (no clear difference, 3 seeds)"."""
-        if not self.seeds:
-            return "not computed yet"
-        margin = f" ± {self.margin:.2f}" if self.seeds > 1 else ""
-        size = f"{abs(self.difference):.2f}{margin} points {'higher' if self.difference > 0 else 'lower'}"
-        if self.seeds == 1:
-            return f"{size} (one seed: spread unknown)"
-        return f"{size} ({'a clear' if self.clear else 'no clear'} difference, {self.seeds} seeds)"
-
     def __str__(self) -> str:
         if not self.seeds:
             return "–"
@@ -67,25 +56,6 @@ def student(differences: Sequence[float]) -> Gap:
     n = len(d)
     margin = float(stdtrit(n - 1, 0.975)) * float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     return Gap(float(d.mean()) if n else math.nan, margin, n)
-
-
-def tally(gaps: Iterable[Gap]) -> tuple[int, int, int]:
-    """How many gaps are clearly positive, clearly negative, and neither; those of a single seed are left out."""
-    known = [gap for gap in gaps if gap.seeds > 1]
-    better, worse = (sum(gap.clear and sign * gap.difference > 0 for gap in known) for sign in (1, -1))
-    return better, worse, len(known) - better - worse
-
-
-def verdict(gaps: Iterable[Gap]) -> str:
-    """Whether first is better than second: "is supported" if more than half of the gaps are clearly positive and none
-    clearly negative, "is contradicted" in the reverse case, else "is not supported"; with the tally."""
-    better, worse, open_ = tally(gaps)
-    half = (better + worse + open_) / 2
-    if not half:
-        return "cannot be judged yet (it takes two seeds)"
-    outcome = "is supported" if better > half and not worse else "is not supported"
-    outcome = "is contradicted" if worse > half and not better else outcome
-    return f"{outcome} ({better} clearly better, {worse} clearly worse, {open_} without a clear difference)"
 
 
 def mean_std(values: Iterable[float], digits: int = 2) -> str:

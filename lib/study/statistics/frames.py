@@ -208,14 +208,3 @@ def summary(results: Results) -> pd.DataFrame:
         frame[count], frame[f"{count}_ratio"] = groups[count].mean(), groups[count].mean() / groups[dense].first()
     extremes = groups[["kappa_start", "kappa", "kappa_max", "orth_error_max"]].max()
     return pd.concat([frame, extremes, groups["wall_s"].mean()], axis=1).reset_index(drop=True)
-
-
-def progress(results: Results) -> str:
-    """Sentences: how many cells are done, waiting and diverged."""
-    diverged = list(results.runs.loc[results.runs["status"] == "diverged", "run_id"])
-    total = len(results.runs) + len(results.missing)
-    parts = [f"{len(results.runs) - len(diverged)} of {total} cells are computed"]
-    parts += [f"{len(results.missing)} are waiting"] if results.missing else []
-    parts += [f"{len(diverged)} diverged ({', '.join(diverged)})"] if diverged else []
-    note = " The loss of a diverged run stopped being finite; it has no numbers and enters no mean." if diverged else ""
-    return "; ".join(parts) + "." + note

@@ -11,7 +11,6 @@ from study.presentation.compression import (
     area_table,
     areas,
     at_size,
-    best_at_sizes,
     compare_areas,
     compare_at_size,
     compressed,
@@ -202,17 +201,6 @@ def test_gaps_at_a_size_are_paired_by_seed(results):
     trained = references(results)
     gap = compare_at_size(compressed(results, "svd"), FW, trained, trained["name"].iloc[0], 10)
     assert gap.difference == pytest.approx(np.mean([85 - 95, 86 - 95]))
-
-
-def test_the_best_at_each_size_is_compared_with_what_was_trained_at_it(results):
-    half, tenth = best_at_sizes(results, "svd")
-    assert (half.share, half.name, half.rate, half.dense) == (50, FW, 93, 89.75)
-    assert (tenth.share, tenth.name, tenth.rate, tenth.dense) == (10, FW, 85.5, 49.75)
-    (gap,) = tenth.gaps.values()
-    assert gap.difference == pytest.approx(85.5 - 95)
-    (again,) = {best.name for best in best_at_sizes(results, "svd", reestimated=True)}
-    assert again == "dense"
-    assert best_at_sizes(results, "filters_l1") == []
 
 
 def test_a_rate_between_two_sizes_is_interpolated_and_beyond_them_unknown(results):

@@ -117,17 +117,14 @@ def test_gap_is_paired_and_has_the_student_interval(three_seeds):
     assert gap.margin == pytest.approx(4.302653 * math.sqrt(0.13) / math.sqrt(3))
     assert not gap.clear
     assert str(gap) == "−0.70 ± 0.90"
-    assert gap.words == "0.70 ± 0.90 points lower (no clear difference, 3 seeds)"
-    assert Gap(1.0, 0.5, 3).words == "1.00 ± 0.50 points higher (a clear difference, 3 seeds)"
     assert str(Gap(1.0, 0.5, 3)) == "+1.00 ± 0.50*"
 
 
 def test_gap_says_what_it_cannot_know():
     one = analysis.compare(SITUATIONS["one seed"], "dense SGD", "dense SGD")
     assert (one.seeds, one.clear) == (1, False)
-    assert "one seed" in one.words
     none = analysis.compare(SITUATIONS["one seed"], "dense SGD", CONDLR)
-    assert (none.seeds, none.clear, str(none), none.words) == (0, False, "–", "not computed yet")
+    assert (none.seeds, none.clear, str(none)) == (0, False, "–")
 
 
 # --- frames
@@ -168,9 +165,6 @@ def test_diverged_and_waiting_cells_are_never_numbers():
         ("U Vᵀ", "90 %"): "diverged",
         ("CondLR, τ = 0.1", "80 %"): "waiting",
     }
-    sentence = analysis.progress(found)
-    assert sentence.startswith("1 of 6 cells are computed; 3 are waiting; 2 diverged (uv-r0.8-s1, uv-r0.9-s0).")
-    assert "enters no mean" in sentence
 
 
 def test_a_run_id_is_read_back():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, ttest_rel
 
-from study.statistics.comparison import Gap, student, tally, verdict, wilson
+from study.statistics.comparison import student, wilson
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,3 @@ def test_a_single_seed_has_no_spread():
 
 
 # --- families
-
-
-def test_tally_counts_what_can_be_decided():
-    gaps = [Gap(1, 0.5, 3), Gap(-1, 0.5, 3), Gap(1, 2, 3), Gap(5, math.nan, 1)]
-    assert tally(gaps) == (1, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("signs", "outcome"),
-    [((1, 1, 0), "is supported"), ((-1, -1, 0), "is contradicted"), ((1, 1, -1), "is not supported"), ((0,), "is not")],
-)
-def test_verdict_needs_most_of_the_comparisons(signs, outcome):
-    assert verdict([Gap(sign, 0.5, 3) for sign in signs]).startswith(outcome)
-    assert verdict([Gap(1, math.nan, 1)]).startswith("cannot be judged yet")
