@@ -152,7 +152,7 @@ def test_dark_mode_toggles(page):
 
 
 def test_links_to_binder_and_colab_name_the_notebook(page):
-    name = PAGES[1]
+    name = next(page for page in PAGES[1:] if (ROOT / f"{page}.ipynb").exists())
     page.goto(f"/{name}.html", wait_until="load")
     links = page.locator("a").evaluate_all("links => links.map(link => link.href)")
     # urlpath quotes the slashes
@@ -168,7 +168,8 @@ def public_names() -> set[str]:
             value = getattr(package, name)
             module = inspect.ismodule(value)
             names.add(f"module-{value.__name__}" if module else f"{package.__name__}.{name}")
-    return names
+    # those that the library offers as its own stand under its name
+    return {name for name in names if not hasattr(wellcond, name.removeprefix("wellcond.adaptation."))}
 
 
 def test_reference_has_every_public_name_and_its_source(page):

@@ -1,0 +1,84 @@
+"""Norm and condition number set apart: LeNet5 on MNIST, singular values in a band. Predictions P1 to P4, written down
+before the first cell was run, are in book/experiments/mnist_norm_or_condition.toml."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from statistics import fmean
+
+from study.findings.finding import Number, committed, finding
+from study.presentation.intervention import by_bounds
+from study.statistics import frames
+from study.statistics.comparison import Gap, student
+
+SMALL, MIDDLE, LARGE = 1.0, 1.5, 2.0  # bounds on the norm of a layer
+
+
+@functools.cache
+def means(attack: str) -> Mapping[tuple[float, float], float]:
+    """The mean over seeds under an attack, by the bounds L and c."""
+    return {key: fmean(values) for key, values in by_bounds(committed("mnist_norm_or_condition"), attack).items()}
+
+
+def of_condition(attack: str, c: float = 2.0) -> list[float]:
+    """What c = 1 is above a larger c, in points, at each L."""
+    found = means(attack)
+    return [found[norm, 1.0] - found[norm, c] for norm in (SMALL, MIDDLE, LARGE) if (norm, c) in found]
+
+
+def of_norm(attack: str, small: float = SMALL, large: float = LARGE) -> Gap:
+    """What the small norm is above the large one, in points: over the bounds c, which are the units."""
+    found = means(attack)
+    conds = sorted({cond for _, cond in found})
+    return student([found[small, c] - found[large, c] for c in conds if {(small, c), (large, c)} <= found.keys()])
+
+
+def _mean(attack: str, norm: float, low: float, high: float) -> Number:
+    rates = [rate for (other, _), rate in means(attack).items() if other == norm]
+    return Number(fmean(rates), low, high, digits=0 if attack != "clean" else 1)
+
+
+@finding("At equal norm the condition number makes no difference under either attack (P1).")
+def condition() -> Mapping[str, Number]:
+    return {
+        "linf": Number(max(map(abs, of_condition("pgd_linf"))), 0, 2, digits=1),
+        "l2": Number(max(map(abs, of_condition("pgd_l2"))), 0, 2, digits=1),
+    }
+
+
+@finding("At equal condition number the l-infinity robustness falls with the norm, step by step (P2, P3).")
+def norm() -> Mapping[str, Number]:
+    effect = of_norm("pgd_linf")
+    first, second = (of_norm("pgd_linf", *pair) for pair in ((SMALL, MIDDLE), (MIDDLE, LARGE)))
+    return {
+        "small": _mean("pgd_linf", SMALL, 79, 84),
+        "middle": _mean("pgd_linf", MIDDLE, 75, 79),
+        "large": _mean("pgd_linf", LARGE, 70, 75),
+        "effect": Number(effect.difference, max(3, effect.margin), math.inf, effect.margin),
+        "least_step": Number(min(first.difference, second.difference), 1, 10, digits=1),
+    }
+
+
+@finding("Under the l2 attack the smallest norm is not the most robust (P2 fails there).")
+def norm_l2() -> Mapping[str, Number]:
+    return {
+        "small": _mean("pgd_l2", SMALL, 84, 86),
+        "middle": _mean("pgd_l2", MIDDLE, 84, 87),
+        "large": _mean("pgd_l2", LARGE, 83, 85),
+        "first_step": Number(of_norm("pgd_l2", MIDDLE, SMALL).difference, -0.5, 1.5, digits=1, signed=True),
+    }
+
+
+@finding("The smallest norm costs clean accuracy (P4).")
+def accuracy() -> Mapping[str, Number]:
+    effect = of_norm("clean", LARGE, SMALL)
+    return {"loss": Number(effect.difference, 0.5, 2, effect.margin)}
+
+
+@finding("Under a bound on the norm alone condition numbers stay small by themselves.")
+def by_itself() -> Mapping[str, Number]:
+    results = committed("mnist_norm_or_condition")
+    free = results.runs.loc[results.runs["max_cond"] == math.inf, "run_id"]
+    return {"kappa": Number(float(frames.spectral(results).loc[free, "kappa"].max()), 1.5, 5, digits=1)}
