@@ -26,7 +26,7 @@ from study import paths
 from study.experiments import cells
 from study.experiments.specification import Experiment
 from study.results.store import Results
-from study.statistics.comparison import Gap
+from study.statistics.comparison import Gap, decimals
 from wellcond.errors import unknown
 
 MARK = re.compile(r"<!--(\w+\.\w+\.\w+)-->(.*?)<!---->")
@@ -56,9 +56,7 @@ class Number:
         """ "0.1 ± 0.2", "−1.3", "12,300"; no more decimals than the margin bears out, and three digits without one."""
         known = math.isfinite(self.margin) and self.margin > 0
         scale = self.margin if known else abs(self.value) / 100
-        digits = self.digits
-        if digits is None:
-            digits = max(0, -math.floor(math.log10(scale))) if scale > 0 else 0
+        digits = self.digits if self.digits is not None else decimals(scale) if scale else 0
         shown = f"{self.value:{'+' if self.signed else ''},.{digits}f}".replace("-", "−")
         return f"{shown} ± {self.margin:.{digits}f}" if known else shown
 

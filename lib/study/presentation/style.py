@@ -85,7 +85,7 @@ def table(frame: pd.DataFrame) -> Styler:
         {"selector": "", "props": f"font-size: {size}"},
         {"selector": "th", "props": f"{cell}: bottom"},
         {"selector": "td", "props": f"{cell}: top; white-space: nowrap"},
-        {"selector": "th.col0, td.col0", "props": "text-align: left; white-space: normal; min-width: 7em"},
+        {"selector": "th.col0, td.col0", "props": "text-align: left; white-space: normal; min-width: 11em"},
     ]
     text: dict[Any, Any] = {column: _safe for column in frame if not is_numeric_dtype(frame[column])}
     shown = frame.style.hide(axis="index").set_table_styles(styles)

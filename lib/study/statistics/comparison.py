@@ -30,6 +30,11 @@ def wilson(n_correct: float, n: float) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
+def decimals(margin: float) -> int:
+    """Those of one significant digit of a margin; two of a margin that is zero or unknown."""
+    return max(0, -math.floor(math.log10(margin))) if 0 < margin < math.inf else 2
+
+
 @dataclass(frozen=True)
 class Gap:
     """first - second over their common seeds: mean difference in points, half-width of its 95 % Student interval."""
@@ -44,10 +49,12 @@ class Gap:
         return abs(self.difference) > self.margin
 
     def __str__(self) -> str:
+        """ "+18 ± 6*", "−0.7 ± 0.9": the decimals that the margin bears out, and a star where it excludes zero."""
         if not self.seeds:
             return "–"
-        margin = f" ± {self.margin:.2f}{'*' * self.clear}" if self.seeds > 1 else ""
-        return f"{self.difference:+.2f}".replace("-", "−") + margin
+        digits = decimals(self.margin)
+        margin = f" ± {self.margin:.{digits}f}{'*' * self.clear}" if self.seeds > 1 else ""
+        return f"{self.difference:+.{digits}f}".replace("-", "−") + margin
 
 
 def student(differences: Sequence[float]) -> Gap:

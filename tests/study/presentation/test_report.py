@@ -116,8 +116,8 @@ def test_gap_is_paired_and_has_the_student_interval(three_seeds):
     assert gap.difference == pytest.approx(-0.7)
     assert gap.margin == pytest.approx(4.302653 * math.sqrt(0.13) / math.sqrt(3))
     assert not gap.clear
-    assert str(gap) == "−0.70 ± 0.90"
-    assert str(Gap(1.0, 0.5, 3)) == "+1.00 ± 0.50*"
+    assert str(gap) == "−0.7 ± 0.9"
+    assert str(Gap(1.0, 0.5, 3)) == "+1.0 ± 0.5*"
 
 
 def test_gap_says_what_it_cannot_know():
