@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections import Counter
@@ -82,10 +83,12 @@ class Cell(Strict):
         return title(METHODS[self.method].label, METHODS[self.method].uses, self.settings)
 
     def spec(self) -> dict[str, Any]:
-        """Everything that determines the trained weights, defaults included, as JSON data without absent options."""
+        """Everything that determines the trained weights, defaults included, as JSON data without absent options; JSON
+        has no infinite numbers, and a bound that is none is the word "inf"."""
         own = self.model_dump(mode="json", exclude_none=True, exclude={"settings", "base"})
         base = {} if self.base is None else {"base": self.base.spec()}
-        return {**own, **self.settings, **base}
+        settings = {key: value if math.isfinite(value) else str(value) for key, value in self.settings.items()}
+        return {**own, **settings, **base}
 
     @property
     def spec_hash(self) -> str:

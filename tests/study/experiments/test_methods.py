@@ -29,6 +29,7 @@ EVERY = {
     "depth": 2,
     "fraction": 0.1,
     "scale": 3.0,
+    "max_norm": 2.0,
 }
 
 
@@ -142,7 +143,9 @@ def test_every_method_starts_from_the_same_draw(name):
     large enough; Stiefel methods from the orthonormal factor of its weights; biases are the same in all."""
     method, x = METHODS[name], batches()[0][0].double()
     dense = lenet5().double()
-    model = method.prepare(lenet5().double(), settings(method, ratio=0.0, max_cond=math.inf, tolerance=0.0, scale=1e3))
+    model = method.prepare(
+        lenet5().double(), settings(method, ratio=0.0, max_cond=math.inf, tolerance=0.0, scale=1e3, max_norm=1e3)
+    )
     if name == "spectral_norm":
         for layer in layers.weight_layers(model).values():  # after one power iteration of torch's
             assert 0.9 < spectrum.singular_values(layers.matricize(layer.weight))[0] < 1.5
