@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,9 +21,23 @@ def experiments() -> Path:
     return ROOT / "book" / "experiments"
 
 
+_ONLY_COMMITTED = ContextVar("only committed", default=False)
+
+
+@contextmanager
+def only_committed() -> Iterator[None]:
+    """While it is open, results are those of the project, whatever $WELLCOND_RESULTS says."""
+    before = _ONLY_COMMITTED.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_COMMITTED.reset(before)
+
+
 def results() -> Path:
     """$WELLCOND_RESULTS, or results/ of the project."""
-    return _named("WELLCOND_RESULTS", ROOT / "results")
+    committed = ROOT / "results"
+    return committed if _ONLY_COMMITTED.get() else _named("WELLCOND_RESULTS", committed)
 
 
 def local() -> Path:

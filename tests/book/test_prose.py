@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from study import paths
 from study.findings import finding
 
 PAGES = {page.name: page for page in finding.pages()}
@@ -83,6 +84,13 @@ def test_the_list_has_all_findings_or_those_of_a_file():
     assert set(finding.listed("start")["key"]) == {key for key in KEYS if key.startswith("start.")}
     with pytest.raises(ValueError, match="file = 'nowhere'"):
         finding.listed("nowhere")
+
+
+def test_findings_are_about_the_committed_results_whatever_a_reader_works_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path))
+    with paths.only_committed():
+        assert paths.results() == paths.ROOT / "results"
+    assert paths.results() == tmp_path
 
 
 def test_an_unknown_number_is_named():
