@@ -99,6 +99,14 @@ def assemble(chapters: list[Path]) -> None:
     (SOURCE / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
+def prune() -> None:
+    """Remove what no page loads: the other builds of MathJax, and maps that debuggers of scripts would want."""
+    static = HTML / "_static"
+    for path in [*(static / "mathjax").glob("*-*.js"), *static.rglob("*.map")]:
+        if path.name != "tex-chtml.js":
+            path.unlink()
+
+
 def render() -> None:
     """Render build/book/; any warning is an error, and so is a front page without its table."""
     shutil.rmtree(SITE, ignore_errors=True)
@@ -110,6 +118,7 @@ def render() -> None:
     front = HTML / f"{pages()[0]}.html"
     if not (HTML / "index.html").exists() or "<table" not in front.read_text(encoding="utf-8"):
         raise SystemExit(f"error: {front.relative_to(ROOT)} lacks the headline table")
+    prune()
     for old, new in MOVED.items():
         target = f'<meta http-equiv="refresh" content="0; url={new}.html"><a href="{new}.html">{new}</a>'
         head = f'<!doctype html><html lang="en"><link rel="icon" href="data:,"><title>{new}</title>'

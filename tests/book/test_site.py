@@ -207,6 +207,10 @@ def test_reference_is_not_wider_than_the_screen(page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_site_is_no_larger_than_30_megabytes():
+    assert sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file()) <= 30e6
+
+
 def test_site_mentions_no_path_of_this_machine():
     pages = [*HTML.rglob("*.html"), *HTML.rglob("*.ipynb"), HTML / "searchindex.js"]
     assert [str(path) for path in pages if str(ROOT) in path.read_text(encoding="utf-8")] == []
