@@ -18,6 +18,8 @@ from study.results.store import Results
 from study.statistics.comparison import mean_std
 from study.statistics.frames import rates
 
+SPAN = 10.0  # points: of every panel, so that effects can be compared
+
 
 def by_bounds(results: Results, attack: str) -> dict[tuple[float, float], list[float]]:
     """The rates (%) over the seeds under an attack, or "clean", by L and c."""
@@ -34,18 +36,22 @@ def _bound(c: float) -> str:
 
 
 def plot_intervention(results: Results, attacks: Sequence[str] = ("clean", "pgd_linf", "pgd_l2")) -> Figure:
-    """Accuracy over L, a panel for each attack and a line for each c, which is written at its end."""
+    """Accuracy over L, a panel for each attack, all of one span, and a line for each c, named at its end."""
     fig, axes = panels([ATTACKS.get(attack, attack) for attack in attacks], 3, 2.6, "none")
     for ax, attack in zip(axes, attacks, strict=True):
         means = {key: fmean(values) for key, values in by_bounds(results, attack).items()}
         conds = sorted({cond for _, cond in means})
-        for cond, color in zip(conds, colors(len(conds)), strict=True):
+        for place, (cond, color) in enumerate(zip(conds, colors(len(conds)), strict=True)):
             norms = sorted(norm for norm, other in means if other == cond)
             ax.plot(norms, [means[norm, cond] for norm in norms], "o-", color=color)
             if ax is axes[-1]:
-                end = (norms[-1], means[norms[-1], cond])
-                ax.annotate(_bound(cond), end, (6, 0), textcoords="offset points", color=color, va="center")
+                end = (norms[-1], fmean(rate for (norm, _), rate in means.items() if norm == norms[-1]))
+                beside = (7, 12 * (place - 1))  # the lines end together
+                ax.annotate(_bound(cond), end, beside, textcoords="offset points", color=color, va="center")
         ax.set(xlabel="bound L on ‖W‖₂", xticks=sorted({norm for norm, _ in means}))
+        if means:
+            high = min(100.0, (min(means.values()) + max(means.values()) + SPAN) / 2)
+            ax.set_ylim(high - SPAN, high)
     axes[0].set_ylabel("accuracy, %")
     return fig
 
