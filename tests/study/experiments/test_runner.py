@@ -56,7 +56,8 @@ SMOKE = "[presets.smoke]\nn_train = 64\ntrain = { epochs = 1, milestones = [] }\
 
 
 def grid(method):
-    swept = {"ratio": 0.5, "max_cond": 1.1, "tolerance": 0.3, "beta": 0.01, "depth": 2, "fraction": 0.3, "scale": 3.0}
+    swept = {"ratio": 0.5, "max_cond": 1.1, "tolerance": 0.3, "beta": 0.01, "depth": 2, "fraction": 0.3}
+    swept |= {"scale": 3.0, "max_norm": 2.0}
     return f'[[method]]\nname = "{method.name}"\n' + "".join(f"{key} = [{swept[key]}]\n" for key in sorted(method.uses))
 
 
