@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from IPython.display import Markdown, display
-
 from study.experiments.cells import load, measure_conditioning, run_experiment
 from study.experiments.specification import Experiment
 from study.experiments.tasks import assess
@@ -48,6 +46,8 @@ def load_or_run(
         raise invalid("condition_images", condition_images, "a whole number >= 0")
     spec = Experiment.load(experiment, preset, **overrides)
     if spec.modified():
+        from IPython.display import Markdown, display  # a kernel has it; a command does not wait for it
+
         committed = Experiment.load(experiment).title
         notice = NOTICE.format(title=spec.title, preset=spec.preset, committed=committed)
         display(Markdown(notice))  # type: ignore[no-untyped-call]

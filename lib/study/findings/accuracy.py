@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pandas as pd
-
-from study.findings.finding import Number, committed, finding, gap, size
+from study.findings.finding import Number, committed, finding, gap, share, size, summarized, unclear
 from study.results.store import Results
 from study.statistics import frames
-from study.statistics.comparison import Gap
 
 CONDLR, DENSE = "CondLR, τ = 0.1, ratio 0.8", "dense SGD"
 
@@ -18,25 +15,15 @@ def _study() -> Results:
     return committed("mnist_lenet5")
 
 
-def _summary() -> pd.DataFrame:
-    return frames.summary(_study()).set_index("name")
-
-
 def _accuracy(name: str, low: float, high: float = 100, digits: int = 2) -> Number:
-    return Number(float(_summary()["accuracy"][name]), low, high, digits=digits)
-
-
-def _open(found: Gap, most: float) -> Number:
-    """A difference of at most so many points, whose interval has zero in it."""
-    end = min(most, found.margin)
-    return gap(found, low=-end, high=end)
+    return Number(float(summarized("mnist_lenet5")["accuracy"][name]), low, high, digits=digits)
 
 
 @finding("With four fifths of the rank removed CondLR is as accurate as dense SGD to a fifth of a point.")
 def cost() -> Mapping[str, Number]:
     return {
         "gap": gap(frames.compare(_study(), CONDLR, DENSE), low=-0.2, high=0),
-        "share": Number(100 * float(_summary()["n_params_deployed_ratio"][CONDLR]), low=32, high=34, digits=0),
+        "share": share("mnist_lenet5", CONDLR, 32, 34),
         "condlr": _accuracy(CONDLR, 99.0, 99.2, digits=1),
         "dense": _accuracy(DENSE, 99.1, 99.3, digits=1),
     }
@@ -52,8 +39,8 @@ def equal_size() -> Mapping[str, Number]:
     compare = frames.compare
     return {
         "free": gap(compare(_study(), CONDLR, "projected U S Vᵀ, ratio 0.8"), low=0, high=0.2),
-        "plain": _open(compare(_study(), CONDLR, "U Vᵀ, ratio 0.8"), 0.3),
-        "cut": _open(compare(_study(), CONDLR, "SVD of dense, fine-tuned, ratio 0.8"), 0.3),
+        "plain": unclear(compare(_study(), CONDLR, "U Vᵀ, ratio 0.8"), 0.3),
+        "cut": unclear(compare(_study(), CONDLR, "SVD of dense, fine-tuned, ratio 0.8"), 0.3),
         "truncated": _accuracy("SVD of dense, ratio 0.8", 96, 98.3, digits=1),
     }
 
@@ -65,13 +52,13 @@ def sizes() -> Mapping[str, Number]:
     return {
         "half": size(found, low=found.margin),
         "small": size(frames.compare(_study(), DENSE, small), low=0.7, high=1.5),
-        "small_share": Number(100 * float(_summary()["n_params_deployed_ratio"][small]), 5, 7, digits=0),
+        "small_share": share("mnist_lenet5", small, 5, 7),
     }
 
 
 @finding("Without a bound condition numbers grow in training; with one they stay, in every epoch and layer.")
 def growth() -> Mapping[str, Number]:
-    table = _summary()
+    table = summarized("mnist_lenet5")
     start, end, bound = table["kappa_start"], table["kappa"], table["max_cond"]
     excess = (table["kappa_max"] / bound - 1).max()
     return {
@@ -81,7 +68,7 @@ def growth() -> Mapping[str, Number]:
         "plain": Number(float(end["U Vᵀ, ratio 0.8"]), 4, 8, digits=1),
         "free": Number(float(end["projected U S Vᵀ, ratio 0.8"]), 3, 6, digits=1),
         "dlrt": Number(float(end["DLRT, ratio 0.8"]), 200, 2000, digits=0),
-        "excess": Number(1e6 * float(excess), -100, 100, digits=0),  # in millionths
+        "excess": Number(1e6 * float(excess), 0, 100, digits=0),  # in millionths
         "orthogonality": Number(1e6 * float(table["orth_error_max"].max()), 0, 10, digits=0),
         "bounded": Number(float((bound * table["kappa_max"]).notna().sum()), 8, 20, digits=0),
     }

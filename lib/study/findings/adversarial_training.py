@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from study.findings.finding import Number, committed, finding, gap
-from study.findings.robustness import clear, unclear
+from study.findings.finding import Number, clear, committed, finding, gap, unclear
 from study.results.store import Results
 from study.statistics import frames, threat_model
 from study.statistics.comparison import Gap

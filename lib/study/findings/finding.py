@@ -27,6 +27,7 @@ from study.experiments import cells
 from study.experiments.specification import Experiment
 from study.results.store import Results
 from study.statistics.comparison import Gap, decimals
+from study.statistics.frames import summary
 from wellcond.errors import unknown
 
 MARK = re.compile(r"<!--(\w+\.\w+\.\w+)-->(.*?)<!---->")
@@ -66,10 +67,22 @@ def gap(found: Gap, low: float = -math.inf, high: float = math.inf) -> Number:
     return Number(found.difference, low, high, found.margin, signed=True)
 
 
-def size(found: Gap, low: float = 0, high: float = math.inf) -> Number:
+def size(found: Gap, low: float = 0, high: float = math.inf, digits: int | None = None) -> Number:
     """How large a difference is, for a sentence that says in which direction: the band is that of first - second times
     its sign in the sentence, so that a change of sign leaves it."""
-    return Number(found.difference, low, high, found.margin)
+    return Number(found.difference, low, high, found.margin, digits)
+
+
+def clear(found: Gap) -> Number:
+    """A positive difference whose interval excludes zero, with decimals enough to see that."""
+    close = 0 <= round(found.difference) - round(found.margin) <= 1 < found.margin
+    return size(found, low=found.margin, digits=1 if close else None)
+
+
+def unclear(found: Gap, most: float = math.inf) -> Number:
+    """A difference of at most so many points, whose interval has zero in it."""
+    end = min(most, found.margin)
+    return gap(found, low=-end, high=end)
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,17 @@ def finding(claim: str) -> Callable[[Callable[[], Mapping[str, Number]]], Callab
 def committed(experiment: str) -> Results:
     """The committed results of an experiment."""
     return cells.load(Experiment.load(experiment))
+
+
+@functools.cache
+def summarized(experiment: str) -> pd.DataFrame:
+    """`frames.summary` of the committed results of an experiment, by full name."""
+    return summary(committed(experiment)).set_index("name")
+
+
+def share(experiment: str, name: str, low: float, high: float) -> Number:
+    """The deployed parameters of a configuration, in percent of the dense network."""
+    return Number(100 * float(summarized(experiment)["n_params_deployed_ratio"][name]), low, high, digits=0)
 
 
 def every() -> dict[str, Callable[[], Finding]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from study.findings.finding import Number, committed, finding
+from study.findings.finding import Number, committed, finding, size, summarized
 from study.presentation.dynamics import history, sizes
 from study.results.store import Results
 from study.statistics import frames
@@ -36,27 +36,22 @@ def adaptive() -> Results:
     return committed("mnist_lenet5")
 
 
-def number(gap: Gap, low: float, high: float, digits: int | None = None) -> Number:
-    """A difference with its margin; the sentence says in which direction."""
-    return Number(gap.difference, low, high, gap.margin, digits)
-
-
 def lost(method: str, decay: int, attack: tuple[str, float] = ("clean", 0.0)) -> Gap:
     """What a method loses by a start with this α, in points, against α = 1."""
     return frames.compare(starts(), f"{method}, α = 1", f"{method}, α = {decay}", *attack)
 
 
-def final_kappa(results: Results, name: str) -> float:
+def final_kappa(experiment: str, name: str) -> float:
     """The largest κ of any layer and seed after training."""
-    return float(frames.summary(results).set_index("name")["kappa"][name])
+    return float(summarized(experiment)["kappa"][name])
 
 
 @finding("From the worst start DLRT loses next to nothing, the projected integrator a point, plain factors a seed.")
 def worst_start() -> Mapping[str, Number]:
     plain = frames.by_seed(starts())[f"{PLAIN}, α = 10"].sort_values()
     return {
-        "dlrt": number(lost(DLRT, 10), 0, 0.5),
-        "projected": number(lost(PROJECTED, 10), 0.5, 2.5, digits=1),
+        "dlrt": size(lost(DLRT, 10), 0, 0.5),
+        "projected": size(lost(PROJECTED, 10), 0.5, 2.5, digits=1),
         "failed": Number(float(plain.iloc[0]), 15, 60, digits=0),
         "second": Number(float(plain.iloc[1]), 92, 96, digits=0),
         "best": Number(float(plain.iloc[2]), 94, 97, digits=0),
@@ -71,7 +66,7 @@ def attacked() -> Mapping[str, Number]:
         "plain_bad": Number(float(rates[f"{PLAIN}, α = 10"]), 5, 30, digits=0),
         "dlrt": Number(float(rates[f"{DLRT}, α = 1"]), 60, 75, digits=0),
         "dlrt_bad": Number(float(rates[f"{DLRT}, α = 10"]), 45, 70, digits=0),
-        "gap": number(frames.compare(starts(), f"{DLRT}, α = 2", f"{PLAIN}, α = 2", *PGD), 15, 45),
+        "gap": size(frames.compare(starts(), f"{DLRT}, α = 2", f"{PLAIN}, α = 2", *PGD), 15, 45),
     }
 
 
@@ -80,9 +75,9 @@ def kappa() -> Mapping[str, Number]:
     start = history(starts(), "kappa").query("epoch == 0").groupby("name")["value"].max()
     return {
         "start": Number(float(start[f"{PLAIN}, α = 1"]), 10, 20, digits=0),
-        "grown": Number(final_kappa(starts(), f"{PLAIN}, α = 1"), 40, 90, digits=0),
-        "powers": Number(math.log10(final_kappa(starts(), f"{PLAIN}, α = 10")), 19.5, 22, digits=0),
-        "dlrt": Number(math.log10(final_kappa(starts(), f"{DLRT}, α = 10")), 4, 6.5, digits=0),
+        "grown": Number(final_kappa("mnist_condition_growth", f"{PLAIN}, α = 1"), 40, 90, digits=0),
+        "powers": Number(math.log10(final_kappa("mnist_condition_growth", f"{PLAIN}, α = 10")), 19.5, 22, digits=0),
+        "dlrt": Number(math.log10(final_kappa("mnist_condition_growth", f"{DLRT}, α = 10")), 4, 6.5, digits=0),
     }
 
 
@@ -94,7 +89,7 @@ def projection() -> Mapping[str, Number]:
     return {
         "shrunk": Number(round(float(means["uv"] / means["condlr"]), -2), 1000, 10000, digits=0),
         "accuracy": Number(float(frames.by_seed(starts())[f"{CONDLR}, α = 10"].mean()), 9, 13, digits=0),
-        "mild": number(frames.compare(starts(), f"{CONDLR}, α = 2", f"{PROJECTED}, α = 2", *PGD), 10, 60),
+        "mild": size(frames.compare(starts(), f"{CONDLR}, α = 2", f"{PROJECTED}, α = 2", *PGD), 10, 60),
     }
 
 
@@ -106,9 +101,9 @@ def found() -> Mapping[str, Number]:
     return {
         "share": Number(float(share[SMALL]), 4, 6, digits=0),
         "condlr_share": Number(float(share[SMALL_CONDLR]), 6, 6.5, digits=0),
-        "condlr": number(frames.compare(adaptive(), SMALL, SMALL_CONDLR), 0.2, 1.2),
-        "plain": number(frames.compare(adaptive(), SMALL, SMALL_PLAIN), 0.2, 1.4),
-        "attacked": number(frames.compare(adaptive(), SMALL, SMALL_CONDLR, *PGD), 5, 60),
+        "condlr": size(frames.compare(adaptive(), SMALL, SMALL_CONDLR), 0.2, 1.2),
+        "plain": size(frames.compare(adaptive(), SMALL, SMALL_PLAIN), 0.2, 1.4),
+        "attacked": size(frames.compare(adaptive(), SMALL, SMALL_CONDLR, *PGD), 5, 60),
         "first": Number(float(ranks["conv1"]), 5, 7, digits=0),
         "large": Number(float(ranks["fc1"]), 7, 12, digits=0),
     }
@@ -117,14 +112,14 @@ def found() -> Mapping[str, Number]:
 @finding("At a sixth of the size the found ranks are no better than one ratio.")
 def larger() -> Mapping[str, Number]:
     first, second = "rank-adaptive DLRT, ϑ = 0.1, ratio 0.5", "CondLR, τ = 0.1, ratio 0.9"
-    return {"condlr": number(frames.compare(adaptive(), first, second), -0.1, 0.4)}
+    return {"condlr": size(frames.compare(adaptive(), first, second), -0.1, 0.4)}
 
 
 @finding("The penalty of RobustDLRT buys robustness with accuracy.")
 def penalty() -> Mapping[str, Number]:
     return {
-        "attacked": number(frames.compare(adaptive(), ROBUST, UNPENALIZED, *PGD), 8, 25),
-        "clean": number(frames.compare(adaptive(), UNPENALIZED, ROBUST), 0.2, 0.7),
-        "kappa": Number(final_kappa(adaptive(), ROBUST), 1.8, 3, digits=1),
-        "free": Number(final_kappa(adaptive(), UNPENALIZED), 4, 6, digits=1),
+        "attacked": size(frames.compare(adaptive(), ROBUST, UNPENALIZED, *PGD), 8, 25),
+        "clean": size(frames.compare(adaptive(), UNPENALIZED, ROBUST), 0.2, 0.7),
+        "kappa": Number(final_kappa("mnist_lenet5", ROBUST), 1.8, 3, digits=1),
+        "free": Number(final_kappa("mnist_lenet5", UNPENALIZED), 4, 6, digits=1),
     }

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from study.findings.finding import Number, committed, finding
-from study.findings.robustness import clear, difference, study, unclear
+from study.findings.finding import Number, clear, committed, finding, unclear
+from study.findings.robustness import difference, study
 from study.presentation import conditioning
 from study.statistics import frames
 

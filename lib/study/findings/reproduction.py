@@ -9,18 +9,6 @@ from study.findings.finding import Number, committed, finding, gap
 from study.statistics.frames import compare, pick, summary
 
 
-@finding("Both accuracies that published work makes one expect are reached, and both bounds of the construction hold.")
-def expected() -> Mapping[str, Number]:
-    frame = summary(pick(committed("mnist_lenet5"), ["dense", "usv", "condlr", "condlr_published"]))
-    accuracy = frame.set_index("name")["accuracy"]
-    return {
-        "dense": Number(accuracy["dense SGD"], 99.1, 100, digits=2),
-        "condlr": Number(accuracy["CondLR, τ = 0.1, ratio 0.8"], 98.9, 100, digits=2),
-        "excess": Number(1e6 * (frame["kappa_max"] / frame["max_cond"] - 1).max(), 0, 100, digits=0),
-        "orthogonality": Number(1e6 * frame["orth_error_max"].max(), 0, 10, digits=0),
-    }
-
-
 @finding("Neither the geometry nor the published step changes the accuracy by more than a fraction of a point.")
 def differences() -> Mapping[str, Number]:
     def between(first: str, second: str) -> Number:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pandas as pd
 
-from study.findings.finding import Number, committed, finding, gap, size
+from study.findings.finding import Number, clear, committed, finding, share, unclear
 from study.presentation import robustness_tables as robustness
 from study.results.store import Results
 from study.statistics import frames, threat_model
@@ -59,17 +58,6 @@ def withstood(name: str, low: float, high: float, threat: Threat = GRADIENT) -> 
     return Number(float(_rates(threat)[name].mean()), low, high, digits=0)
 
 
-def clear(found: Gap) -> Number:
-    """A positive difference whose interval excludes zero, with decimals enough to see that."""
-    shown = size(found, low=found.margin)
-    return replace(shown, digits=1) if 0 <= round(found.difference) - round(found.margin) <= 1 < found.margin else shown
-
-
-def unclear(found: Gap) -> Number:
-    """A difference whose interval has zero in it."""
-    return gap(found, low=-found.margin, high=found.margin)
-
-
 @finding("At a third of the parameters the bound withstands more than no bound and than U Vᵀ, under every attack.")
 def equal_size() -> Mapping[str, Number]:
     return {
@@ -95,9 +83,8 @@ def no_clear() -> Mapping[str, Number]:
 
 @finding("At half the rank the bound withstands more than the dense network and than that network cut by SVD.")
 def half_rank() -> Mapping[str, Number]:
-    sizes = frames.summary(study()).set_index("name")["n_params_deployed_ratio"]
     return {
-        "share": Number(100 * sizes[condlr(0.5)], 75, 85, digits=0),
+        "share": share("mnist_lenet5", condlr(0.5), 75, 85),
         "dense": clear(difference(condlr(0.5), DENSE)),
         "cut": clear(difference(condlr(0.5), cut(0.5))),
         "plain": clear(difference(condlr(0.5), plain(0.5))),
@@ -106,9 +93,8 @@ def half_rank() -> Mapping[str, Number]:
 
 @finding("At a sixteenth of the parameters the bound withstands more than U Vᵀ, and both lose most of it.")
 def smallest() -> Mapping[str, Number]:
-    sizes = frames.summary(study()).set_index("name")["n_params_deployed_ratio"]
     return {
-        "share": Number(100 * sizes[condlr(0.97)], 5, 7, digits=0),
+        "share": share("mnist_lenet5", condlr(0.97), 5, 7),
         "condlr": withstood(condlr(0.97), 20, 40),
         "plain": withstood(plain(0.97), 8, 24),
         "gap": clear(difference(condlr(0.97), plain(0.97))),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from study.findings.finding import Number, committed, finding, size
+from study.findings.finding import Number, committed, finding, share, size
+from study.findings.robustness import withstood
 from study.statistics import frames
-from study.statistics.threat_model import Threat, strongest
+from study.statistics.threat_model import Threat
 
 PGD = Threat("PGD l∞", ("pgd_linf",), 0.1, 1000)
 CONDLR, DENSE = "CondLR, τ = 0.1, ratio 0.8", "dense SGD"
@@ -14,21 +15,9 @@ PENALTY = "RobustDLRT, ϑ = 0.2, β = 0.03, ratio 0.5"
 TINY = "CondLR, τ = 0.1, ratio 0.97"
 
 
-def _withstood(name: str, low: float, high: float) -> Number:
-    rows = strongest(committed("mnist_lenet5"), PGD)
-    rates = rows.loc[rows["name"] == name, "rate"]
-    return Number(float(rates.mean()), low, high, digits=0)
-
-
-def _share(name: str, low: float, high: float) -> Number:
-    share = frames.summary(committed("mnist_lenet5")).set_index("name")["n_params_deployed_ratio"][name]
-    return Number(100 * share, low, high, digits=0)
-
-
 @finding("With a third of the parameters CondLR is nearly as accurate as the dense network.")
 def accuracy() -> Mapping[str, Number]:
     return {
-        "share": _share(CONDLR, 30, 36),
         "loss": size(frames.compare(committed("mnist_lenet5"), DENSE, CONDLR), low=0, high=0.3),
     }
 
@@ -37,8 +26,8 @@ def accuracy() -> Mapping[str, Number]:
 def penalty() -> Mapping[str, Number]:
     results = committed("mnist_lenet5")
     return {
-        "share": _share(PENALTY, 5, 9),
-        "withstood": _withstood(PENALTY, 78, 86),
+        "share": share("mnist_lenet5", PENALTY, 5, 9),
+        "withstood": withstood(PENALTY, 78, 86, PGD),
         "loss": size(frames.compare(results, DENSE, PENALTY), low=0.6, high=1.5),
-        "condlr": _withstood(TINY, 20, 45),
+        "condlr": withstood(TINY, 20, 45, PGD),
     }

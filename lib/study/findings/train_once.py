@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from study.findings.finding import Number, committed, finding
+from study.findings.finding import Number, committed, finding, size
 from study.presentation import compression
 from study.results.store import Results
 from study.statistics import frames
@@ -65,20 +65,15 @@ def lead(results: Results) -> Gap:
     return compression.compare_areas(compression.compressed(results, "svd_global"), SPECTRAL, DENSE)
 
 
-def banded(found: Gap, low: float, high: float) -> Number:
-    """A difference whose sign the sentence does not need, or says."""
-    return Number(found.difference, low, high, found.margin)
-
-
 @finding("With the same momentum, compressed dense SGD is as accurate as CondLR, and Frank-Wolfe adds nothing.")
 def same() -> Mapping[str, Number]:
     results = control()
     return {
         "dense": Number(rate(results, DENSE, 1), 99.0, 99.3, digits=2),
         "condlr": Number(rate(results, CONDLR, 1), 99.0, 99.3, digits=2),
-        "gap": banded(between(results, DENSE, CONDLR, 1), -0.2, 0.2),
-        "third": banded(between(results, CONDLR, DENSE, 0), 0, 0.2),
-        "lead": banded(lead(results), -0.3, 0.3),
+        "gap": size(between(results, DENSE, CONDLR, 1), -0.2, 0.2),
+        "third": size(between(results, CONDLR, DENSE, 0), 0, 0.2),
+        "lead": size(lead(results), -0.3, 0.3),
     }
 
 
@@ -89,8 +84,8 @@ def used() -> Mapping[str, Number]:
         "dense": Number(rate(results, DENSE, 1), 97.5, 98.5, digits=2),
         "best": Number(rate(results, VECTOR, 1), 99.1, 99.4, digits=2),
         "condlr": Number(rate(results, CONDLR, 1), 98.5, 98.9, digits=2),
-        "gap": banded(between(results, VECTOR, CONDLR, 1), 0.3, 0.8),
-        "lead": banded(lead(results), 0.3, 1.3),
+        "gap": size(between(results, VECTOR, CONDLR, 1), 0.3, 0.8),
+        "lead": size(lead(results), 0.3, 1.3),
     }
 
 
@@ -110,7 +105,7 @@ def ranks() -> Mapping[str, Number]:
     return {
         "uniform": Number(rate(control(), DENSE, 1, compressor="svd"), 30, 85, digits=0),
         "threshold": Number(rate(control(), DENSE, 1), 99.0, 99.3, digits=1),
-        "gap": banded(between(as_used(), CONDLR, best, 1, compressor="svd"), 0.1, 3),
+        "gap": size(between(as_used(), CONDLR, best, 1, compressor="svd"), 0.1, 3),
     }
 
 
@@ -134,9 +129,9 @@ def robust() -> Mapping[str, Number]:
         "decay": Number(rate(results, DECAY, 1, attack), 82, 90, digits=0),
         "condlr": Number(rate(results, CONDLR, 1, attack), 60, 72, digits=0),
         "dense": Number(rate(results, DENSE, 1, attack), 65, 82, digits=0),
-        "gap": banded(between(results, DECAY, CONDLR, 1, attack), 10, 30),
-        "third": banded(between(results, DECAY, CONDLR, 0, attack), 2, 10),
-        "clean": banded(between(results, CONDLR, DECAY, 1), 0, 0.3),
+        "gap": size(between(results, DECAY, CONDLR, 1, attack), 10, 30),
+        "third": size(between(results, DECAY, CONDLR, 0, attack), 2, 10),
+        "clean": size(between(results, CONDLR, DECAY, 1), 0, 0.3),
     }
 
 

@@ -30,8 +30,8 @@ def _apart(heights: list[float], least: float) -> list[float]:
     return [centre + least * (i - (n - 1) / 2) for centre, n in clusters for i in range(n)]
 
 
-def _name(ax: Axes, ends: Mapping[str, tuple[float, float]], colors: Mapping[str, str]) -> None:
-    """Write each label to the right of the end of its curve, none over another."""
+def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], colors: Mapping[str, str]) -> None:
+    """Write each label to the right of the end of its curve, none over another, in a figure whose layout is settled."""
     down = sorted(ends, key=lambda label: ax.transData.transform(ends[label])[1])
     points = 72 / ax.figure.dpi
     heights = [float(ax.transData.transform(ends[label])[1]) * points for label in down]
@@ -91,5 +91,5 @@ def curves(
     axes[0].set(ylabel=y)
     fig.draw_without_rendering()
     for ax, named in zip(axes, ends, strict=True):
-        _name(ax, named, colors)
+        name_ends(ax, named, colors)
     return fig

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
-import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
-from study.presentation.style import ATTACKS, panels, table
+from study.presentation.curves import name_ends
+from study.presentation.style import ATTACKS, panels
 from study.results.store import Results
-from study.statistics.comparison import mean_std
 from study.statistics.frames import rates
 
 SPAN = 10.0  # points: of every panel, so that effects can be compared
@@ -41,32 +40,22 @@ def plot_intervention(results: Results, attacks: Sequence[str] = ("clean", "pgd_
     for ax, attack in zip(axes, attacks, strict=True):
         means = {key: fmean(values) for key, values in by_bounds(results, attack).items()}
         conds = sorted({cond for _, cond in means})
-        for place, (cond, color) in enumerate(zip(conds, colors(len(conds)), strict=True)):
+        looks = {_bound(cond): color for cond, color in zip(conds, colors(len(conds)), strict=True)}
+        ends = {}
+        for cond in conds:
             norms = sorted(norm for norm, other in means if other == cond)
-            ax.plot(norms, [means[norm, cond] for norm in norms], "o-", color=color)
-            if ax is axes[-1]:
-                end = (norms[-1], fmean(rate for (norm, _), rate in means.items() if norm == norms[-1]))
-                beside = (7, 12 * (place - 1))  # the lines end together
-                ax.annotate(_bound(cond), end, beside, textcoords="offset points", color=color, va="center")
+            ax.plot(norms, [means[norm, cond] for norm in norms], "o-", color=looks[_bound(cond)])
+            ends[_bound(cond)] = norms[-1], means[norms[-1], cond]
         ax.set(xlabel="bound L on ‖W‖₂", xticks=sorted({norm for norm, _ in means}))
         if means:
             high = min(100.0, (min(means.values()) + max(means.values()) + SPAN) / 2)
             ax.set_ylim(high - SPAN, high)
     axes[0].set_ylabel("accuracy, %")
+    fig.draw_without_rendering()
+    name_ends(axes[-1], ends, looks)
     return fig
 
 
-def colors(n: int) -> list[tuple[float, ...]]:
+def colors(n: int) -> list[str]:
     """n colours from dark to light, for an ordered quantity."""
-    return [tuple(color) for color in plt.colormaps["viridis"](np.linspace(0, 0.8, n))]
-
-
-def intervention_table(results: Results, attack: str) -> Styler:
-    """Accuracy under an attack, mean ± standard deviation over seeds: a row for each L, a column for each c."""
-    cells = {key: mean_std(values, 1) for key, values in by_bounds(results, attack).items()}
-    conds = sorted({cond for _, cond in cells})
-    rows = [
-        {"bound L": f"{norm:g}", **{_bound(cond): cells.get((norm, cond), "waiting") for cond in conds}}
-        for norm in sorted({norm for norm, _ in cells})
-    ]
-    return table(pd.DataFrame(rows, columns=["bound L", *map(_bound, conds)]))
+    return [to_hex(color) for color in plt.colormaps["viridis"](np.linspace(0, 0.8, n))]

@@ -19,6 +19,7 @@ from wellcond.layers import low_rank_layers
 from wellcond.linalg import svd
 from wellcond.methods.method import Method, Settings, constrained_factors, register
 from wellcond.optim import OF_POINT, UPDATES, Group, LowRankSGD, State, factors_of, param_groups
+from wellcond.spectrum import check_max_cond
 
 
 def clip_to_band(S: Tensor, max_norm: float, max_cond: float = math.inf) -> Tensor:
@@ -29,8 +30,7 @@ def clip_to_band(S: Tensor, max_norm: float, max_cond: float = math.inf) -> Tens
     """
     if not 0 < max_norm < math.inf:
         raise invalid("max_norm", max_norm, "> 0")
-    if not max_cond >= 1:
-        raise invalid("max_cond", max_cond, ">= 1, or inf")
+    check_max_cond(max_cond)
     P, sigma, Qt = svd(S)
     clipped: Tensor = (P * sigma.clamp(max_norm / max_cond, max_norm).unsqueeze(-2) @ Qt).to(S.dtype)
     return clipped

@@ -35,13 +35,6 @@ def test_rates_are_gathered_by_bounds():
     }
 
 
-def test_the_table_has_a_row_for_each_norm_and_says_what_waits():
-    rows = intervention.intervention_table(FOUND, "pgd_linf").data.set_index("bound L")
-    assert list(rows.columns) == ["κ = 1", "κ free"]
-    assert rows.loc["1", "κ = 1"] == "81.0 ± 1.4"
-    assert rows.loc["2", "κ free"] == "waiting"
-
-
 def test_the_figure_names_each_bound_at_the_end_of_its_line():
     fig = intervention.plot_intervention(FOUND, ("clean", "pgd_linf"))
     assert {text.get_text() for text in fig.axes[1].texts} == {"κ = 1", "κ free"}
