@@ -260,6 +260,7 @@ class VisionTransformer(nn.Module):
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
     "vgg16": VGG16,
+    "vgg16_quarter": partial(VGG16, widths=[[width // 4 for width in stage] for stage in VGG16.WIDTHS]),
     "wrn16_4": WideResNet,
     "resnet20": ResNet,
     "resnet18": partial(ResNet, widths=(64, 128, 256, 512), blocks=2),
