@@ -123,8 +123,8 @@ def products(c, r=64):
 
 def test_cost_in_products():
     assert products(1.0) < 20
-    assert products(1.1) < 230  # at r = 64; the moments and the ramp are O(r²) more
-    assert products(10.0) < 520
+    assert products(1.1) < 380
+    assert products(10.0) < 500
 
 
 @pytest.mark.parametrize(("lower", "error"), [(matrix_sign.SIGN_LOWER, 1.4e-6), (matrix_sign.POLAR_LOWER, 5e-4)])
@@ -145,15 +145,6 @@ def test_polar_factor_is_the_sign_of_a_symmetric_matrix():
     Q = torch.linalg.qr(randn(5, 5))[0]
     sign = matrix_sign.polar_factor(Q * eigenvalues @ Q.mT, 1e-4)
     torch.testing.assert_close(sign, Q * eigenvalues.sign() @ Q.mT, rtol=0, atol=2e-5)
-
-
-def test_moments_and_ramp_give_the_trace_above_a_level():
-    x = 2 * torch.rand(40, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)) - 1
-    moments = matrix_sign.chebyshev_moments(torch.diag(x), 6)
-    k = torch.arange(42, dtype=DOUBLE)
-    torch.testing.assert_close(moments, (k[:, None] * x.arccos()).cos().sum(-1), rtol=0, atol=1e-10)
-    coefficients = matrix_sign.ramp_coefficients(torch.tensor(0.3, dtype=DOUBLE), 42)
-    assert float(coefficients @ moments) == pytest.approx(float((x - 0.3).clamp_min(0).sum()), abs=40 / 42 / math.pi)
 
 
 def test_after_a_step_on_the_cpu_it_is_the_exact_projection():
