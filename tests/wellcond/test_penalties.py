@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from architectures import networks
 from helpers import DOUBLE, matrix_with, randn
-from wellcond.methods.method import Settings
 from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
 from wellcond.methods.registry import METHODS
+from wellcond.methods.settings import Settings
 
 SPECTRA = st.lists(st.floats(0.05, 5), min_size=2, max_size=7)
 

@@ -10,7 +10,8 @@ from torch import nn
 
 import wellcond as wc
 from helpers import DOUBLE, randn
-from wellcond.methods.method import Settings, find
+from wellcond.methods.method import find
+from wellcond.methods.settings import Settings
 from wellcond.methods.singular_value_band import clip_to_band
 
 BOUNDS = [1.0, 1.5, 4.0, math.inf]

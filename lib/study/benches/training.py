@@ -20,8 +20,8 @@ from wellcond.counts import count_flops
 from wellcond.deployment import deploy
 from wellcond.errors import invalid, unknown
 from wellcond.kinds.convolution import recompute
-from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
+from wellcond.methods.settings import Settings
 
 Row = dict[str, Any]
 INPUTS = {"lenet5": (1, 28, 28), **dict.fromkeys(("vgg16", "wrn16_4", "resnet20", "resnet18", "vit"), (3, 32, 32))}

@@ -41,8 +41,8 @@ from study.settings import ADVERSARIAL, suffix, title
 from study.strict import Strict
 from study.training.adversarial import Adversary, adversary_of
 from wellcond.errors import invalid, unknown
-from wellcond.methods.method import Settings
 from wellcond.methods.registry import METHODS, find
+from wellcond.methods.settings import Settings
 
 NAME = r"^[A-Za-z0-9_-]{1,80}$"
 """Names of experiments and presets: they become names of folders."""

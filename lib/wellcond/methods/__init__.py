@@ -3,11 +3,12 @@
 from wellcond.methods import lorita
 from wellcond.methods.dynamical_low_rank import BUG
 from wellcond.methods.frank_wolfe import FrankWolfe, frank_wolfe_groups, shift_inside
-from wellcond.methods.method import Method, Settings
+from wellcond.methods.method import Method
 from wellcond.methods.orthogonal_flow import OrthogonalFlow
 from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
 from wellcond.methods.proximal import ProximalSGD
 from wellcond.methods.registry import METHODS, find, register
+from wellcond.methods.settings import Settings
 from wellcond.methods.tucker import Tucker2Conv2d
 
 __all__ = [

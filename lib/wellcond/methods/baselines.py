@@ -6,7 +6,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from wellcond.methods.method import Method, Settings, decayed, dense, factors, plain_groups, register, trained_layers
+from wellcond.methods.method import Method, decayed, dense, factors, plain_groups, register, trained_layers
+from wellcond.methods.settings import Settings
 
 
 def _spectrally_normalized(model: nn.Module, settings: Settings) -> nn.Module:

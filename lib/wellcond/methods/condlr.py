@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from wellcond.integrator import Factors
 from wellcond.methods.method import (
     Method,
-    Settings,
     constrained_factors,
     decayed,
     plain_groups,
     register,
     trained_layers,
 )
+from wellcond.methods.settings import Settings
 from wellcond.optim import (
     UPDATES,
     Group,

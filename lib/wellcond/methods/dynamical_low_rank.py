@@ -30,8 +30,9 @@ from wellcond.errors import invalid, unknown
 from wellcond.integrator import Factors
 from wellcond.layers import resize_
 from wellcond.linalg import full_float32, svd_in_double
-from wellcond.methods.method import Method, Settings, decayed, last_layer, register
+from wellcond.methods.method import Method, decayed, last_layer, register
 from wellcond.methods.penalties import robustness_penalty
+from wellcond.methods.settings import Settings
 from wellcond.optim import CheckedOptimizer, Group, State, euclidean, evaluated, momentum_of, param_groups
 from wellcond.stiefel import qr
 

@@ -44,7 +44,8 @@ from wellcond.methods.constraint_sets import (
     split_triplets,
     unit_scale,
 )
-from wellcond.methods.method import Method, Settings, register, weights_of
+from wellcond.methods.method import Method, register, weights_of
+from wellcond.methods.settings import Settings
 from wellcond.optim import CheckedOptimizer, Group, State, euclidean, momentum_of
 
 # ------------------------------------------------------------------------ the step

@@ -27,7 +27,8 @@ from wellcond.errors import invalid
 from wellcond.kinds.opening import close_, open_
 from wellcond.layers import matricize
 from wellcond.linalg import upcast
-from wellcond.methods.method import Method, Settings, last_layer, register
+from wellcond.methods.method import Method, last_layer, register
+from wellcond.methods.settings import Settings
 from wellcond.optim import Group
 
 

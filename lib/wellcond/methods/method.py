@@ -6,7 +6,6 @@ the trained network of another method (`starts_from`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,36 +16,10 @@ from torch import Tensor, nn
 from wellcond.convert import factorize, matching
 from wellcond.errors import invalid, unknown
 from wellcond.layers import LowRankLayer, full_rank, set_weight_matrix, weight_layers, weight_matrix
+from wellcond.methods.settings import SETTINGS, Settings
 from wellcond.optim import Group, LowRankSGD, constrain, param_groups
 
 Penalty = Callable[[nn.Module], Tensor]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The scientific knobs of a method. Of ratio and rank, a truncated method has one.
-
-    ratio in [0, 1): the fraction of the rank removed from every weight matrix; rank >= 1: the same rank in every layer;
-    max_cond >= 1: the bound on κ, the papers' 1 + τ; tolerance in [0, 1): the relative truncation error ϑ;
-    beta >= 0: the weight of a penalty; decay >= 1: α, the k-th singular value is multiplied by α^-k before training;
-    depth >= 1: the number of factors of every weight; fraction in (0, 1] and scale > 0: of a Frank-Wolfe set;
-    max_norm > 0: the bound on ||S||_2.
-    """
-
-    ratio: float | None = None
-    max_cond: float = math.inf
-    rank: int | None = None
-    tolerance: float = 0.0
-    beta: float = 0.0
-    decay: float = 1.0
-    depth: int = 1
-    fraction: float = 1.0
-    scale: float = 1.0
-    max_norm: float = math.inf
-
-    def size(self) -> dict[str, Any]:
-        """The arguments of `factorize`: rank, or ratio (0 if there is neither)."""
-        return {"rank": int(self.rank)} if self.rank is not None else {"ratio": self.ratio or 0.0}
 
 
 def _no_penalty(settings: Settings) -> Penalty | None:
@@ -185,8 +158,7 @@ def decay_spectra(model: nn.Module, alpha: float, skip: str | Iterable[str] = ()
     order of the singular values. skip: names or patterns of layers left alone, as frozen ones are. Returns the model.
     Raises ValueError if alpha < 1, or a pattern matches no layer.
     """
-    if not 1 <= alpha < math.inf:
-        raise invalid("decay", alpha, ">= 1")
+    SETTINGS["decay"].check("decay", alpha)
     skipped = matching(skip, weight_layers(model), "skip")
     for name, layer in trained_layers(model).items():
         if name in skipped or alpha == 1:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wellcond.methods.method import Method, Settings, register, trained_layers
+from wellcond.methods.method import Method, register, trained_layers
+from wellcond.methods.settings import Settings
 from wellcond.optim import UPDATES, Group, State, momentum_of, set_tall, tall, with_rest
 from wellcond.stiefel import polar, project_tangent, retract
 

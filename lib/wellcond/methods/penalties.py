@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from wellcond.layers import LowRankLayer, matricize, weight_layers, weight_matrix
 from wellcond.linalg import svd
-from wellcond.methods.method import Method, Penalty, Settings, dense, factors, plain_groups, register, weights_of
+from wellcond.methods.method import Method, Penalty, dense, factors, plain_groups, register, weights_of
+from wellcond.methods.settings import Settings
 
 
 def _small_gram(A: Tensor) -> Tensor:

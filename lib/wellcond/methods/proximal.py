@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from wellcond.errors import invalid
 from wellcond.layers import matricize
 from wellcond.linalg import svd
-from wellcond.methods.method import Method, Settings, dense, register, weights_of
+from wellcond.methods.method import Method, dense, register, weights_of
+from wellcond.methods.settings import Settings
 from wellcond.optim import CheckedOptimizer, Group, State, euclidean, with_rest
 
 

@@ -17,7 +17,8 @@ from wellcond.errors import invalid
 from wellcond.integrator import lowrank_step_
 from wellcond.layers import low_rank_layers
 from wellcond.linalg import svd
-from wellcond.methods.method import Method, Settings, constrained_factors, register
+from wellcond.methods.method import Method, constrained_factors, register
+from wellcond.methods.settings import Settings
 from wellcond.optim import OF_POINT, UPDATES, Group, LowRankSGD, State, factors_of, param_groups
 from wellcond.spectrum import check_max_cond
 

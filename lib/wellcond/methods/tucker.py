@@ -23,8 +23,9 @@ from wellcond.errors import invalid
 from wellcond.kinds.convolution import CONVOLUTION, LowRankConv2d, convolution_arguments
 from wellcond.layers import LowRankLayer, filled, in_sequence, matricize
 from wellcond.methods.dynamical_low_rank import BUG, bug_groups
-from wellcond.methods.method import Method, Settings, decayed, last_layer, register
+from wellcond.methods.method import Method, decayed, last_layer, register
 from wellcond.methods.penalties import robustness_penalty
+from wellcond.methods.settings import Settings
 from wellcond.spectrum import singular_values
 from wellcond.stiefel import random_stiefel
 

@@ -18,8 +18,9 @@ from wellcond.counts import count_parameters
 from wellcond.deployment import deploy
 from wellcond.methods import registry as methods
 from wellcond.methods.constraint_sets import constraint_set
-from wellcond.methods.method import Method, Settings, last_layer
+from wellcond.methods.method import Method, last_layer
 from wellcond.methods.registry import METHODS
+from wellcond.methods.settings import Settings
 
 EVERY = {
     "ratio": 0.8,

@@ -14,8 +14,8 @@ from study.networks import Normalize
 from study.training import adversarial
 from study.training.adversarial import STEPS, Adversary
 from study.training.loop import Recipe, fit
-from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
+from wellcond.methods.settings import Settings
 
 SHAPE, RADIUS = (1, 4, 4), 0.1
 OBJECTIVES = [("mix", 1.0), ("mix", 0.5), ("trades", 6.0)]

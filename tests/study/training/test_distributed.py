@@ -24,8 +24,8 @@ from study.training import distributed
 from study.training.adversarial import Adversary
 from study.training.distributed import ALONE, Processes
 from study.training.loop import Recipe, fit
-from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
+from wellcond.methods.settings import Settings
 
 SIZE = 2
 ROUNDING = 1e-9

@@ -18,8 +18,8 @@ from study.training.distributed import Processes
 from study.training.ensemble import fit_together
 from study.training.loop import Recipe
 from wellcond.kinds.convolution import recompute
-from wellcond.methods.method import Settings
 from wellcond.methods.registry import find
+from wellcond.methods.settings import Settings
 from wellcond.optim import LowRankSGD
 
 ROUNDING = 1e-10
