@@ -2,16 +2,12 @@
 
 Each update rule is a pure function of tensors; `LowRankSGD` only loops over parameter groups and calls the rule that
 the group names in ``"kind"``. Groups hold plain data, so ``state_dict``, resuming and learning-rate schedulers work as
-for any torch optimizer.
+for any torch optimizer. The kinds of the core, to which files of methods/ add theirs:
 
     kind                        parameters     rule
     euclidean                   any            heavy-ball SGD, as torch.optim.SGD
     lowrank                     [U, S, V]      lowrank_step_: projected gradient flow on rank-r matrices
     lowrank_plain               [U, S, V]      lowrank_step, its plain form, slower
-    lowrank_published_band      [U, S, V]      methods.condlr: the step of the released CondLR code, tau > 0
-    lowrank_published_mean      [U, S, V]      methods.condlr: the same, tau = 0
-    stiefel                     weights        methods.orthonormal: stiefel_step on the orthonormal rows of each weight
-    clipped                     weights        methods.condlr: the Euclidean step, then the nearest one of κ <= max_cond
 
 Gradients with respect to the factors are those of autograd: with G = ∂L/∂W, g_U = G V Sᵀ, g_S = Uᵀ G V,
 g_V = Gᵀ U S. Learning rates are in units of the gradient flow's time.
