@@ -29,7 +29,10 @@ def small(monkeypatch):
         "cifar100": Source(100, 3, arrays=hundred_classes),
     }
     narrow = {
-        "vgg16": partial(models.VGG16, widths=[[8] * len(stage) for stage in models.VGG16.WIDTHS]),
+        **dict.fromkeys(
+            ("vgg16", "vgg16_quarter"),
+            partial(models.VGG16, widths=[[8] * len(stage) for stage in models.VGG16.WIDTHS]),
+        ),
         "wrn16_4": partial(models.WideResNet, widen=1),
         "resnet18": partial(models.ResNet, widths=(8, 8, 16, 16), blocks=2),
         "vit": partial(models.VisionTransformer, width=12, depth=1),
