@@ -21,8 +21,9 @@ SMALL = {"seeds": 2, "points": 4}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", theory.CHECKS)
+@pytest.mark.parametrize("name", ["T1", "T3b", "T6", "T7"])
 def test_the_check_holds(name):
+    """Those that are quick; appendix A, which is executed with the same sizes, insists on all of them."""
     check = theory.CHECKS[name](**SMOKE)
     assert check.id == name
     assert check.verdict == "holds", [(m.what, m.value) for m in check.measurements if not m.holds]
