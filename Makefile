@@ -1,6 +1,6 @@
 # Everything a reader or contributor runs.  A machine needs Python 3.11 and make beforehand, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test library lint lock clean
+.PHONY: help setup book serve test library gpu lint lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,22 @@ library: $(INSTALLED) ## build the library's wheel, install it beside torch alon
 	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --constraints requirements.lock \
 		pytest pytest-xdist hypothesis numpy scipy torchvision
 	$(LIBRARY)/venv/bin/python -m pytest -n 2 tests/wellcond
+
+# What only a GPU can tell, in some twelve minutes of one; DEVICE=cpu rehearses it.  PYTHON: of another environment.
+DEVICE ?= cuda
+PYTHON ?= $(BIN)/python
+CELLS := dense-s0 condlr-r0.8-c1.1-s0
+gpu: ## test the library on a GPU, measure a step there, train VGG16 on CIFAR-10 (DEVICE=cpu rehearses it)
+	$(PYTHON) -m pytest tests/wellcond/test_cuda.py
+	$(PYTHON) -m study bench --device $(DEVICE) --table clip --save
+ifeq ($(DEVICE),cpu)
+	$(PYTHON) -m study bench --device cpu --repeats 2 --batch 8 --ratio 0.8 --net vgg16 vit
+	$(PYTHON) -m study run cifar10_vgg16 --device cpu --rehearse --only $(CELLS)
+else
+	$(PYTHON) -m study bench --device $(DEVICE) --net vgg16 vit --save
+	$(PYTHON) -m study run cifar10_vgg16 --device $(DEVICE) --max-minutes 5 --only $(CELLS)
+	$(PYTHON) -m study run cifar10_vgg16_short --device $(DEVICE) --max-minutes 3 --only '*-s0'
+endif
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check lib tests book/*.py

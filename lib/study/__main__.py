@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--table",
         default="training",
-        help="training (default), integrators, peers, lmo, budgets; growth, retractions, ablation, lmo_growth, "
+        help="training (default), integrators, peers, lmo, budgets; growth, retractions, clip, ablation, lmo_growth, "
         "results_folder, adaptation, architectures",
     )
     nets = "lenet5 (default), vgg16, wrn16_4, resnet20, resnet18, vit; of budgets: lenet5, lenet5_mnist, resnet8"

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from study.benches.clocks import interleaved
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 from wellcond.kinds.convolution import LowRankConv2d
-from wellcond.spectrum import nearest_rule
+from wellcond.matrix_sign import clip_nearly_feasible
+from wellcond.spectrum import clip_condition_number, nearest_rule
 from wellcond.stiefel import (
     cholesky_qr_,
     gram_polar_,
@@ -127,6 +128,31 @@ def retraction_rows(*, n: int = 1024, repeats: int = 15, device: str = "cpu") ->
                     "orthogonality": float(orthogonality_error(found)), "error": float((found - exact).abs().amax()),
                 }
             )  # fmt: skip
+    return rows
+
+
+# --- the constraint: decompositions or products ----------------------------------------------------------------------
+
+
+def clip_rows(*, cores: int = 8, repeats: int = 15, device: str = "cpu") -> list[Row]:
+    """Clipping a stack of equal cores that were feasible one step of 1e-3 ago, by singular vectors or products alone.
+
+    Columns: rank, max_cond, decomposition_s, products_s, ratio (products over decomposition; where it is below 0.9 on a
+    GPU `spectrum.clip_after_step` is right to take them).
+    """
+    rows = []
+    for r in (16, 64, 256):
+        torch.manual_seed(0)
+        S = clip_condition_number(torch.randn(cores, r, r, device=device), MAX_COND)
+        S = S + 1e-3 * torch.randn_like(S) * S.norm() / math.sqrt(S.numel())
+        for max_cond in (1.0, MAX_COND, 2.0):
+            tasks = {
+                "decomposition_s": partial(clip_condition_number, S, max_cond),
+                "products_s": partial(clip_nearly_feasible, S, max_cond),
+            }
+            medians = {key: statistics.median(times) for key, times in interleaved(tasks, repeats, device).items()}
+            ratio = medians["products_s"] / medians["decomposition_s"]
+            rows.append({"rank": r, "max_cond": max_cond, **medians, "ratio": ratio})
     return rows
 
 

@@ -16,7 +16,7 @@ from study import paths
 from study.benches.adaptation import adaptation_rows
 from study.benches.architectures import architecture_rows
 from study.benches.budgets import budget_rows
-from study.benches.integrator import ablation_rows, growth_rows, retraction_rows
+from study.benches.integrator import ablation_rows, clip_rows, growth_rows, retraction_rows
 from study.benches.linear_minimization import lmo_growth_rows, lmo_rows
 from study.benches.peers import peer_rows
 from study.benches.results_folder import results_folder_rows
@@ -34,6 +34,7 @@ BY_NET: dict[str, Callable[..., list[Row]]] = {
 TABLES: dict[str, Callable[..., list[Row]]] = {
     "growth": growth_rows,
     "retractions": retraction_rows,
+    "clip": clip_rows,
     "ablation": ablation_rows,
     "lmo_growth": lmo_growth_rows,
     "results_folder": results_folder_rows,

@@ -1,4 +1,5 @@
-"""CIFAR-10: the one network that has been trained by the papers' protocol, its pilots, and a small residual network."""
+"""CIFAR-10: the one network that has been trained by the papers' protocol, its pilots; the methods side by side in a
+narrow one; and a small residual network."""
 
 from __future__ import annotations
 
@@ -91,3 +92,20 @@ def statistics() -> Mapping[str, Number]:
         "condlr": Number(trained["condlr"], again[best] + 3, 70, digits=0),
         "uv": Number(trained["uv"], again[best] + 3, 70, digits=0),
     }
+
+
+NARROW = "cifar10_vgg16_quarter"
+NAMES = {
+    "dense": "dense SGD",
+    "condlr": "CondLR, τ = 0.1, ratio 0.8",
+    "uv": "U Vᵀ, ratio 0.8",
+    "usv": "projected U S Vᵀ, ratio 0.8",
+    "cut": "SVD of dense, fine-tuned, ratio 0.8",
+}
+"""The configurations of the narrow network that the text compares, by the names of their numbers."""
+
+
+def stand(attack: str, eps: float) -> dict[str, float]:
+    """The percentage of images that each of NAMES withstands."""
+    rates: Any = suite_rates(committed(NARROW)).query("attack == @attack and eps == @eps").set_index("name")["rate"]
+    return {key: float(rates[name]) for key, name in NAMES.items()}

@@ -37,6 +37,12 @@ def test_growth_and_ablation_rows(monkeypatch):
     assert rows[0]["step_ratio"] == 1
 
 
+def test_clip_rows():
+    rows = integrator_bench.clip_rows(cores=1, repeats=2)
+    assert [(row["rank"], row["max_cond"]) for row in rows] == [(r, c) for r in (16, 64, 256) for c in (1.0, 1.1, 2.0)]
+    assert all(row["ratio"] == row["products_s"] / row["decomposition_s"] > 0 for row in rows)
+
+
 def test_retraction_rows():
     rows = integrator_bench.retraction_rows(n=64, repeats=2)
     assert [(row["retraction"], row["rank"]) for row in rows] == [
