@@ -53,11 +53,12 @@ PYTHON ?= $(BIN)/python
 CELLS := dense-s0 condlr-r0.8-c1.1-s0
 gpu: ## test the library on a GPU, measure a step there, train VGG16 on CIFAR-10 (DEVICE=cpu rehearses it)
 	$(PYTHON) -m pytest tests/wellcond/test_cuda.py
-	$(PYTHON) -m study bench --device $(DEVICE) --table clip --save
 ifeq ($(DEVICE),cpu)
+	$(PYTHON) -m study bench --device cpu --repeats 2 --table clip
 	$(PYTHON) -m study bench --device cpu --repeats 2 --batch 8 --ratio 0.8 --net vgg16 vit
 	$(PYTHON) -m study run cifar10_vgg16 --device cpu --rehearse --only $(CELLS)
 else
+	$(PYTHON) -m study bench --device $(DEVICE) --table clip --save
 	$(PYTHON) -m study bench --device $(DEVICE) --net vgg16 vit --save
 	$(PYTHON) -m study run cifar10_vgg16 --device $(DEVICE) --max-minutes 5 --only $(CELLS)
 	$(PYTHON) -m study run cifar10_vgg16_short --device $(DEVICE) --max-minutes 3 --only '*-s0'
