@@ -94,6 +94,10 @@ def assemble(chapters: list[Path]) -> None:
     for chapter in chapters:
         shutil.copy(EXECUTED / chapter.name, SOURCE / "book")
     shutil.copy(ROOT / "_toc.yml", SOURCE)
+    from card import draw  # here: it imports torch, without which the other uses of this module start at once
+
+    title = nbformat.read(EXECUTED / chapters[0].name, 4).cells[0].source.splitlines()[0]
+    draw(title.removeprefix("# "), SOURCE / "book" / "_static" / "card.png")
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     config["execute"]["execute_notebooks"] = "off"
     (SOURCE / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -34,7 +34,23 @@ def test_page_says_in_its_head_what_it_is_about(page, name):
     words = page.locator("meta[name=description]").get_attribute("content")
     assert 30 < len(words) <= 203
     assert "\\" not in words
-    assert page.locator("meta[property='og:title']").get_attribute("content")
+    properties = {
+        name: page.locator(f"meta[property='og:{name}']").get_attribute("content")
+        for name in ("title", "description", "url", "image")
+    }
+    assert properties["title"]
+    assert properties["description"] == words
+    base = CONFIG["html"]["baseurl"]
+    assert properties["url"] == f"{base}{name}.html"
+    assert (HTML / properties["image"].removeprefix(base)).exists()
+
+
+def test_the_picture_that_links_to_the_book_show_has_their_size():
+    from PIL import Image
+
+    with Image.open(HTML / "_static" / "card.png") as card:
+        assert card.size == (1200, 630)
+        assert len(card.convert("RGB").getcolors(maxcolors=1 << 20)) > 100  # something is drawn
 
 
 @pytest.mark.parametrize("name", PAGES)
