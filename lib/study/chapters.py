@@ -40,8 +40,8 @@ def load_or_run(
     ones; rerunning resumes them.
     Raises ValueError if nothing has been computed for these parameters and run is False.
     """
-    given = {"experiment": (experiment, str), "preset": (preset, str), "out": (out, str)}
-    given |= {"run": (run, bool), "suite": (suite, bool)}
+    given: dict[str, tuple[object, type]] = {"experiment": (experiment, str), "preset": (preset, str)}
+    given |= {"out": (out, str), "run": (run, bool), "suite": (suite, bool)}
     for field, (value, kind) in given.items():
         if not isinstance(value, kind):
             accepted = "True or False" if kind is bool else "text"

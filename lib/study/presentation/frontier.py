@@ -72,7 +72,7 @@ def by_radius(results: Results, attack: str, eps: float, curves: Sequence[Curve]
     everywhere = [name for name in parts[0].index if all(name in part.index for part in parts)]
     about = parts[0].loc[everywhere]
 
-    def of(names: Sequence[str]) -> dict[str, Any]:
+    def of(names: list[str]) -> dict[str, Any]:
         values = {key: [part.loc[names, key].round(2).tolist() for part in parts] for key in ("rate", "std")}
         return {"sizes": about.loc[names, "size"].round(2).tolist(), "rates": values["rate"], "stds": values["std"]}
 
