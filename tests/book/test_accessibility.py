@@ -51,8 +51,8 @@ def test_a_page(page, name):
     opened(page, name)
     paint(page, "light")
     assert broken(page, OF_SPHINX, {"include": [["article"]]}, rules={"color-contrast": {"enabled": False}}) == {}
-    # the colours of code are those of one style sheet: they are looked at once, below
-    colours = {"include": [["article"]], "exclude": [[".highlight"]]}
+    # code has the colours of one style sheet, looked at once, below; and entries of the reference are alike
+    colours = {"include": [["article"]], "exclude": [[".highlight"], ["dl.py ~ dl.py"]]}
     for theme in ("light", "dark"):
         paint(page, theme)
         assert broken(page, {}, colours, runOnly=["color-contrast"]) == {}, theme
