@@ -1,6 +1,6 @@
 # Everything a reader or contributor runs.  A machine needs Python 3.11 and make beforehand, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test library gpu lint lock clean
+.PHONY: help setup book pdf serve test library gpu lint lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +23,9 @@ setup: $(INSTALLED) ## install the locked environment into .venv
 
 book: $(INSTALLED) ## execute the chapters and render the book
 	$(BIN)/python book/build.py
+
+pdf: $(INSTALLED) ## print the built book as one PDF
+	$(BIN)/python book/pdf.py
 
 serve: ## show the built book on localhost (PORT=8000)
 	@test -e $(SITE)/index.html || { echo "error: there is no built book; run 'make book' first" >&2; exit 1; }

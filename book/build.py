@@ -94,9 +94,23 @@ def assemble(chapters: list[Path]) -> None:
     for chapter in chapters:
         shutil.copy(EXECUTED / chapter.name, SOURCE / "book")
     shutil.copy(ROOT / "_toc.yml", SOURCE)
+    from card import draw  # here: it imports torch, without which the other uses of this module start at once
+
+    title = nbformat.read(EXECUTED / chapters[0].name, 4).cells[0].source.splitlines()[0]
+    draw(title.removeprefix("# "), SOURCE / "book" / "_static" / "card.png")
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     config["execute"]["execute_notebooks"] = "off"
     (SOURCE / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def mend() -> None:
+    """What screen readers would stumble over: an empty header of a table becomes a cell, since it names no column; and
+    what docutils calls the entries of a bibliography is no role any more."""
+    empty, role = re.compile(r"<th\b([^>]*)>(?:\s|&#160;|&nbsp;|<p>|</p>)*</th>"), ' role="doc-biblioentry"'
+    for path in (HTML / "book").glob("*.html"):
+        page = empty.sub(r"<td\1></td>", path.read_text(encoding="utf-8"))
+        page = page.replace(role, "").replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        path.write_text(page, encoding="utf-8")
 
 
 def prune() -> None:
@@ -119,6 +133,7 @@ def render() -> None:
     if not (HTML / "index.html").exists() or "<table" not in front.read_text(encoding="utf-8"):
         raise SystemExit(f"error: {front.relative_to(ROOT)} lacks the headline table")
     prune()
+    mend()
     for old, new in MOVED.items():
         target = f'<meta http-equiv="refresh" content="0; url={new}.html"><a href="{new}.html">{new}</a>'
         head = f'<!doctype html><html lang="en"><link rel="icon" href="data:,"><title>{new}</title>'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from study.experiments.cells import load, measure_conditioning, run_experiment
@@ -27,20 +28,23 @@ def load_or_run(
     run: bool = False,
     condition_images: int = 0,
     suite: bool = False,
+    out: str = "",
     **overrides: Any,
 ) -> Results:
     """What a chapter shows: the committed results (run=False), or results computed now (run=True).
 
     experiment: a file in book/experiments; preset: "paper" or "smoke"; overrides: model="package.module:factory",
-    dataset, seeds, ...; empty ones are ignored. When running, condition_images is the number of test images at which
-    κ_rel of the trained networks is measured too, and with suite=True the attack suite is run on them. Computed results
-    go to results/local and never touch the committed ones; rerunning resumes them.
+    dataset, seeds, epochs, ratios, ... (`Experiment.load`); empty ones are ignored. When running, condition_images is
+    the number of test images at which κ_rel of the trained networks is measured too, and with suite=True the attack
+    suite is run on them. Computed results go to the folder `out`, or to results/local, and never touch the committed
+    ones; rerunning resumes them.
     Raises ValueError if nothing has been computed for these parameters and run is False.
     """
-    given = {"experiment": (experiment, str), "preset": (preset, str), "run": (run, bool), "suite": (suite, bool)}
+    given: dict[str, tuple[object, type]] = {"experiment": (experiment, str), "preset": (preset, str)}
+    given |= {"out": (out, str), "run": (run, bool), "suite": (suite, bool)}
     for field, (value, kind) in given.items():
         if not isinstance(value, kind):
-            accepted = "True or False" if kind is bool else "a name"
+            accepted = "True or False" if kind is bool else "text"
             raise invalid(field, value, f"{accepted} (papermill reads {field} {value} as {type(value).__name__})")
     if not isinstance(condition_images, int) or isinstance(condition_images, bool) or condition_images < 0:
         raise invalid("condition_images", condition_images, "a whole number >= 0")
@@ -51,12 +55,12 @@ def load_or_run(
         committed = Experiment.load(experiment).title
         notice = NOTICE.format(title=spec.title, preset=spec.preset, committed=committed)
         display(Markdown(notice))  # type: ignore[no-untyped-call]
+    folder = spec.local_folder(Path(out).expanduser().resolve() if out else None)
     if not run:
-        found = load(spec)
-        if spec.modified() and found.runs.empty:
+        found = load(spec, folder if out else None)
+        if (spec.modified() or out) and found.runs.empty:
             raise invalid("run", run, f"True: there are no results for preset {preset!r} with these parameters yet")
         return found
-    folder = spec.local_folder()
     run_experiment(spec, folder, progress=sys.stderr.isatty())
     if condition_images:
         measure_conditioning(spec, folder, n_images=condition_images)

@@ -11,6 +11,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from study.experiments.specification import Experiment, canonical_hash
+from study.results.store import read_table
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 CHAPTERS = {path.stem: path for path in sorted(BOOK.glob("*.ipynb"))}
@@ -90,9 +91,9 @@ def test_every_parameter_reaches_the_specification(name):
         passed = {keyword.arg: ast.unparse(keyword.value) for keyword in given}
         assert passed == {parameter: parameter for parameter in values if parameter not in experiments}
 
-    no_override = experiments | {"preset", "run", "condition_images"}
+    no_override = experiments | {"preset", "run", "condition_images", "out"}
     overrides = {key: value for key, value in values.items() if key not in no_override}
-    other = {"model": "helpers:Tiny", "dataset": "digits32", "seeds": (7,), "device": "cpu"}
+    other = {"model": "helpers:Tiny", "dataset": "digits32", "seeds": [7], "epochs": 3, "ratios": [0.8]}
 
     def resolved(experiment, preset="paper", **changes):
         spec = Experiment.load(values[experiment], preset, **{**overrides, **changes})
@@ -150,3 +151,14 @@ def test_chapter_runs_from_any_folder(name, elsewhere):
 def test_a_network_of_the_readers_own_goes_through(elsewhere):
     name = "15_your_network"
     check(execute(name, elsewhere, preset="smoke", model="helpers:Tiny"), name)
+
+
+@pytest.mark.slow
+def test_a_chapter_trains_the_seeds_ratios_and_epochs_that_it_is_given_and_keeps_them_where_it_is_told(elsewhere):
+    name, chosen = "06_accuracy_and_spectra", {"seeds": [1], "epochs": 1, "ratios": [0.5], "out": "mine"}
+    check(execute(name, elsewhere, **SMOKE, **chosen), name)
+    (folder,) = (elsewhere / "mine" / declared(name)["experiment"]).iterdir()
+    runs = read_table(folder, "runs")
+    assert set(runs["seed"]) == {1}
+    assert set(runs["ratio"].dropna()) == {0.5}
+    assert set(runs.loc[runs["method"] == "condlr", "epochs"]) == {1}

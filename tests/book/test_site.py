@@ -1,93 +1,16 @@
 """The built book as a reader's browser sees it, without a network.  `make book` builds it; these tests only look."""
 
-import functools
-import http.server
 import inspect
-import os
-import shutil
 import textwrap
-import threading
-from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 import build
 import study
 import wellcond
+from built_book import CONFIG, HTML, NEEDED, PAGES, ROOT, TOC
 
-ROOT = Path(__file__).resolve().parents[2]
-HTML = ROOT / "build" / "site" / "_build" / "html"
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
-# No name but our own address resolves, so a page that needs anything from elsewhere fails here and now.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-]
-TOC = YAML(typ="safe").load(ROOT / "_toc.yml")
-CONFIG = YAML(typ="safe").load(ROOT / "_config.yml")
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
-    pytest.mark.skipif(not (HTML / "index.html").exists(), reason="the book is not built; run make book"),
-]
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def site():
-    handler = functools.partial(QuietHandler, directory=HTML)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, site):
-    """A fresh page; afterwards, nothing may have failed, left the site, or reached the console."""
-    context = browser.new_context(base_url=site, viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    complaints = []
-    page.on(
-        "console",  # the theme logs its mode
-        lambda message: message.type == "log" or complaints.append(f"console {message.type}: {message.text}"),
-    )
-    page.on("pageerror", lambda error: complaints.append(f"script error: {error}"))
-    page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
-    page.on("response", lambda response: response.ok or complaints.append(f"{response.status}: {response.url}"))
-    page.on(
-        "request",
-        lambda request: request.url.startswith((site, "data:", "blob:")) or complaints.append(f"left: {request.url}"),
-    )
-    yield page
-    context.close()
-    assert complaints == []
+pytestmark = NEEDED
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -111,7 +34,23 @@ def test_page_says_in_its_head_what_it_is_about(page, name):
     words = page.locator("meta[name=description]").get_attribute("content")
     assert 30 < len(words) <= 203
     assert "\\" not in words
-    assert page.locator("meta[property='og:title']").get_attribute("content")
+    properties = {
+        name: page.locator(f"meta[property='og:{name}']").get_attribute("content")
+        for name in ("title", "description", "url", "image")
+    }
+    assert properties["title"]
+    assert properties["description"] == words
+    base = CONFIG["html"]["baseurl"]
+    assert properties["url"] == f"{base}{name}.html"
+    assert (HTML / properties["image"].removeprefix(base)).exists()
+
+
+def test_the_picture_that_links_to_the_book_show_has_their_size():
+    from PIL import Image
+
+    with Image.open(HTML / "_static" / "card.png") as card:
+        assert card.size == (1200, 630)
+        assert len(card.convert("RGB").getcolors(maxcolors=1 << 20)) > 100  # something is drawn
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -151,7 +151,9 @@ class Experiment(Strict):
     def load(cls, experiment: str | Path, preset: str = "paper", **overrides: Any) -> Self:
         """Read book/experiments/<experiment>.toml, or a path to a TOML file, and apply a preset and overrides.
 
-        overrides: entries of the experiment (dataset, model, seeds, ...); empty strings and None are ignored.
+        overrides: entries of the experiment (dataset, model, seeds, ...); epochs, of its protocol, which methods with
+        their own keep; ratios, a list of those of its ratios that are kept. Empty strings and None are ignored, and
+        measurements of networks alone that are then left out.
         Raises ValueError in one line, with the nearest name, for an unknown experiment, preset, key, method, attack
         or data set, and for a value out of range.
         """
@@ -174,11 +176,15 @@ class Experiment(Strict):
         chosen = dict(_table(presets[preset], f"{path.name}: presets.{preset}"))
         keep = _table(chosen.pop("keep", {}), f"{path.name}: presets.{preset}.keep")
         raw = _merged(raw, chosen)
-        raw = _merged(raw, {key: value for key, value in overrides.items() if value not in ("", None)})
+        given = {key: value for key, value in overrides.items() if value not in ("", None)}
+        epochs, ratios = given.pop("epochs", None), given.pop("ratios", None)
+        raw = _merged(raw, given | ({} if epochs is None else {"train": {"epochs": epochs}}))
         raw["preset"] = preset
         methods = raw.get("method", [])
         if not isinstance(methods, list) or not all(isinstance(entry, dict) for entry in methods):
             raise invalid(f"{path.name}: method", methods, "tables [[method]]")
+        if ratios is not None:
+            keep["ratio"] = _among(ratios, [ratio for entry in methods for ratio in entry.get("ratio", ())])
         raw["method"] = [kept for entry in methods if (kept := _kept(entry, keep))]
         try:
             spec = cls.model_validate(raw)
@@ -188,8 +194,18 @@ class Experiment(Strict):
         twice = next((run_id for run_id, count in Counter(run_ids).items() if count > 1), None)
         if twice:
             raise ValueError(f"{path.name}: cell {twice} is declared twice")
+        if any(value not in ("", None) for value in overrides.values()):
+            spec = spec._of_its_networks(run_ids)
         spec._check_measurements(path.name, run_ids)
         return spec
+
+    def _of_its_networks(self, run_ids: Sequence[str]) -> Self:
+        """Without the measurements of networks alone that it has not."""
+        kept = {
+            name: tuple(entry for entry in selective if any(map(entry.applies, run_ids)))
+            for name, selective in self.measurements.items()
+        }
+        return self.model_copy(update={"measurements": kept})
 
     def _check_measurements(self, file: str, run_ids: Sequence[str]) -> None:
         """Raise ValueError for what is declared twice, or of no network."""
@@ -248,8 +264,9 @@ class Experiment(Strict):
             return paths.results() / self.name
         return self.local_folder()
 
-    def local_folder(self) -> Path:
-        return paths.local() / self.name / f"{self.preset}-{canonical_hash(self.model_dump(mode='json'))[:8]}"
+    def local_folder(self, base: Path | None = None) -> Path:
+        """<base>/<name>/<preset>-<hash>; base: results/local."""
+        return (base or paths.local()) / self.name / f"{self.preset}-{canonical_hash(self.model_dump(mode='json'))[:8]}"
 
 
 def _table(value: Any, field: str) -> dict[str, Any]:
@@ -265,6 +282,13 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         both = isinstance(value, Mapping) and isinstance(old, Mapping)
         merged[key] = _merged(old, value) if both and old is not None else value
     return merged
+
+
+def _among(ratios: Any, known: Sequence[float]) -> list[float]:
+    if not isinstance(ratios, list | tuple) or not ratios or any(ratio not in known for ratio in ratios):
+        shown = ", ".join(f"{ratio:g}" for ratio in sorted(set(known))) or "none"
+        raise invalid("ratios", ratios, f"a list of ratios of the experiment, which has {shown}")
+    return list(ratios)
 
 
 def _kept(entry: dict[str, Any], keep: Mapping[str, list[Any]]) -> dict[str, Any]:

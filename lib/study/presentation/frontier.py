@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -61,6 +61,34 @@ def plot_frontier(results: Results, attack: str, eps: float, curves: Sequence[Cu
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_ylabel(f"images withstood, %\n{ATTACKS[attack]}, ε = {eps:g}")
     return fig
+
+
+def by_radius(results: Results, attack: str, eps: float, curves: Sequence[Curve]) -> dict[str, Any]:
+    """The data of plot_frontier at 0 and at each radius up to 3 eps that the attack has: book/_static/radii.js."""
+    frame = suite_rates(results)
+    measured = sorted(frame.loc[frame["attack"] == attack, "eps"].unique())
+    radii = [0.0, *(radius for radius in measured if radius <= 3 * eps + 1e-9)]
+    parts = [points(results, attack if radius else "clean", radius) for radius in radii]
+    everywhere = [name for name in parts[0].index if all(name in part.index for part in parts)]
+    about = parts[0].loc[everywhere]
+
+    def of(names: list[str]) -> dict[str, Any]:
+        values = {key: [part.loc[names, key].round(2).tolist() for part in parts] for key in ("rate", "std")}
+        return {"sizes": about.loc[names, "size"].round(2).tolist(), "rates": values["rate"], "stds": values["std"]}
+
+    there = [(curve.words, [name for name in curve.names if name in everywhere]) for curve in curves]
+    named = [name for curve in curves for name in curve.names]
+    return {
+        "radii": radii,
+        "start": min(range(len(radii)), key=lambda k: abs(radii[k] - eps)),
+        "ticks": SIZES,
+        "curves": [
+            {"name": words, "color": look(str(about.loc[names[0], "method"])).color, **of(names)}
+            for words, names in there
+            if names
+        ],
+        "others": of([name for name in everywhere if name not in named]),
+    }
 
 
 MNIST = (

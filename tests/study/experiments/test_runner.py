@@ -614,10 +614,52 @@ def test_a_network_of_ones_own(project):
         load_or_run("tiny", preset="smoke", run=True, model="helpers:nois")
 
 
+def test_a_chapter_trains_what_its_parameters_say_and_keeps_it_where_they_say(project, tmp_path):
+    project(DENSE, UV.replace("[0.5]", "[0.5, 0.8]"), FGSM, SMOKE)
+    chosen = {"preset": "smoke", "seeds": [3], "epochs": 2, "ratios": [0.8], "out": str(tmp_path / "mine")}
+    with pytest.raises(ValueError, match="run = False: must be True"):
+        load_or_run("tiny", **chosen)
+    computed = load_or_run("tiny", run=True, **chosen)
+    assert computed.runs["run_id"].tolist() == ["dense-s3", "uv-r0.8-s3"]
+    assert set(computed.runs["epochs"]) == {2}
+    (folder,) = (tmp_path / "mine" / "tiny").iterdir()
+    assert folder.name.startswith("smoke-")
+    pd.testing.assert_frame_equal(load_or_run("tiny", **chosen).runs, computed.runs)
+    assert load_or_run("tiny", seeds=None, epochs=None, ratios=None, out="").missing  # the committed ones, as ever
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("ratios", [0.7], "a list of ratios of the experiment, which has 0.5"),
+        ("ratios", 0.5, "a list of ratios"),
+        ("ratios", [], "a list of ratios"),
+        ("epochs", 0, "greater than or equal to 1"),
+        ("epochs", "many", "valid integer"),
+        ("seeds", 0, "valid tuple"),
+        ("seeds", [-1], "greater than or equal to 0"),
+        ("out", 3, "text"),
+    ],
+)
+def test_a_bad_parameter_is_an_error_of_one_line(project, field, value, accepted):
+    project(UV)
+    with pytest.raises(ValueError, match=accepted) as caught:
+        load_or_run("tiny", **{field: value})
+    assert field in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_measurements_of_networks_that_a_narrower_grid_lacks_are_left_out(project):
+    alone = '[[suite]]\nname = "fgsm"\neps = [0.1]\nonly = ["uv-r0.8-*"]\n'
+    project(UV.replace("[0.5]", "[0.5, 0.8]"), alone)
+    assert [entry.only for entry in Experiment.load("tiny", ratios=[0.8]).suite] == [("uv-r0.8-*",)]
+    assert Experiment.load("tiny", ratios=[0.5]).suite == ()
+
+
 def test_chapters_may_not_pass_what_nobody_reads(project):
     project(DENSE)
-    with pytest.raises(ValueError, match="key = 'epochs': unknown"):
-        load_or_run("tiny", epochs=3)
+    with pytest.raises(ValueError, match="key = 'epoch': unknown"):
+        load_or_run("tiny", epoch=3)
 
 
 def test_status_of_nothing(project):

@@ -17,6 +17,7 @@ from study.presentation import frontier
 from study.presentation import robustness_figures as figures
 from study.presentation import robustness_tables as robustness
 from study.presentation import style as report
+from study.presentation.sliders import Slider
 from study.results.outcomes import pack, unpack
 from study.results.store import AFTERWARDS, COLUMNS, Results
 from study.results.tables import framed
@@ -193,6 +194,25 @@ def test_curves_have_the_radii_that_all_configurations_have(study):
     plt.close(fig)
 
 
+def test_a_slider_has_the_rates_of_the_picture_at_every_radius(study):
+    data = frontier.by_radius(study, "pgd_linf", 0.1, [frontier.Curve("dense", [DENSE]), frontier.Curve("none", ["?"])])
+    (curve,) = data["curves"]
+    assert data["radii"][0] == 0.0
+    assert data["radii"][data["start"]] == 0.1
+    for k, radius in enumerate(data["radii"]):
+        rows = frontier.points(study, "pgd_linf" if radius else "clean", radius)
+        assert curve["rates"][k] == [pytest.approx(rows.loc[DENSE, "rate"], abs=0.006)]
+        assert curve["stds"][k] == [pytest.approx(rows.loc[DENSE, "std"], abs=0.006)]
+        assert len(data["others"]["rates"][k]) == len(data["others"]["sizes"])
+    assert '"radii"' in Slider("fig", "radii", data)._repr_html_()
+
+
+def test_the_data_of_a_slider_end_no_script():
+    shown = Slider("fig", "radii", {"name": "</script><b>"})._repr_html_()
+    assert shown.count("</script>") == 1
+    assert shown.endswith("</script>")
+
+
 def test_a_frontier_names_its_curves_and_leaves_the_rest_grey(study):
     fig = frontier.plot_frontier(study, "pgd_linf", 0.1, [frontier.Curve("dense", [DENSE])])
     (ax,) = fig.axes
@@ -207,6 +227,7 @@ def test_figures_of_nothing_say_so():
     assert [text.get_text() for ax in fig.axes for text in ax.texts] == ["waiting: nothing is computed"]
     plt.close(fig)
     plt.close(frontier.plot_frontier(results_of(), "pgd_linf", 0.1, frontier.EQUAL_SIZE))
+    assert frontier.by_radius(results_of(), "pgd_linf", 0.1, frontier.EQUAL_SIZE)["curves"] == []
 
 
 def test_tables_of_nothing():
