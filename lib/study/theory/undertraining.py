@@ -14,9 +14,10 @@ training with the learning rate that is best for the dense network there.
 
 Predictions, written before the run. The claim is confirmed if the networks with 98 % of zeros, by AC/DC and by gradual
 pruning, gain over a point more than the dense one, with a higher entropy after the recipe, and if those with 98 % need
-more epochs than those with 90 %; it is refuted if they gain less. Low-rank networks are under-trained if U Vᵀ and U S Vᵀ of a tenth of the rank gain more than
-a point over dense; we expect it at ratio 0.9, less at 0.5. Comparisons by the dense recipe are fair if the gap of
-CondLR, or between CondLR and U Vᵀ, moves by less than half a point from the recipe to the longest training.
+more epochs than those with 90 %; it is refuted if they gain less. Low-rank networks are under-trained if U Vᵀ and U S Vᵀ
+of a tenth of the rank gain more than a point over dense; we expect it at ratio 0.9, less at 0.5. Comparisons by the
+dense recipe are fair if the gap of CondLR, or between CondLR and U Vᵀ, moves by less than half a point from the recipe
+to the longest training.
 After a pilot on held-out images the phases of AC/DC are twice as long as published and end earlier, and rates around
 0.3 were chosen, for all methods alike.
 
