@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import wellcond as wc
 from study.theory import undertraining as ut
-from study.theory.undertraining import METHODS, ConvNet, Part, fit, measure, needed
+from study.theory.undertraining import METHODS, convnet, fit, measure, needed
 from wellcond.methods.method import plain_groups
 
 
@@ -18,16 +18,17 @@ def data():
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(64) % 10
     prototypes = torch.randn(10, 1, 14, 14, generator=generator)
-    return Part(prototypes[y] + 0.5 * torch.randn(64, 1, 14, 14, generator=generator), y)
+    return prototypes[y] + 0.5 * torch.randn(64, 1, 14, 14, generator=generator), y
 
 
 @pytest.mark.parametrize("key", [("dense", 0.0), ("U Vᵀ", 0.8), ("CondLR", 0.9)])
 def test_a_member_trains_as_it_would_alone(data, key, monkeypatch):
     monkeypatch.setattr(ut, "RATES", (0.0625, 0.25))  # exact in float32 too
     monkeypatch.setattr(ut, "BATCH", 16)
-    data, start = Part(data.x.double(), data.y), ConvNet().double()
+    (x, y), start = data, convnet().double()
+    x = x.double()
     torch.manual_seed(1)
-    members = fit(METHODS[key], [start], [data], 3)
+    members = fit(METHODS[key], [start], [(x, y)], 3)
     for rate, member in zip(ut.RATES, members, strict=True):
         torch.manual_seed(1)  # which what is prepared draws from as well
         alone, _ = (METHODS[key].prepare(copy.deepcopy(start), METHODS[key].settings) for _ in ut.RATES)
@@ -37,7 +38,7 @@ def test_a_member_trains_as_it_would_alone(data, key, monkeypatch):
                 group["lr"] = rate * (1, 1, 0.3)[epoch]  # milestones at epochs 1.8 and 2.55 of 3
             for index in torch.randperm(64).split(16):
                 optimizer.zero_grad()
-                F.cross_entropy(alone(data.x[index]), data.y[index]).backward()
+                F.cross_entropy(alone(x[index]), y[index]).backward()
                 optimizer.step()
         for p, q in zip(member.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10)
@@ -46,7 +47,7 @@ def test_a_member_trains_as_it_would_alone(data, key, monkeypatch):
 @pytest.mark.parametrize("key", [("AC/DC", 0.95), ("gradual", 0.95)])
 def test_sparse_networks_end_within_their_budget_and_learn(data, key):
     torch.manual_seed(0)
-    model = fit(METHODS[key], [ConvNet()], [data], 60)[1]
+    model = fit(METHODS[key], [convnet()], [data], 60)[1]
     weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
     assert sum(W.numel() for W in weights) == 13_840
     assert sum(int(W.count_nonzero()) for W in weights) <= 13_840 - round(0.95 * 13_840)
