@@ -1,6 +1,7 @@
 """How a network is trained: one file a method, with its mathematics, its words and its place in the registry."""
 
 from wellcond.methods import lorita
+from wellcond.methods.alternating_compression import SparseTraining
 from wellcond.methods.dynamical_low_rank import BUG
 from wellcond.methods.frank_wolfe import FrankWolfe, frank_wolfe_groups, shift_inside
 from wellcond.methods.method import Method
@@ -19,6 +20,7 @@ __all__ = [
     "OrthogonalFlow",
     "ProximalSGD",
     "Settings",
+    "SparseTraining",
     "Tucker2Conv2d",
     "find",
     "frank_wolfe_groups",
