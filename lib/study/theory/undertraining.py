@@ -43,7 +43,8 @@ from study.data import Images, load
 from study.statistics.verdicts import Finding, Lines
 from study.training.ensemble import Stack
 from wellcond.methods.alternating_compression import Schedule, SparseTraining, alternating, gradual
-from wellcond.methods.method import Settings, constrained_factors, dense, factors, plain_groups
+from wellcond.methods.method import constrained_factors, dense, factors, plain_groups
+from wellcond.methods.settings import Settings
 
 finding = partial(Finding, "undertraining")
 BUDGETS = (1, 2, 4, 8)
