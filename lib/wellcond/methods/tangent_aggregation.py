@@ -1,17 +1,18 @@
 """Federated averaging of rank-r matrices: clients send coordinates that add, and the server retracts.
 
-All start from Z = U S Vᵀ (n, m); client i trains on its own data and reaches W_i, also of rank r. The sum of products
-is not the product of sums, so factors cannot be added; the coordinates of the changes on the common bases can,
+All start from Z = U S Vᵀ (n, m); client i trains on its own data and reaches W_i, also of rank r. Factors of different
+matrices cannot be added; the coordinates of the changes on the common bases can,
 
     A = Σ_i p_i (W_i - Z) V  (n, r),      B = Σ_i p_i (W_i - Z)ᵀ U  (m, r),      Σ_i p_i = 1,
 
-by a `Channel`: in memory, over the air, or by torch.distributed. They are r(n + m) numbers in the place of nm, and give
-the tangential part of the mean change, A Vᵀ + U Bᵀ - U M Vᵀ with M = UᵀA = BᵀV. The new point is its retraction; its
-distance to Σ p_i W_i is of second order in the largest ||W_i - Z||. No matrix (n, m) is formed.
+by a `Channel`: in memory, over the air, or by torch.distributed. These r(n + m) numbers, in the place of nm, give the
+tangential part of the mean change, A Vᵀ + U Bᵀ - U M Vᵀ with M = UᵀA = BᵀV, and the new point is its orthographic
+retraction, the matrix of rank r with the coordinates A and B. It is W_1 where all W_i are equal, and its distance to
+Σ p_i W_i is of second order in the largest ||W_i - Z|| / σ_min(S). No matrix (n, m) is formed.
 
-The formulation, with the penalty λ/2 ||W_i - Z||², is that of Xue and Lau, IEEE Trans. Signal Process. 71 (2023). The
-coordinates and the choice of retractions are ours; their precoder, which is for fading channels, is not here.
-Other sources: McMahan et al., AISTATS 2017; Absil and Oseledets, Comput. Optim. Appl. 62 (2015), for the retractions.
+The formulation, with the penalty λ/2 ||W_i - Z||², is that of Xue and Lau, IEEE Trans. Signal Process. 71 (2023); the
+coordinates and the retraction are ours, and their precoder, which is for fading channels, is not here.
+Others: McMahan et al., AISTATS 2017; Absil and Oseledets, Comput. Optim. Appl. 62 (2015), for the retraction.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wellcond.errors import invalid, unknown
+from wellcond.errors import invalid
 from wellcond.integrator import Factors
 from wellcond.layers import LowRankLayer, low_rank_layers
-from wellcond.linalg import svd_in_double, upcast
+from wellcond.linalg import upcast
 from wellcond.spectrum import check_max_cond, clip_condition_number
 from wellcond.stiefel import project_horizontal, qr
 
@@ -83,46 +84,24 @@ def coordinates(Z: Factors, W: Factors) -> Coordinates:
     )
 
 
-def _split(Z: Factors, xi: Coordinates) -> tuple[Tensor, Tensor, Tensor]:
-    """C = S + M, (I - UUᵀ)A and (I - VVᵀ)B; M is sent twice, so that noise in it is averaged."""
-    core = (Z.U.mT @ xi.A + (Z.V.mT @ xi.B).mT) / 2
-    return Z.S + core, project_horizontal(Z.U, xi.A), project_horizontal(Z.V, xi.B)
+def retract(Z: Factors, xi: Coordinates) -> Factors:
+    """The W of rank r with these coordinates: X C Yᵀ, X = U + (I-UUᵀ)A C^-1, Y = V + (I-VVᵀ)B C^-T, C = S + M.
 
-
-def orthographic(Z: Factors, xi: Coordinates) -> Factors:
-    """The W of rank r whose coordinates are xi: W = X C Yᵀ, X = U + (I-UUᵀ)A C^-1, Y = V + (I-VVᵀ)B C^-T, C = S + M.
-
-    One client, and clients that agree, are returned exactly. Noise in A and B is amplified by 1/σ_min(C): a bound on
-    κ(S) keeps that small. Raises torch.linalg.LinAlgError if C is singular.
+    This is the orthographic retraction of A Vᵀ + U Bᵀ - U M Vᵀ. M is received twice, so that noise in it is averaged;
+    that in the rest is amplified by 1/σ_min(C). Raises torch.linalg.LinAlgError if C is singular.
     """
-    C, left, right = _split(Z, xi)
-    X = Z.U + torch.linalg.solve(C, left, left=False)
-    Y = Z.V + torch.linalg.solve(C.mT, right, left=False)
+    C = Z.S + (Z.U.mT @ xi.A + (Z.V.mT @ xi.B).mT) / 2
+    X = Z.U + torch.linalg.solve(C, project_horizontal(Z.U, xi.A), left=False)
+    Y = Z.V + torch.linalg.solve(C.mT, project_horizontal(Z.V, xi.B), left=False)
     U, V = qr(X), qr(Y)
     return Factors(U, (U.mT @ X) @ C @ (Y.mT @ V), V)
 
 
-def truncated(Z: Factors, xi: Coordinates) -> Factors:
-    """The best approximation of rank r to Z + ξ, ξ = A Vᵀ + U Bᵀ - U M Vᵀ, by an SVD of size 2r."""
-    C, left, right = _split(Z, xi)
-    eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device).expand_as(C)
-    P, R = torch.linalg.qr(torch.cat([Z.U, left], -1))  # Z + ξ = [U left] [[C, I], [I, 0]] [V right]ᵀ
-    Q, T = torch.linalg.qr(torch.cat([Z.V, right], -1))
-    K = torch.cat([torch.cat([C, eye], -1), torch.cat([eye, torch.zeros_like(C)], -1)], -2)
-    r = C.shape[-1]
-    L, sigma, Nt = svd_in_double(R @ K @ T.mT)
-    return Factors(P @ L[..., :r], torch.diag_embed(sigma[..., :r]), Q @ Nt[..., :r, :].mT)
-
-
-RETRACTIONS: dict[str, Callable[[Factors, Coordinates], Factors]] = {"orthographic": orthographic, "svd": truncated}
-"""(Z, coordinates of a tangent vector ξ) -> Z + ξ + O(||ξ||²), of rank r."""
-
-
 def squared_distance(W: Factors, Z: Factors) -> Tensor:
-    """||W - Z||_F² = ||S_W||² + ||S_Z||² - 2⟨U_ZᵀW V_Z, S_Z⟩ for orthonormal bases, as the penalty of a client: its
-    gradients along the manifold are those of the matrix, and the others are projected out by a low-rank step."""
+    """||W - Z||_F² (...) = ||S_W||² + ||S_Z||² - 2⟨U_ZᵀW V_Z, S_Z⟩ for orthonormal bases, as the penalty of a client:
+    its gradients along the manifold are those of the matrix, and a low-rank step projects the others out."""
     common = (Z.U.mT @ W.U) @ W.S @ (W.V.mT @ Z.V)
-    return W.S.square().sum() + Z.S.square().sum() - 2 * (common * Z.S).sum()
+    return (W.S.square() + Z.S.square() - 2 * common * Z.S).sum((-2, -1))
 
 
 # ------------------------------------------------------------------------ networks
@@ -142,7 +121,6 @@ def aggregate_(
     weights: Sequence[float] | None = None,
     channel: Channel = exact_sum,
     *,
-    retraction: str = "orthographic",
     max_cond: float = math.inf,
 ) -> None:
     """Move the server's network, in place, to the mean of its clients' networks, which are of the same shapes.
@@ -150,12 +128,10 @@ def aggregate_(
     Layers U S Vᵀ move by tangent coordinates and end with κ(S) <= max_cond; all other parameters by their mean change;
     buffers stay. weights: p_i of the clients of this process, which sum to one over all processes (default: equal,
     in one process). With `all_reduced_sum` each process holds the same server, and ends with the same.
-    Raises ValueError for no clients, other numbers of weights, or a retraction or max_cond that is none.
+    Raises ValueError for no clients, another number of weights, or a max_cond that is none.
     """
     if not clients or (weights is not None and len(weights) != len(clients)):
         raise invalid("clients, weights", (len(clients), None if weights is None else len(weights)), "as many, >= 1")
-    if retraction not in RETRACTIONS:
-        raise unknown("retraction", retraction, RETRACTIONS)
     check_max_cond(max_cond)
     p = torch.tensor(weights if weights is not None else [1 / len(clients)] * len(clients), dtype=torch.float64)
 
@@ -169,7 +145,7 @@ def aggregate_(
         point = factors(layer)
         Z = Factors(*map(upcast, point))
         sent = [coordinates(Z, Factors(*map(upcast, factors(layers[name])))) for layers in theirs]
-        new = RETRACTIONS[retraction](Z, Coordinates(*(received(part) for part in zip(*sent, strict=True))))
+        new = retract(Z, Coordinates(*(received(part) for part in zip(*sent, strict=True))))
         for own, value in zip(point, (new.U, clip_condition_number(new.S, max_cond), new.V), strict=True):
             own.copy_(value)
             held.add(own)
