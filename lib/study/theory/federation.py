@@ -31,8 +31,6 @@ from wellcond.stiefel import qr
 
 CLIENTS, BATCH, RATIO, BOUND = 10, 25, 0.8, 1.1
 
-# ------------------------------------------------------------------------ clients
-
 
 def features(images: Images) -> Tensor:
     """Means of 2 x 2 pixels, centred and scaled, (N, 196)."""
@@ -104,8 +102,6 @@ class Clients:
         return self.stack.models
 
 
-# ------------------------------------------------------------------------ ways to merge
-
 Merge = Callable[[nn.Module, Sequence[nn.Module], ta.Channel, float], None]
 """(server, to be moved in place, models, channel, bound on κ)."""
 
@@ -123,7 +119,7 @@ def products(server: nn.Module, models: Sequence[nn.Module], channel: ta.Channel
 
 
 def factors(server: nn.Module, models: Sequence[nn.Module], channel: ta.Channel, max_cond: float) -> None:
-    """All parameters one by one, as if U, S and V were weights; then the bases are orthonormalized."""
+    """All parameters one by one; then the bases are orthonormalized."""
     theirs = zip(*(model.parameters() for model in models), strict=True)
     for own, others in zip(server.parameters(), theirs, strict=True):
         own.add_(channel((torch.stack(others) - own) / len(models)))

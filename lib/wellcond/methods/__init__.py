@@ -8,6 +8,7 @@ from wellcond.methods.orthogonal_flow import OrthogonalFlow
 from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
 from wellcond.methods.proximal import ProximalSGD
 from wellcond.methods.registry import METHODS, find, register
+from wellcond.methods.tangent_aggregation import aggregate_
 from wellcond.methods.tucker import Tucker2Conv2d
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ProximalSGD",
     "Settings",
     "Tucker2Conv2d",
+    "aggregate_",
     "find",
     "frank_wolfe_groups",
     "lorita",

@@ -52,8 +52,7 @@ def all_reduced_sum(signals: Tensor) -> Tensor:
 def noisy_sum(snr: float, generator: torch.Generator | None = None) -> Channel:
     """Over the air: Σ_i s_i + noise with independent entries N(0, σ²), snr = 10 log10(P/σ²) in dB.
 
-    P is the mean square of the loudest signal: all amplify by one number, which its limit of power bounds. Raises
-    ValueError if snr is nan.
+    P is the mean square of the loudest signal, as all amplify by one number. Raises ValueError if snr is nan.
     """
     if math.isnan(snr):
         raise invalid("snr", snr, "a number of dB, inf for no noise")
@@ -66,9 +65,6 @@ def noisy_sum(snr: float, generator: torch.Generator | None = None) -> Channel:
     return channel
 
 
-# ------------------------------------------------------------------------ one matrix, or a stack of them
-
-
 class Coordinates(NamedTuple):
     """Of a change D (n, m) on the bases of Z: A = D V (n, r), B = Dᵀ U (m, r)."""
 
@@ -78,10 +74,8 @@ class Coordinates(NamedTuple):
 
 def coordinates(Z: Factors, W: Factors) -> Coordinates:
     """Those of W - Z, from r(n + m) numbers each."""
-    return Coordinates(
-        W.U @ (W.S @ (W.V.mT @ Z.V)) - Z.U @ Z.S,
-        W.V @ (W.S.mT @ (W.U.mT @ Z.U)) - Z.V @ Z.S.mT,
-    )
+    A = W.U @ (W.S @ (W.V.mT @ Z.V)) - Z.U @ Z.S
+    return Coordinates(A, W.V @ (W.S.mT @ (W.U.mT @ Z.U)) - Z.V @ Z.S.mT)
 
 
 def retract(Z: Factors, xi: Coordinates) -> Factors:
@@ -125,15 +119,15 @@ def aggregate_(
 ) -> None:
     """Move the server's network, in place, to the mean of its clients' networks, which are of the same shapes.
 
-    Layers U S Vᵀ move by tangent coordinates and end with κ(S) <= max_cond; all other parameters by their mean change;
-    buffers stay. weights: p_i of the clients of this process, which sum to one over all processes (default: equal,
-    in one process). With `all_reduced_sum` each process holds the same server, and ends with the same.
+    Layers U S Vᵀ move by tangent coordinates and end with κ(S) <= max_cond, other parameters by their mean change;
+    buffers stay. weights: p_i of the clients of this process, whose sum over all processes is one (default: equal).
+    With `all_reduced_sum` each process begins and ends with the same server.
     Raises ValueError for no clients, another number of weights, or a max_cond that is none.
     """
     if not clients or (weights is not None and len(weights) != len(clients)):
         raise invalid("clients, weights", (len(clients), None if weights is None else len(weights)), "as many, >= 1")
     check_max_cond(max_cond)
-    p = torch.tensor(weights if weights is not None else [1 / len(clients)] * len(clients), dtype=torch.float64)
+    p = torch.tensor(weights or [1 / len(clients)] * len(clients), dtype=torch.float64)
 
     def received(changes: Sequence[Tensor]) -> Tensor:
         signals = torch.stack(list(changes))
