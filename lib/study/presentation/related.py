@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
 from study.presentation.curves import name_ends
@@ -195,6 +195,7 @@ def plot_federated(rows: pd.DataFrame) -> Figure:
         ends[1][name] = float(own["x"].iloc[-1]), float(own["y"].iloc[-1])
     right.set(xlabel="drift of the clients, ‖W − Z‖ / ‖Z‖", xscale="log", yscale="log")
     for axis in (left.xaxis, right.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3) if axis is not right.yaxis else (1,)))
         axis.set_major_formatter(lambda x, _: tick(x))
         axis.set_minor_formatter(NullFormatter())
     fig.draw_without_rendering()
