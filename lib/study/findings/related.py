@@ -64,7 +64,7 @@ def unrolled() -> Mapping[str, Number]:
     }
 
 
-@finding("Averaging on the rank-r manifold sends a third a round, and is less accurate; one merge is not why.")
+@finding("Averaging on the rank-r manifold sends a third a round, and is less accurate; no sign that the merge is why.")
 def fixed_rank() -> Mapping[str, Number]:
     rows = related.load("federated")
     sent = rows[rows["panel"] == "skewed"].groupby("series")["x"].max()
