@@ -13,16 +13,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
 from study.presentation.curves import name_ends
-from study.presentation.style import finish, panels, table
+from study.presentation.style import finish, panels, table, tick
 
 SYSTEMS = {
     "orthogonal_flow": "ODEtoODE",
     "convex_landscape": "Convex landscape",
     "unrolled": "Descending unrolled networks",
     "undertraining": "Under-trained sparse networks",
+    "federated": "Federated at fixed rank",
 }
 
 
@@ -201,4 +203,42 @@ def plot_undertraining(rows: pd.DataFrame) -> Figure:
     last = errors[errors["x"] == errors["x"].max()].groupby("series")["y"].mean()
     named = {look.label: (epochs[-1], float(last[key])) for key, look in UNDERTRAINED.items()}
     name_ends(left, named, {look.label: look.color for look in UNDERTRAINED.values()})
+    return fig
+
+
+FEDERATED = {
+    "dense": "#767676",
+    "tangent": "#0072B2",
+    "tangent, κ ≤ 1.1": "#009E73",
+    "products": "#E69F00",
+    "factors": "#CC79A7",
+    "own SVD": "#D55E00",
+}
+
+
+def plot_federated(rows: pd.DataFrame) -> Figure:
+    """Accuracy on clients with two classes each against what is sent; what one merge loses against the drift."""
+    fig, (left, right) = panels(
+        ["two classes a client: test accuracy, %", "relative error of one merge"], 2, 3.1, "none"
+    )
+    ends: tuple[dict[str, tuple[float, float]], ...] = ({}, {})
+    for name in ("dense", "tangent", "tangent, κ ≤ 1.1", "products", "own SVD"):
+        by_x = rows[(rows["panel"] == "skewed") & (rows["series"] == name)].groupby("x")["y"]
+        left.plot(by_x.mean(), color=FEDERATED[name])
+        left.fill_between(by_x.min().index, by_x.min(), by_x.max(), color=FEDERATED[name], alpha=0.15, linewidth=0)
+        ends[0][name] = float(by_x.mean().index[-1]), float(by_x.mean().iloc[-1])
+    left.set(xlabel="megabytes on the channel, up and down", xscale="log", ylim=(0, 100))
+    for name in ("tangent", "tangent, κ ≤ 1.1", "factors", "own SVD"):
+        own = rows[(rows["panel"] == "error") & (rows["series"] == name)].sort_values("x")
+        for _, line in own.groupby("seed"):
+            right.plot(line["x"], line["y"], "o-", color=FEDERATED[name], markersize=3)
+        ends[1][name] = float(own["x"].iloc[-1]), float(own["y"].iloc[-1])
+    right.set(xlabel="drift of the clients, ‖W − Z‖ / ‖Z‖", xscale="log", yscale="log")
+    for axis in (left.xaxis, right.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3) if axis is not right.yaxis else (1,)))
+        axis.set_major_formatter(lambda x, _: tick(x))
+        axis.set_minor_formatter(NullFormatter())
+    fig.draw_without_rendering()
+    for ax, named in zip((left, right), ends, strict=True):
+        name_ends(ax, named, FEDERATED)
     return fig

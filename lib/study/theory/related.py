@@ -16,6 +16,7 @@ from study.results.provenance import environment, now
 from study.results.store import save_table
 from study.statistics.verdicts import Finding
 from study.theory.convex_landscape import convex_landscape
+from study.theory.federated import federated
 from study.theory.orthogonal_flow import orthogonal_flow
 from study.theory.undertraining import undertraining
 from study.theory.unrolled import unrolled
@@ -26,6 +27,7 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "convex_landscape": convex_landscape,
     "unrolled": unrolled,
     "undertraining": undertraining,
+    "federated": federated,
 }
 """The systems by name."""
 

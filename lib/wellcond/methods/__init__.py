@@ -10,6 +10,7 @@ from wellcond.methods.penalties import robustness_regularizer, soft_orthogonalit
 from wellcond.methods.proximal import ProximalSGD
 from wellcond.methods.registry import METHODS, find, register
 from wellcond.methods.settings import Settings
+from wellcond.methods.tangent_aggregation import aggregate_
 from wellcond.methods.tucker import Tucker2Conv2d
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Settings",
     "SparseTraining",
     "Tucker2Conv2d",
+    "aggregate_",
     "find",
     "frank_wolfe_groups",
     "lorita",

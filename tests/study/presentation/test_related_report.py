@@ -44,6 +44,7 @@ def test_the_table_says_what_was_claimed_and_what_was_found():
         ("convex_landscape", report.plot_landscape, [1, 2, 4]),
         ("unrolled", report.plot_unrolled, [5, 5, 6, 6]),
         ("undertraining", report.plot_undertraining, [5, 5]),
+        ("federated", report.plot_federated, [5, 12]),
     ],
 )
 def test_every_line_is_drawn(system, plot, lines):
