@@ -133,7 +133,7 @@ def fixed_rank() -> Mapping[str, Number]:
         "skewed": measured("also on clients with two classes each", 0, 12, scale=-1),
         "bytes": measured("with less communication", 0.4, 1, digits=1),
         "equal": measured("and at equal bytes", -10, 10),
-        "noise": measured("Noise at 20 dB costs little", -0.5, 0.5, digits=1),
+        "noise": Number(measured("Noise at 20 dB costs little", -0.5, 0.5).value, -0.5, 0.5, digits=1),
         "order": measured("What the sum of coordinates loses is of second order", 1.7, 2.3, digits=1),
         "products": measured("To send products gains nothing", -3, 3),
         "bound": measured("The bound κ ≤ 1.1 costs little", -2, 2),
