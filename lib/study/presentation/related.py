@@ -21,6 +21,7 @@ SYSTEMS = {
     "orthogonal_flow": "ODEtoODE",
     "convex_landscape": "Convex landscape",
     "unrolled": "Descending unrolled networks",
+    "kernel_pooling": "Kernel average pooling",
 }
 
 

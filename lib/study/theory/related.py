@@ -16,6 +16,7 @@ from study.results.provenance import environment, now
 from study.results.store import save_table
 from study.statistics.verdicts import Finding
 from study.theory.convex_landscape import convex_landscape
+from study.theory.kernel_pooling import kernel_pooling
 from study.theory.orthogonal_flow import orthogonal_flow
 from study.theory.unrolled import unrolled
 from wellcond.errors import invalid, unknown
@@ -24,6 +25,7 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "orthogonal_flow": orthogonal_flow,
     "convex_landscape": convex_landscape,
     "unrolled": unrolled,
+    "kernel_pooling": kernel_pooling,
 }
 """The systems by name."""
 
