@@ -7,7 +7,7 @@ import re
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -19,8 +19,10 @@ from wellcond.methods.kernel_average_pooling import (
     dirichlet_kernel,
     kernel_average,
     merge,
+    neighbour_correlation,
     pool_kernels,
     pooling_matrix,
+    raw_kernels,
 )
 
 windows = st.integers(1, 12).flatmap(
@@ -39,6 +41,7 @@ def as_layers(model, window):
     return nn.Sequential(*(copy.deepcopy(part) for pair in parts for part in pair))
 
 
+@settings(max_examples=25)
 @given(windows)
 def test_it_is_a_circulant_matrix_with_the_dirichlet_kernel_as_its_spectrum(size):
     channels, window = size
@@ -60,6 +63,7 @@ def test_pooling_is_a_product_with_its_matrix(window, padding):
     torch.testing.assert_close(KernelAveragePool(window, padding=padding)(z), expected)
 
 
+@settings(max_examples=25)
 @given(windows)
 def test_the_mean_over_the_channels_is_kept(size):
     channels, window = size
@@ -102,6 +106,22 @@ def test_it_is_gradient_descent_preconditioned_by_the_square_of_the_matrix():
             p.data -= lr * torch.tensordot(A @ A, p.grad, 1)
     torch.optim.SGD(pooled.parameters(), lr).step()
     torch.testing.assert_close(merge(pooled)(x), plain(x))
+
+
+def test_kernels_that_were_averaged_are_neighbours_and_random_ones_are_not():
+    torch.manual_seed(0)
+    W = torch.randn(32, 4, 3, 3)
+    averaged = kernel_average(W, 3, dim=0)
+    assert abs(neighbour_correlation(W)) < 3
+    assert neighbour_correlation(averaged) > 10
+    assert abs(neighbour_correlation(averaged[torch.randperm(32)])) < 3
+
+
+def test_raw_kernels_are_those_that_are_trained():
+    pooled, plain = pool_kernels(convolutions(), 3), convolutions()
+    for raw, layer, W in zip(raw_kernels(pooled), (pooled[0], pooled[2]), raw_kernels(plain), strict=True):
+        torch.testing.assert_close(raw, W)
+        torch.testing.assert_close(layer.weight, kernel_average(W, 3, dim=0))
 
 
 @pytest.mark.parametrize(

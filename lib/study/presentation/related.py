@@ -162,3 +162,34 @@ def plot_unrolled(rows: pd.DataFrame) -> Figure:
         _lines(ax, rows[rows["panel"] == panel], UNROLLED)
         ax.set(xlabel=xlabel, yscale="log")
     return finish(fig, x_ticks=False)
+
+
+POOLING = {
+    "noise": Look("#D55E00", "s", label="noise alone"),
+    "pooling, K = 3": Look("#0072B2", label="K = 3"),
+    "pooling, K = 5": Look("#56B4E9", "D", label="K = 5"),
+    "κ ≤ 1.1": Look("#009E73", "^"),
+    "spectral norm 1": Look("#888888", "v", label="norm 1"),
+}
+
+
+def plot_pooling(rows: pd.DataFrame) -> Figure:
+    """Images kept under PGD ℓ₂, against the clean accuracy along σ (means), and against κ and the norms (networks)."""
+    titles = {"clean": "clean accuracy, %", "kappa": "κ of the convolutions", "norms": "product of norms"}
+    fig, axes = panels(["kept under PGD ℓ₂, %", "", ""], 3, 2.7, "all")
+    if rows.empty:
+        return finish(fig)
+    wide = rows.pivot_table(index=["series", "x", "seed"], columns="panel", values="y")
+    for name, look in POOLING.items():
+        own = wide.loc[name]
+        means = own.groupby("x").mean()
+        axes[0].plot(means["clean"], means["l2"], color=look.color, marker=look.marker)
+        at = means.index.max()
+        axes[0].annotate(
+            look.label or name, means.loc[at, ["clean", "l2"]], (4, 5), textcoords="offset points", color=look.color
+        )
+        for ax, quantity in zip(axes[1:], ("kappa", "norms"), strict=True):
+            ax.plot(own[quantity], own["l2"], look.marker, color=look.color, alpha=0.6)
+    for ax, (quantity, xlabel) in zip(axes, titles.items(), strict=True):
+        ax.set(xlabel=xlabel, xscale="linear" if quantity == "clean" else "log")
+    return fig

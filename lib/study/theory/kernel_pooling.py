@@ -22,11 +22,10 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -37,8 +36,8 @@ from study.measurement.attack_suite import Trial, attack_row, clean_row
 from study.statistics.flags import flags_of
 from study.statistics.threat_model import standing
 from study.statistics.verdicts import Finding, Lines
-from wellcond.layers import matricize, weight_layers
-from wellcond.methods.kernel_average_pooling import merge, pool_kernels
+from wellcond.layers import weight_layers
+from wellcond.methods.kernel_average_pooling import merge, neighbour_correlation, pool_kernels, raw_kernels
 
 finding = partial(Finding, "kernel_pooling")
 BATCH, RATE, RATIO, BOUND, COST = 100, 0.3, 0.8, 1.1, 1.0
@@ -111,19 +110,6 @@ def noise_at(accuracies: Mapping[float, float], target: float) -> float:
     return sigmas[-1]
 
 
-def neighbours(layer: Any, permutations: int = 1000) -> float:
-    """The mean correlation of the raw kernels W (C, ...) of a convolution with their cyclic neighbours, in standard
-    deviations above the mean of that over random orders of the kernels."""
-    W: Tensor = layer.parametrizations.weight.original if hasattr(layer, "parametrizations") else layer.weight
-    R = torch.corrcoef(matricize(W.detach()).double())
-
-    def correlation(orders: Tensor) -> Tensor:
-        return R[orders, orders.roll(-1, 1)].mean(1)
-
-    null = correlation(torch.rand(permutations, len(R)).argsort(1))
-    return float((correlation(torch.arange(len(R))[None]) - null.mean()) / null.std())
-
-
 def suite(*steps: int) -> list[Trial]:
     """PGD with so many steps; of several, FGSM, Square and AutoAttack as well."""
     trials = [Trial(f"pgd_{norm}", eps, None, (("steps", k),)) for norm, eps in RADII.items() for k in steps]
@@ -160,8 +146,8 @@ def one_seed(data: Data, lines: Lines, seed: int) -> dict[str, float]:
     def measured(name: str, sigma: float, panel: str, *steps: int) -> dict[str, float]:
         trained = train(data.train, name, sigma, seed)
         found = measure(trained, held_out, images, suite(*steps), seed)
-        convolutions = [layer for layer in trained.modules() if isinstance(layer, nn.Conv2d)]
-        found["neighbours"] = sum(map(neighbours, convolutions)) / 2 if name in (PLAIN, POOLED) else math.nan
+        if name in (PLAIN, POOLED):
+            found["neighbours"] = sum(map(neighbour_correlation, raw_kernels(trained))) / 2
         for quantity, value in found.items():
             lines.add(f"{panel}{quantity}", name, sigma, [value], seed)
         return found

@@ -19,12 +19,15 @@ dimension of channels, stride one, the place directly behind the convolution, an
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from wellcond.convert import unparametrized
 from wellcond.errors import invalid, unknown
+from wellcond.layers import matricize
 
 PADDINGS = ("cyclic", "zeros")
 """What stands beside the first and the last channel: the other end, or nothing, which pulls both towards zero."""
@@ -73,16 +76,19 @@ class KernelAveragePool(nn.Module):
         return f"window={self.window}, dim={self.dim}, padding={self.padding!r}"
 
 
+def _convolutions(model: nn.Module) -> list[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+
+
 def pool_kernels(model: nn.Module, window: int, *, padding: str = "cyclic") -> nn.Module:
     """The model, changed in place, with a KAP behind every convolution: its weight W and bias b act as AW and Ab.
 
     Trained are W and b, as parametrizations of torch. Transposed convolutions and linear layers are left alone.
     Raises ValueError as `kernel_average`, before anything is changed.
     """
-    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
-    for layer in convolutions:
+    for layer in _convolutions(model):
         kernel_average(layer.weight, window, dim=0, padding=padding)
-    for layer in convolutions:
+    for layer in _convolutions(model):
         for name in ("weight", "bias") if layer.bias is not None else ("weight",):
             register_parametrization(layer, name, KernelAveragePool(window, dim=0, padding=padding))
     return model
@@ -91,3 +97,22 @@ def pool_kernels(model: nn.Module, window: int, *, padding: str = "cyclic") -> n
 def merge(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose convolutions are plain, with the weights AW and the biases Ab."""
     return unparametrized(model)
+
+
+def raw_kernels(model: nn.Module) -> list[Tensor]:
+    """W (C, C_in, ...) of every convolution, before A."""
+    layers: list[Any] = _convolutions(model)
+    weights = (layer.parametrizations.weight.original if is_parametrized(layer) else layer.weight for layer in layers)
+    return [weight.detach() for weight in weights]
+
+
+def neighbour_correlation(W: Tensor, permutations: int = 1000) -> float:
+    """The mean correlation of kernels W (C, ...) with their cyclic neighbours: how many standard deviations it is above
+    its mean over random orders of the kernels."""
+    R = torch.corrcoef(matricize(W).double())
+
+    def correlation(orders: Tensor) -> Tensor:
+        return R[orders, orders.roll(-1, 1)].mean(1)
+
+    null = correlation(torch.rand(permutations, len(R)).argsort(1))
+    return float((correlation(torch.arange(len(R))[None]) - null.mean()) / null.std())

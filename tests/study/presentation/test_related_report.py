@@ -43,6 +43,7 @@ def test_the_table_says_what_was_claimed_and_what_was_found():
         ("orthogonal_flow", report.plot_gradients, [5, 2]),
         ("convex_landscape", report.plot_landscape, [1, 2, 4]),
         ("unrolled", report.plot_unrolled, [5, 5, 6, 6]),
+        ("kernel_pooling", report.plot_pooling, [5, 5, 5]),
     ],
 )
 def test_every_line_is_drawn(system, plot, lines):
