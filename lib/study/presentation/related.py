@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-from study.presentation.style import finish, panels, table
+from study.presentation.style import finish, panels, table, tick
 
 SYSTEMS = {
     "orthogonal_flow": "ODEtoODE",
@@ -175,7 +176,6 @@ POOLING = {
 
 def plot_pooling(rows: pd.DataFrame) -> Figure:
     """Images kept under PGD ℓ₂, against the clean accuracy along σ (means), and against κ and the norms (networks)."""
-    titles = {"clean": "clean accuracy, %", "kappa": "κ of the convolutions", "norms": "product of norms"}
     fig, axes = panels(["kept under PGD ℓ₂, %", "", ""], 3, 2.7, "all")
     if rows.empty:
         return finish(fig)
@@ -184,12 +184,14 @@ def plot_pooling(rows: pd.DataFrame) -> Figure:
         own = wide.loc[name]
         means = own.groupby("x").mean()
         axes[0].plot(means["clean"], means["l2"], color=look.color, marker=look.marker)
-        at = means.index.max()
-        axes[0].annotate(
-            look.label or name, means.loc[at, ["clean", "l2"]], (4, 5), textcoords="offset points", color=look.color
-        )
+        x, y = means.iloc[-1][["clean", "l2"]]
+        axes[0].annotate(look.label or name, (x, y), (4, 5), textcoords="offset points", color=look.color)
         for ax, quantity in zip(axes[1:], ("kappa", "norms"), strict=True):
             ax.plot(own[quantity], own["l2"], look.marker, color=look.color, alpha=0.6)
-    for ax, (quantity, xlabel) in zip(axes, titles.items(), strict=True):
-        ax.set(xlabel=xlabel, xscale="linear" if quantity == "clean" else "log")
+    axes[0].set(xlabel="clean accuracy, %")
+    for ax, xlabel in zip(axes[1:], ("κ of the convolutions", "product of spectral norms"), strict=True):
+        ax.set(xlabel=xlabel, xscale="log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(lambda value, _: tick(value))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     return fig
