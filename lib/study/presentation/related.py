@@ -185,13 +185,20 @@ def plot_pooling(rows: pd.DataFrame) -> Figure:
         means = own.groupby("x").mean()
         axes[0].plot(means["clean"], means["l2"], color=look.color, marker=look.marker)
         x, y = means.iloc[-1][["clean", "l2"]]
-        axes[0].annotate(look.label or name, (x, y), (4, 5), textcoords="offset points", color=look.color)
+        right = name == "spectral norm 1"
+        below = name in ("noise", "pooling, K = 5")
+        where: Any = {
+            "xytext": (7 if right else -7, 0),
+            "textcoords": "offset points",
+            "va": "top" if below else "bottom",
+        }
+        axes[0].annotate(look.label or name, (x, y), ha="left" if right else "right", color=look.color, **where)
         for ax, quantity in zip(axes[1:], ("kappa", "norms"), strict=True):
             ax.plot(own[quantity], own["l2"], look.marker, color=look.color, alpha=0.6)
-    axes[0].set(xlabel="clean accuracy, %")
+    axes[0].set(xlabel="clean accuracy, %, along σ")
     for ax, xlabel in zip(axes[1:], ("κ of the convolutions", "product of spectral norms"), strict=True):
         ax.set(xlabel=xlabel, xscale="log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.xaxis.set_major_formatter(lambda value, _: tick(value))
         ax.xaxis.set_minor_formatter(NullFormatter())
     return fig
