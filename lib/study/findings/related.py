@@ -22,11 +22,11 @@ def measured(claim: str, low: float, high: float, scale: float = 1, digits: int 
     return Number(scale * float(row["value"]), low, high, abs(scale) * float(row["margin"]), digits)
 
 
-def drawn(system: str, panel: str, series: str) -> float:
-    """The mean of all values of a line of a system's figure at its largest x."""
+def drawn(system: str, panel: str, series: str, x: float | None = None) -> float:
+    """The mean of all values of a line of a system's figure at x, its largest one by default."""
     rows = related.load(system)
     own = rows[(rows["panel"] == panel) & (rows["series"] == series)]
-    return float(own.loc[own["x"] == own["x"].max(), "y"].mean())
+    return float(own.loc[own["x"] == (own["x"].max() if x is None else x), "y"].mean())
 
 
 @finding("Flows on O(d) keep their gradients, and a residual network with steps 1/N keeps them as well.")
@@ -150,4 +150,25 @@ def bases() -> Mapping[str, Number]:
         "subspace": Number(float(longest["tangent, κ ≤ 1.1, subspace"]), 3, 45, digits=0),
         "vector": Number(float(longest["tangent, κ ≤ 1.1, vector"]), 45, 90, digits=0),
         "common": measured("Factors one by one are as good from common bases", -1.5, 1.5),
+    }
+
+
+@finding("Noise makes robust; kernel pooling adds little to it, and that only where the noise is strong.")
+def pooling() -> Mapping[str, Number]:
+    def kept(series: str, sigma: float) -> float:
+        return drawn("kernel_pooling", "l2", series, sigma)
+
+    pooled = "pooling, K = 3"
+    return {
+        "bare": Number(kept("noise", 0), 30, 42, digits=0),
+        "noise": Number(kept("noise", 0.45), 54, 65, digits=0),
+        "weak": Number(kept("noise", 0.1) - kept(pooled, 0.1), 1, 9, digits=0),
+        "l2": measured("Pooling adds to noise, ℓ₂", 1, 6),
+        "linf": measured("and in ℓ∞", -5.4, 8.9),
+        "clean": measured("at no cost", -1.4, 1.5, digits=1),
+        "alone": measured("Pooling alone makes robust", -18, 17),
+        "neighbours": measured("Kernels of similar function emerge", 3, 8, digits=1),
+        "kappa": measured("Pooling makes kernels ill-conditioned", 2, 6),
+        "bounded": measured("and is more robust than a bound on κ", -3, 6),
+        "rank": measured("Robust networks have small norms", -0.5, 0.5, digits=1),
     }

@@ -17,6 +17,7 @@ from study.results.store import save_table
 from study.statistics.verdicts import Finding
 from study.theory.convex_landscape import convex_landscape
 from study.theory.federated import federated
+from study.theory.kernel_pooling import kernel_pooling
 from study.theory.orthogonal_flow import orthogonal_flow
 from study.theory.undertraining import undertraining
 from study.theory.unrolled import unrolled
@@ -28,6 +29,7 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "unrolled": unrolled,
     "undertraining": undertraining,
     "federated": federated,
+    "kernel_pooling": kernel_pooling,
 }
 """The systems by name."""
 

@@ -4,6 +4,7 @@ from wellcond.methods import lorita
 from wellcond.methods.alternating_compression import SparseTraining
 from wellcond.methods.dynamical_low_rank import BUG
 from wellcond.methods.frank_wolfe import FrankWolfe, frank_wolfe_groups, shift_inside
+from wellcond.methods.kernel_average_pooling import KernelAveragePool, pool_kernels
 from wellcond.methods.method import Method
 from wellcond.methods.orthogonal_flow import OrthogonalFlow
 from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
@@ -17,6 +18,7 @@ __all__ = [
     "BUG",
     "METHODS",
     "FrankWolfe",
+    "KernelAveragePool",
     "Method",
     "OrthogonalFlow",
     "ProximalSGD",
@@ -27,6 +29,7 @@ __all__ = [
     "find",
     "frank_wolfe_groups",
     "lorita",
+    "pool_kernels",
     "register",
     "robustness_regularizer",
     "shift_inside",

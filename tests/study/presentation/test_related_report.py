@@ -45,6 +45,7 @@ def test_the_table_says_what_was_claimed_and_what_was_found():
         ("unrolled", report.plot_unrolled, [5, 5, 6, 6]),
         ("undertraining", report.plot_undertraining, [5, 5]),
         ("federated", report.plot_federated, [5, 12]),
+        ("kernel_pooling", report.plot_pooling, [5, 5, 5]),
     ],
 )
 def test_every_line_is_drawn(system, plot, lines):
