@@ -74,7 +74,7 @@ def _moved(first: str, second: str) -> Number:
     to the 20 of another, all else equal."""
     short, long = (frames.by_seed(committed(name)) for name in ("mnist_compression_aware", "mnist_lenet5"))
     lead = (long[first] - long[second]) - (short[first] - short[second])
-    return gap(student(lead.dropna()))
+    return gap(student(list(lead.dropna())))
 
 
 def _ends(panel: str, series: str, which: str = "max") -> pd.Series:
@@ -103,8 +103,8 @@ def recipe() -> Mapping[str, Number]:
     lead = {panel: _ends(panel, "dense 0") - _ends(panel, "CondLR 0.8") for panel in ("recipe", "error")}
     return {
         "moved": measured("The dense recipe is fair to κ ≤ 1.1 against dense", 1.5, 8),
-        "behind": size(student(-lead["recipe"]), 2, 6),
-        "ahead": unclear(student(lead["error"]), most=2),
+        "behind": size(student(list(-lead["recipe"])), 2, 6),
+        "ahead": unclear(student(list(lead["error"])), most=2),
         "uv": measured("and against U Vᵀ", -2, 5),
         "dense": Number(float(_ends("needed", "dense").mean()), 6, 12, digits=0),
         "thin": Number(float(_ends("needed", "CondLR", "min").mean()), 13, 25, digits=0),

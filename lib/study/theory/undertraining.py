@@ -110,7 +110,7 @@ def fit(method: Method, starts: Sequence[nn.Module], data: Sequence[Part], epoch
     for epoch in range(epochs):
         for group in optimizer.param_groups:
             group["lr"] = GAMMA ** sum(epoch >= milestone * epochs for milestone in MILESTONES)
-        for index in torch.randperm(len(data[0][1]))[:size].split(BATCH):
+        for index in torch.split(torch.randperm(len(data[0][1]))[:size], BATCH):
             x, y = (torch.stack([part[k][index] for part in data for _ in RATES]) for k in range(2))
             optimizer.zero_grad()
             (rates * stack.losses(x, y)).sum().backward()  # type: ignore[no-untyped-call]
@@ -181,7 +181,7 @@ def undertraining(seeds: int = 3, dataset: str = "mnist") -> tuple[list[Finding]
     gains, epochs = {}, {}
     for key in METHODS:
         at = [own(*key, budget) for budget in BUDGETS]
-        accuracies = pd.concat([part["test"] for part in at], axis=1).to_numpy()
+        accuracies: list[list[float]] = pd.concat([part["test"] for part in at], axis=1).to_numpy().tolist()
         gains[key] = at[-1]["test"] - recipe(*key)["test"]
         epochs[key] = pd.Series([EPOCHS * needed(values) for values in accuracies])
         series, kept = f"{key[0]} {key[1]:g}", 100 * float(at[-1]["kept"].mean())

@@ -83,7 +83,7 @@ def magnitude_masks(weights: Sequence[Tensor], sparsity: float, *, stacked: bool
     kept = together.shape[1] - round(sparsity * together.shape[1])
     largest = together.topk(kept, dim=1, sorted=False).indices
     mask = torch.zeros_like(together, dtype=torch.bool).scatter_(1, largest, True)
-    parts = mask.split([part.shape[1] for part in flat], 1)
+    parts = torch.split(mask, [part.shape[1] for part in flat], 1)
     return [part.reshape(W.shape) for part, W in zip(parts, weights, strict=True)]
 
 
