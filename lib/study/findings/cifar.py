@@ -119,7 +119,7 @@ def fgsm_of(eps: float) -> dict[str, float]:
 
 
 @finding(
-    "In the narrow network CondLR is the most accurate of four at a ratio of 0.8; all are far below the dense one."
+    "In the narrow network CondLR is the most accurate of four at ratio 0.8; all are far below the dense one."
 )
 def narrow() -> Mapping[str, Number]:
     found = fgsm_of(0.0)
