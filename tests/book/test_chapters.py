@@ -112,6 +112,7 @@ def test_every_figure_is_named_explained_and_cited(name):
     assert cited <= {figure for chapter in CHAPTERS for figure in figures(chapter)}
     assert set(figures(name)) <= cited
     assert all(len(caption) > 20 for caption in figures(name).values())
+    assert not any("\\\\" in caption for caption in figures(name).values())  # MyST would drop the commands of TeX
 
 
 def test_no_two_figures_have_one_name():

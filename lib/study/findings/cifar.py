@@ -118,9 +118,7 @@ def fgsm_of(eps: float) -> dict[str, float]:
     return {key: float(found[name]) for key, name in NAMES.items()}
 
 
-@finding(
-    "In the narrow network CondLR is the most accurate of four at ratio 0.8; all are far below the dense one."
-)
+@finding("In the narrow network CondLR is the most accurate of four at ratio 0.8; all are far below the dense one.")
 def narrow() -> Mapping[str, Number]:
     found = fgsm_of(0.0)
     rivals = [found[key] for key in ("uv", "usv", "cut")]

@@ -31,6 +31,7 @@ SYSTEMS = {
 
 def value_text(value: float, margin: float = math.nan) -> str:
     """ "0.44 ± 0.07", "3.4e−05 ± 1.1e−05": two digits of the margin, or of the value where there is none."""
+    margin = 0.0 if margin < 1e-9 * abs(value) else margin  # seeds that agree but for rounding
     size = value if math.isnan(margin) or margin == 0 else margin
     if size != 0 and abs(size) < 1e-3:
         text = f"{value:.1e}" + ("" if math.isnan(margin) else f" ± {margin:.1e}")
