@@ -184,6 +184,8 @@ def plot_undertraining(rows: pd.DataFrame) -> Figure:
     """Test error against epochs, each network at its best learning rate; and how much more than dense networks others
     gain by longer training at a rate of their own, against the share of the parameters that they keep."""
     fig, (left, right) = panels(["test error, %", "gain over that of dense, points"], 2, 3.2, "none")
+    if rows.empty:
+        return finish(fig)
     errors, gains = (rows[rows["panel"] == panel] for panel in ("error", "gain"))
     _lines(left, errors, UNDERTRAINED)
     left.set(xlabel="epochs", xscale="log", yscale="log")
@@ -223,6 +225,8 @@ def plot_federated(rows: pd.DataFrame) -> Figure:
     fig, (left, right) = panels(
         ["two classes a client: test accuracy, %", "relative error of one merge"], 2, 3.1, "none"
     )
+    if rows.empty:
+        return finish(fig)
     ends: tuple[dict[str, tuple[float, float]], ...] = ({}, {})
     for name in ("dense", "tangent", "tangent, κ ≤ 1.1", "products", "own SVD"):
         by_x = rows[(rows["panel"] == "skewed") & (rows["series"] == name)].groupby("x")["y"]

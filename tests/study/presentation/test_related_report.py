@@ -16,6 +16,7 @@ from study.theory import related
         (0.4448, 0.0737, "0.445 ± 0.074"),
         (-1.843, 0.343, "−1.84 ± 0.34"),
         (7.0, 0.0, "7.0 ± 0.0"),
+        (0.5, 3e-14, "0.50 ± 0.00"),
         (3.4e-5, 1.1e-5, "3.4e−05 ± 1.1e−05"),
         (0.5, math.nan, "0.50"),
     ],
@@ -55,3 +56,8 @@ def test_every_line_is_drawn(system, plot, lines):
     fig = plot(rows)
     assert [len(ax.lines) for ax in fig.axes] == lines
     plt.close(fig)
+
+
+@pytest.mark.parametrize("plot", [value for name, value in vars(report).items() if name.startswith("plot_")])
+def test_without_results_a_figure_is_empty(plot):
+    plt.close(plot(related.load("of no system")))
