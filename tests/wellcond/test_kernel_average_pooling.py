@@ -13,12 +13,12 @@ from torch import nn
 
 import wellcond as wc
 from helpers import DOUBLE, randn
+from wellcond.convert import unparametrized
 from wellcond.methods.kernel_average_pooling import (
     PADDINGS,
     KernelAveragePool,
     dirichlet_kernel,
     kernel_average,
-    merge,
     neighbour_correlation,
     pool_kernels,
     pooling_matrix,
@@ -87,7 +87,7 @@ def test_gradients(padding):
 def test_a_layer_a_parametrization_and_a_plain_convolution_are_one_map(window):
     x, layers = randn(3, 2, 9, 9), as_layers(convolutions(), window)
     pooled = pool_kernels(convolutions(), window)
-    plain = merge(pooled)
+    plain = unparametrized(pooled)
     assert [type(part) for part in plain] == [type(part) for part in convolutions()]
     assert list(plain.state_dict()) == list(convolutions().state_dict())
     for model in (pooled, plain, wc.deploy(pooled)):
@@ -97,7 +97,7 @@ def test_a_layer_a_parametrization_and_a_plain_convolution_are_one_map(window):
 def test_it_is_gradient_descent_preconditioned_by_the_square_of_the_matrix():
     x, window, lr = randn(4, 2, 9, 9), 3, 0.1
     pooled = pool_kernels(convolutions(), window)
-    plain = merge(pooled)
+    plain = unparametrized(pooled)
     for model in (pooled, plain):
         model(x).square().mean().backward()
     for layer in (plain[0], plain[2]):
@@ -105,7 +105,7 @@ def test_it_is_gradient_descent_preconditioned_by_the_square_of_the_matrix():
             A = pooling_matrix(len(p), window)
             p.data -= lr * torch.tensordot(A @ A, p.grad, 1)
     torch.optim.SGD(pooled.parameters(), lr).step()
-    torch.testing.assert_close(merge(pooled)(x), plain(x))
+    torch.testing.assert_close(unparametrized(pooled)(x), plain(x))
 
 
 def test_kernels_that_were_averaged_are_neighbours_and_random_ones_are_not():

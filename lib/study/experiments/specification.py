@@ -177,6 +177,7 @@ class Experiment(Strict):
         keep = _table(chosen.pop("keep", {}), f"{path.name}: presets.{preset}.keep")
         raw = _merged(raw, chosen)
         given = {key: value for key, value in overrides.items() if value not in ("", None)}
+        overridden = bool(given)
         epochs, ratios = given.pop("epochs", None), given.pop("ratios", None)
         raw = _merged(raw, given | ({} if epochs is None else {"train": {"epochs": epochs}}))
         raw["preset"] = preset
@@ -194,7 +195,7 @@ class Experiment(Strict):
         twice = next((run_id for run_id, count in Counter(run_ids).items() if count > 1), None)
         if twice:
             raise ValueError(f"{path.name}: cell {twice} is declared twice")
-        if any(value not in ("", None) for value in overrides.values()):
+        if overridden:
             spec = spec._of_its_networks(run_ids)
         spec._check_measurements(path.name, run_ids)
         return spec

@@ -4,11 +4,14 @@ narrow one; and a small residual network."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import pandas as pd
 
 from study.findings.finding import Number, committed, finding
 from study.presentation.compression import compressed, references
+from study.results.store import Results
 from study.statistics.frames import rates, suite_rates, summary
 
 NETWORK = "cifar10_vgg16_short"
@@ -106,21 +109,31 @@ NAMES = {
 """The configurations of the narrow network that the text compares, by the names of their numbers."""
 
 
-def stand(attack: str, eps: float) -> dict[str, float]:
-    """The percentage of images that each of NAMES withstands."""
-    rates: Any = suite_rates(committed(NARROW)).query("attack == @attack and eps == @eps").set_index("name")["rate"]
-    return {key: float(rates[name]) for key, name in NAMES.items()}
-
-
-def fgsm_of(eps: float) -> dict[str, float]:
-    """The percentage of all test images that each of NAMES withstands under FGSM."""
-    found: Any = rates(committed(NARROW)).query("attack == 'fgsm' and eps == @eps").set_index("name")["rate"]
+def withstood(of: Callable[[Results], pd.DataFrame], attack: str, eps: float) -> dict[str, float]:
+    """The percentage of images that each of NAMES withstands; of: `rates` or `suite_rates`."""
+    found: Any = of(committed(NARROW)).query("attack == @attack and eps == @eps").set_index("name")["rate"]
     return {key: float(found[name]) for key, name in NAMES.items()}
+
+
+def alike(
+    found: Mapping[str, float], within: float, dense: tuple[float, float], cut: tuple[float, float], digits: int
+) -> dict[str, Number]:
+    """CondLR and its rivals within so many points; dense so many above or more, to a limit; the cut network from a
+    limit to so many below."""
+    condlr = found["condlr"]
+    bands = {
+        "condlr": (found["uv"] - within, found["uv"] + within),
+        "usv": (condlr - within, condlr + within),
+        "uv": (condlr - within, condlr + within),
+        "dense": (condlr + dense[0], dense[1]),
+        "cut": (cut[0], condlr - cut[1]),
+    }
+    return {key: Number(found[key], low, high, digits=digits) for key, (low, high) in bands.items()}
 
 
 @finding("In the narrow network CondLR is the most accurate of four at ratio 0.8; all are far below the dense one.")
 def narrow() -> Mapping[str, Number]:
-    found = fgsm_of(0.0)
+    found = withstood(rates, "fgsm", 0.0)
     rivals = [found[key] for key in ("uv", "usv", "cut")]
     return {
         "dense": Number(found["dense"], 81, 85, digits=1),
@@ -132,28 +145,12 @@ def narrow() -> Mapping[str, Number]:
 
 @finding("There the bound is not more robust than its rivals of equal size: under FGSM it is within a point of them.")
 def narrow_fgsm() -> Mapping[str, Number]:
-    found = fgsm_of(0.006)
-    bands = {
-        "condlr": (found["uv"] - 1, found["usv"] + 1),
-        "usv": (found["condlr"] - 1, found["condlr"] + 1),
-        "uv": (found["condlr"] - 1, found["condlr"] + 1),
-        "dense": (found["condlr"] + 5, 40.0),
-        "cut": (15.0, found["condlr"] - 3),
-    }
-    return {key: Number(found[key], low, high, digits=1) for key, (low, high) in bands.items()}
+    return alike(withstood(rates, "fgsm", 0.006), within=1, dense=(5, 40), cut=(15, 3), digits=1)
 
 
 @finding("Nor under PGD, within what 500 images resolve.")
 def narrow_pgd() -> Mapping[str, Number]:
-    found = stand("pgd_linf", 0.004)
-    bands = {
-        "condlr": (found["uv"] - 4, found["uv"] + 4),
-        "usv": (found["condlr"] - 4, found["condlr"] + 4),
-        "uv": (found["condlr"] - 4, found["condlr"] + 4),
-        "dense": (found["condlr"] + 3, 60.0),
-        "cut": (10.0, found["condlr"]),
-    }
-    return {key: Number(found[key], low, high, digits=0) for key, (low, high) in bands.items()}
+    return alike(withstood(suite_rates, "pgd_linf", 0.004), within=4, dense=(3, 60), cut=(10, 0), digits=0)
 
 
 @finding("Batch normalization does not keep κ of a core from growing; U Vᵀ stays well conditioned by itself.")

@@ -42,7 +42,8 @@ def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], colors: Mapping
         ax.annotate(label, at, offset, textcoords="offset points", **look)
 
 
-def _tick(ax: Axes) -> None:
+def tick_logarithms(ax: Axes) -> None:
+    """Ticks on the logarithmic axes, as numbers are written in the book."""
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() == "log":
             low, high = axis.get_view_interval()
@@ -85,7 +86,7 @@ def curves(
         ax.set(xlabel=x, xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear")
         if ylim != (None, None):
             ax.set_ylim(*ylim)
-        _tick(ax)
+        tick_logarithms(ax)
         bottom, top = ax.get_ylim()
         ends.append({label: (at, min(max(end, bottom), top)) for label, (at, end) in marks.items()})
     axes[0].set(ylabel=y)

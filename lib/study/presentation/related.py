@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-from study.presentation.curves import name_ends
-from study.presentation.style import finish, panels, table, tick
+from study.presentation.curves import name_ends, tick_logarithms
+from study.presentation.style import finish, panels, table
 
 SYSTEMS = {
     "orthogonal_flow": "ODEtoODE",
@@ -240,10 +239,8 @@ def plot_federated(rows: pd.DataFrame) -> Figure:
             right.plot(line["x"], line["y"], "o-", color=FEDERATED[name], markersize=3)
         ends[1][name] = float(own["x"].iloc[-1]), float(own["y"].iloc[-1])
     right.set(xlabel="drift of the clients, ‖W − Z‖ / ‖Z‖", xscale="log", yscale="log")
-    for axis in (left.xaxis, right.xaxis, right.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 3) if axis is not right.yaxis else (1,)))
-        axis.set_major_formatter(lambda x, _: tick(x))
-        axis.set_minor_formatter(NullFormatter())
+    for ax in (left, right):
+        tick_logarithms(ax)
     fig.draw_without_rendering()
     for ax, named in zip((left, right), ends, strict=True):
         name_ends(ax, named, FEDERATED)
@@ -283,7 +280,5 @@ def plot_pooling(rows: pd.DataFrame) -> Figure:
     axes[0].set(xlabel="clean accuracy, %, along σ")
     for ax, xlabel in zip(axes[1:], ("κ of the convolutions", "product of spectral norms"), strict=True):
         ax.set(xlabel=xlabel, xscale="log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        ax.xaxis.set_major_formatter(lambda value, _: tick(value))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        tick_logarithms(ax)
     return fig

@@ -27,6 +27,7 @@ from study.training.ensemble import Stack
 from wellcond.integrator import Factors
 from wellcond.linalg import svd
 from wellcond.methods import tangent_aggregation as ta
+from wellcond.optim import copy_
 from wellcond.stiefel import qr
 
 CLIENTS, BATCH, RATIO, BOUND = 10, 25, 0.8, 1.1
@@ -126,7 +127,7 @@ def factors(server: nn.Module, models: Sequence[nn.Module], channel: ta.Channel,
     for layer in wc.low_rank_layers(server).values():
         X, S, Y = ta.factors(layer)
         U, V = qr(X), qr(Y)
-        set_factors(layer, Factors(U, (U.mT @ X) @ S @ (Y.mT @ V), V))
+        copy_(ta.factors(layer), (U, (U.mT @ X) @ S @ (Y.mT @ V), V))
     wc.constrain(server, max_cond)
 
 
@@ -137,14 +138,8 @@ def own_svd(server: nn.Module, models: Sequence[nn.Module], channel: ta.Channel,
         P, sigma, Qt = svd(S)
         X, Y = U @ P, V @ Qt.mT
         sign = X.gather(0, X.abs().argmax(0, keepdim=True)).sign()
-        set_factors(layer, Factors(X * sign, torch.diag(sigma), Y * sign))
+        copy_(ta.factors(layer), (X * sign, torch.diag(sigma), Y * sign))
     factors(server, models, channel, max_cond)
-
-
-def set_factors(layer: wc.LowRankLayer, W: Factors) -> None:
-    """Overwrite the factors of a layer."""
-    for own, value in zip(ta.factors(layer), W, strict=True):
-        own.copy_(value)
 
 
 class Way(NamedTuple):

@@ -36,8 +36,9 @@ from study.measurement.attack_suite import Trial, attack_row, clean_row
 from study.statistics.flags import flags_of
 from study.statistics.threat_model import standing
 from study.statistics.verdicts import Finding, Lines
+from wellcond.convert import unparametrized
 from wellcond.layers import weight_layers
-from wellcond.methods.kernel_average_pooling import merge, neighbour_correlation, pool_kernels, raw_kernels
+from wellcond.methods.kernel_average_pooling import neighbour_correlation, pool_kernels, raw_kernels
 
 finding = partial(Finding, "kernel_pooling")
 BATCH, RATE, RATIO, BOUND, COST = 100, 0.3, 0.8, 1.1, 1.0
@@ -124,7 +125,7 @@ def suite(*steps: int) -> list[Trial]:
 def measure(trained: nn.Module, held_out: Images, images: Images, trials: list[Trial], seed: int) -> dict[str, float]:
     """clean, l2, linf: the images kept, in percent, by all attacks of a norm; kappa: geometric mean of κ(AW) over the
     convolutions; norms: product of ||AW||_2 over all layers; flags: how many there are on the attacks."""
-    model = merge(trained)
+    model = unparametrized(trained)
     rows = [clean_row(model, images)]
     for trial in trials:
         rows.append(attack_row(model, images, trial, rows, seed=seed))

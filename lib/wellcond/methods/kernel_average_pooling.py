@@ -3,7 +3,7 @@
     KAP(z)_c = (1/K) Σ_{|j| <= (K-1)/2} z_{c+j},        c = 0, ..., C - 1,  K odd
 
 This is a fixed linear map A of the channels, so that a convolution W with A behind it is the convolution AW:
-`pool_kernels` trains W and computes with AW, for the price of a mean over weights, and `merge` keeps AW, a plain layer.
+`pool_kernels` trains W and computes with AW, for the price of a mean over weights; `convert.unparametrized` keeps AW.
 With cyclic padding A is a circulant matrix, symmetric, with the Dirichlet kernel as its eigenvalues,
 
     λ_k = sin(πKk/C)/(K sin(πk/C)),    λ_0 = 1,
@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
-from wellcond.convert import unparametrized
 from wellcond.errors import invalid, unknown
 from wellcond.layers import matricize
 
@@ -92,11 +91,6 @@ def pool_kernels(model: nn.Module, window: int, *, padding: str = "cyclic") -> n
         for name in ("weight", "bias") if layer.bias is not None else ("weight",):
             register_parametrization(layer, name, KernelAveragePool(window, dim=0, padding=padding))
     return model
-
-
-def merge(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose convolutions are plain, with the weights AW and the biases Ab."""
-    return unparametrized(model)
 
 
 def raw_kernels(model: nn.Module) -> list[Tensor]:

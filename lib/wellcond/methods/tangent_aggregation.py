@@ -29,6 +29,7 @@ from wellcond.errors import invalid
 from wellcond.integrator import Factors
 from wellcond.layers import LowRankLayer, low_rank_layers
 from wellcond.linalg import upcast
+from wellcond.optim import copy_
 from wellcond.spectrum import check_max_cond, clip_condition_number
 from wellcond.stiefel import project_horizontal, qr
 
@@ -133,16 +134,15 @@ def aggregate_(
         signals = torch.stack(list(changes))
         return channel(signals * p.to(signals).view(-1, *[1] * (signals.ndim - 1)))
 
-    held = set()
+    held: set[Tensor] = set()
     theirs = [low_rank_layers(client) for client in clients]
     for name, layer in low_rank_layers(server).items():
         point = factors(layer)
         Z = Factors(*map(upcast, point))
         sent = [coordinates(Z, Factors(*map(upcast, factors(layers[name])))) for layers in theirs]
         new = retract(Z, Coordinates(*(received(part) for part in zip(*sent, strict=True))))
-        for own, value in zip(point, (new.U, clip_condition_number(new.S, max_cond), new.V), strict=True):
-            own.copy_(value)
-            held.add(own)
+        copy_(point, (new.U, clip_condition_number(new.S, max_cond), new.V))
+        held.update(point)
     parameters = [dict(client.named_parameters()) for client in clients]
     for name, own in server.named_parameters():
         if own not in held:

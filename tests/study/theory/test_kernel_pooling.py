@@ -43,7 +43,7 @@ def test_training_with_noise_learns_with_and_without_pooling(monkeypatch):
     monkeypatch.setattr(kp, "EPOCHS", 4)
     data = kp.load("digits", n_train=500)
     for name in (kp.PLAIN, kp.POOLED):
-        model = kp.merge(kp.train(data.train, name, 0.1, 0))
+        model = kp.unparametrized(kp.train(data.train, name, 0.1, 0))
         assert kp.count_correct(model, data.test).n_correct > 0.3 * len(data.test)
 
 
