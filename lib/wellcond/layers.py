@@ -260,12 +260,13 @@ class LowRankLinear(LowRankLayer):
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._merges(x.numel() // self.in_features):
+        positions = x.numel() // self.in_features
+        if self._merges(positions):
             return F.linear(x, self.matrix(), self.bias)
-        z = x @ self.V  # (..., r)
-        if self.S is not None:
-            z = z @ self.S.mT
-        return F.linear(z, self.U, self.bias)
+        z = x @ self.V  # (..., r); then (U S) z or U (S z): S acts on what has fewer rows
+        if self.S is None or (not isinstance(positions, fx.Proxy) and positions > self.out_features):
+            return F.linear(z, self.left(), self.bias)
+        return F.linear(z @ self.S.mT, self.U, self.bias)
 
     @classmethod
     def from_dense(cls, layer: nn.Linear, rank: int, *, core: bool = True) -> Self:

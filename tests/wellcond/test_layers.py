@@ -281,3 +281,18 @@ def test_recomputing_changes_no_number_and_saves_the_tensors_between_the_factors
     assert (depth - 2) * between <= saved <= depth * between  # at the peak one of five may be there again
     assert torch.equal(recompute(recomputed, on=False)(x), kept(x))
     assert not any(layer.recomputes for layer in layers.low_rank_layers(recomputed).values())
+
+
+@pytest.mark.parametrize("positions", [8, 200])
+def test_the_core_acts_on_the_images_or_on_the_basis_whichever_has_fewer_rows(positions):
+    n, m, r = 30, 50, 7
+    layer, x = LowRankLinear(m, n, r, dtype=DOUBLE), torch.randn(positions, m, dtype=DOUBLE)
+    with FlopCounterMode(display=False) as counter:
+        y = layer(x)
+    assert counter.get_total_flops() == 2 * (positions * r * (n + m) + min(positions, n) * r**2)
+    torch.testing.assert_close(y, x @ layer.matrix().mT + layer.bias)
+    got, *want = [
+        torch.autograd.grad((out * out).sum(), (layer.U, layer.S, layer.V))
+        for out in (y, F.linear(x, layer.matrix(), layer.bias))
+    ]
+    torch.testing.assert_close(got, want[0])
