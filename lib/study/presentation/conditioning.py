@@ -70,7 +70,7 @@ def plot_factors(frame: pd.DataFrame) -> Figure:
     Factors below 1 are the thin bars: they lead from 1 to the left, where the others start, and those end at the bound.
     """
     logs = log_factors(frame)
-    fig, (ax,) = panels([""], 1, 0.62 * max(1, len(logs)) + 0.7)
+    fig, (ax,) = panels([""], 1, 0.5 * max(1, len(logs)) + 0.7)
     rows = np.arange(len(logs))
     right = logs[list(FACTORS)].clip(upper=0).sum(axis=1).to_numpy()
     left = np.zeros(len(logs))
@@ -170,13 +170,13 @@ def correlation_table(sets: Mapping[str, pd.DataFrame]) -> Styler:
 
 
 def plot_predictors(frame: pd.DataFrame) -> Figure:
-    """The rate under attack against four predictors, one point a network; frame as of `predictors`."""
-    keys = ("kappa", "gain", "bound", "kappa_rel")
-    fig, axes = panels([PREDICTORS[key].replace("κ_rel", r"$κ_\mathrm{rel}$") for key in keys], 2, 2.6)
+    """The rate under attack against three predictors, one point a network; frame as of `predictors`."""
+    keys = ("kappa", "gain", "kappa_rel")
+    fig, axes = panels([PREDICTORS[key].replace("κ_rel", r"$κ_\mathrm{rel}$") for key in keys], 3, 2.6)
     for i, (ax, key) in enumerate(zip(axes, keys, strict=True)):
         for label, rows in frame.groupby("label", sort=False):
             _, color, marker, _, fill = report.look(**rows[["method", *SETTINGS]].iloc[0])
             drawn: Any = {"color": color, "marker": marker, "fillstyle": fill, "linestyle": "", "alpha": 0.8}
             ax.plot(rows[key], rows["rate"], **drawn, label=label)
-        ax.set(xscale="log" if len(frame) else "linear", ylabel="" if i % 2 else "accuracy under attack, %")
+        ax.set(xscale="log" if len(frame) else "linear", ylabel="" if i else "accuracy under attack, %")
     return finish(fig)

@@ -794,7 +794,7 @@ def test_conditioning_is_measured_on_the_kept_networks(project):
     assert frame["kappa_rel"].item() == rows["kappa_rel"]
     assert frame["kappas"].item() == pytest.approx(rows["kappa"].prod())
     assert conditioning_report.predictors(found, "fgsm", least=100.5).empty
-    assert len(conditioning_report.plot_predictors(frame).axes) == 4
+    assert len(conditioning_report.plot_predictors(frame).axes) == 3
     plt.close("all")
     results.save(spec.folder(), "dense-s0", {"runs": found.runs.to_dict("records")[:1]}, record)
     assert runner.load(spec).conditioning.empty
