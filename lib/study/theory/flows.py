@@ -54,6 +54,10 @@ def basis_update(basis: str, label: str) -> Method:
 
 KLS = basis_update("fixed", "K-L-S")
 AUGMENTED = basis_update("augmented", "augmented basis")
+TAU = 0.1
+CONDLR = exact(1 + TAU)
+COVERED = (CONDLR, KLS, AUGMENTED)
+"""The methods of the theorems: A, its counterpart in the literature, and B."""
 
 
 def joined(points: Iterable[Factors]) -> Factors:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from study import data
 from study.statistics.verdicts import Check, Guide, Lines, Panel, Reading, least_squares, median_by_x, slope_between
 from study.theory import flows
-from study.theory.flows import AUGMENTED, KLS, Method, exact
+from study.theory.flows import AUGMENTED, KLS, TAU, Method, exact
 from wellcond import spectrum
 from wellcond.integrator import Factors
 from wellcond.layers import LowRankLinear
@@ -27,7 +27,6 @@ from wellcond.layers import LowRankLinear
 IMAGES, WIDE, NARROW, CLASSES = 256, 64, 32, 10
 RANKS = (4, 8, 16, NARROW)
 TIME = 2.0
-TAU = 0.1
 FREE = "no bound on κ(S)"
 
 

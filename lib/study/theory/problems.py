@@ -16,6 +16,7 @@ from wellcond import stiefel
 from wellcond.integrator import Factors
 
 N, M, RANK = 24, 20, 4
+ROTATION = 1.05  # κ of the rotating spectrum: inside the bound 1 + TAU
 
 
 class Draw(NamedTuple):

@@ -14,7 +14,7 @@ from study.statistics.verdicts import Check, Lines, Panel, Reading, least_square
 from study.theory import checks as theory
 from study.theory import flows
 from study.theory.flows import exact, published
-from study.theory.problems import draw, geometric, norms, point, rotating
+from study.theory.problems import RANK, M, N, draw, geometric, norms, point, rotating
 
 SMOKE = theory.SIZES["smoke"]
 SMALL = {"seeds": 2, "points": 4}
@@ -105,11 +105,11 @@ def test_a_draw_may_begin_at_any_seed_and_has_the_sizes_asked_for():
 
 
 def test_the_normal_part_is_orthogonal_to_the_tangent_space():
-    W, Z = point(draw(1), geometric(3.0)), randn(1, theory.N, theory.M)
+    W, Z = point(draw(1), geometric(3.0)), randn(1, N, M)
     normal = flows.normal_part(W, Z)
     assert (W.U.mT @ normal).abs().max() < 1e-12
     assert (normal @ W.V).abs().max() < 1e-12
-    assert torch.linalg.matrix_rank((Z - normal)[0]) == 2 * theory.RANK
+    assert torch.linalg.matrix_rank((Z - normal)[0]) == 2 * RANK
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
