@@ -42,6 +42,10 @@ def code_after_parameters(name):
     return ast.parse("\n".join(sources[start + 1 :]))
 
 
+def is_dictionary(node):
+    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+
+
 def figures(name):
     found = (cell.metadata.get("mystnb", {}).get("figure") for cell in cells(name))
     return {figure["name"]: figure["caption"] for figure in found if figure}
@@ -86,9 +90,12 @@ def test_every_parameter_reaches_the_specification(name):
     found = [node for node in ast.walk(code_after_parameters(name)) if isinstance(node, ast.Call)]
     calls = [call for call in found if ast.unparse(call.func) == "study.load_or_run"]
     assert sorted(ast.unparse(call.args[0]) for call in calls) == sorted(experiments)
+    named = {node.targets[0].id: node.value for node in code_after_parameters(name).body if is_dictionary(node)}
     for call in calls:
-        given = [keyword for keyword in call.keywords if not isinstance(keyword.value, ast.Constant)]
-        passed = {keyword.arg: ast.unparse(keyword.value) for keyword in given}
+        pairs = [(keyword.arg, keyword.value) for keyword in call.keywords if keyword.arg]
+        for whole in (named[ast.unparse(keyword.value)] for keyword in call.keywords if keyword.arg is None):
+            pairs += [(key.value, value) for key, value in zip(whole.keys, whole.values, strict=True)]
+        passed = {key: ast.unparse(value) for key, value in pairs if not isinstance(value, ast.Constant)}
         assert passed == {parameter: parameter for parameter in values if parameter not in experiments}
 
     no_override = experiments | {"preset", "run", "condition_images", "out"}
