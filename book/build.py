@@ -74,12 +74,14 @@ def execute(chapter: Path) -> str:
     except Exception as error:  # unreadable notebook, dead kernel, timeout: name the chapter, let the others finish
         print(f"FAILED  {chapter.stem}: {type(error).__name__}", flush=True)
         return f"{chapter.name}: {type(error).__name__}: {error}"
-    # Readers can download the executed notebook: leave out this machine's paths and the progress bars.
-    notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                print(f"FAILED  {chapter.stem}: a warning", flush=True)
+                return f"{chapter.name}, cell {cell.id}: {output.text}"
+    # Readers can download the executed notebook: leave out this machine's paths.
+    for part in (notebook, *notebook.cells):
+        part.metadata.pop("papermill", None)
     nbformat.write(notebook, EXECUTED / chapter.name)
     print(f"{time.monotonic() - started:5.0f} s  {chapter.stem}", flush=True)
     return ""

@@ -154,14 +154,13 @@ UNROLLED = {
 
 
 def plot_unrolled(rows: pd.DataFrame) -> Figure:
-    """Loss and gradient norm layer by layer; final loss under noise and under denser codes."""
+    """Loss and gradient norm layer by layer; final loss under noise."""
     titles = {
         "layers": ("loss by layer", "layer"),
         "gradients": ("gradient norm by layer, relative", "layer"),
         "noise": ("final loss under noise", "noise at test, σ"),
-        "sparsity": ("final loss for denser codes", "share of non-zeros at test"),
     }
-    fig, axes = panels([title for title, _ in titles.values()], 2, 2.5, "none")
+    fig, axes = panels([title for title, _ in titles.values()], 3, 2.7, "none")
     for ax, (panel, (_, xlabel)) in zip(axes, titles.items(), strict=True):
         _lines(ax, rows[rows["panel"] == panel], UNROLLED)
         ax.set(xlabel=xlabel, yscale="log")
