@@ -43,7 +43,7 @@ def test_the_table_says_what_was_claimed_and_what_was_found():
     [
         ("orthogonal_flow", report.plot_gradients, [5, 2]),
         ("convex_landscape", report.plot_landscape, [1, 2, 4]),
-        ("unrolled", report.plot_unrolled, [5, 5, 6, 6]),
+        ("unrolled", report.plot_unrolled, [5, 5, 6]),
         ("undertraining", report.plot_undertraining, [5, 5]),
         ("federated", report.plot_federated, [5, 12]),
         ("kernel_pooling", report.plot_pooling, [5, 5, 5]),
