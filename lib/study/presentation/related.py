@@ -157,7 +157,7 @@ def plot_unrolled(rows: pd.DataFrame) -> Figure:
     """Loss and gradient norm layer by layer; final loss under noise."""
     titles = {
         "layers": ("loss by layer", "layer"),
-        "gradients": ("gradient norm by layer, relative", "layer"),
+        "gradients": ("gradient norm, relative", "layer"),
         "noise": ("final loss under noise", "noise at test, σ"),
     }
     fig, axes = panels([title for title, _ in titles.values()], 3, 2.7, "none")
