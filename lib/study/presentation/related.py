@@ -25,6 +25,7 @@ SYSTEMS = {
     "undertraining": "Under-trained sparse networks",
     "federated": "Federated at fixed rank",
     "kernel_pooling": "Kernel average pooling",
+    "large_batches": "Distributed adversarial training",
 }
 
 
