@@ -1,7 +1,7 @@
 """Adversarial training with large batches: do layer-wise rates keep what linear scaling loses, and what is sent?
 
 Zhang et al. (UAI 2022, arXiv 2206.06257) train against adversaries on many machines: large batches, a trust ratio for
-every layer, one-step or iterative adversaries, quantized gradients. Here 4,096 images of MNIST at 14 x 14 pixels,
+every layer, one-step or iterative adversaries, quantized gradients. Here 2,048 images of MNIST at 14 x 14 pixels,
 ε = 0.1, a network 196-128-64-10 whose hidden matrices have rank 26 and 13 where they are factorized, 20 epochs for
 every batch up to the whole set (20 steps). The rate rises for a quarter of the steps, then falls to zero.
 
@@ -19,7 +19,7 @@ bytes a number, or one, and four for the scale of a tensor.
 
 Predictions, written before the run. Confirmed if at the largest batch linear scaling is more than five points below
 batch 128 and LARS at most two, LARS is above SGD with a rate of its own, and 8 bits, or one step, cost at most a point.
-Expected: linear scaling fails altogether at 4,096; LARS is above SGD in all forms, yet far below batch 128, as 20 steps
+Expected: linear scaling fails altogether at 2,048; LARS is above SGD in all forms, yet far below batch 128, as 20 steps
 are few; one ratio does half of what LARS does; low-rank forms lose more, as they need more steps; 8 bits and one step
 cost nothing. Rank 26 and 13 sends fewer numbers than a dense network, but more bytes than its 8 bits.
 """
@@ -45,8 +45,8 @@ from wellcond.errors import NonFiniteGradient
 from wellcond.methods.layerwise_rates import quantize_gradient, scale_gradients_, trust_ratio
 
 finding = partial(Finding, "large_batches")
-IMAGES, HELD_OUT, TEST, EPOCHS, TUNING = 4096, 1000, 1000, 20, 100
-BATCHES = (128, 1024, 4096)
+IMAGES, HELD_OUT, TEST, EPOCHS, TUNING = 2048, 1000, 1000, 20, 100
+BATCHES = (128, 512, 2048)
 MACHINE = 128
 """Images of a machine that quantizes its gradient."""
 EPS, STEPS, ATTACK = 0.1, 4, 20

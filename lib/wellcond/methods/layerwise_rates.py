@@ -21,7 +21,7 @@ before any step that is linear in them, with momentum or without: LowRankSGD, to
 wc.on_manifold(torch.optim.SGD, ...). Between several machines: sum the gradients first.
 
 Sources: You, Gitman and Ginsburg, arXiv 1708.03888, for the ratio, there with ||G|| + λ||W||; Zhang et al., UAI 2022
-(arXiv 2206.06257), for its use against adversaries, there with ||W|| clipped to an interval; Alistarh et al., NeurIPS
+(arXiv 2206.06257), for its use against adversaries, there with τ(||W||) for ||W||; Alistarh et al., NeurIPS
 2017, for the quantization, there relative to the Euclidean norm. The norms from factors are ours, and so is that a bias
 moves at the rate of its layer.
 """

@@ -84,13 +84,13 @@ def test_linear_scaling_multiplies_the_rate_of_the_smallest_batch(monkeypatch):
     monkeypatch.setattr(lb, "train", lambda images, form, rule, batch, rate, seed: rate)
     monkeypatch.setattr(lb, "measure", lambda rate, images, seed: (0.0, -abs(rate - 0.4)))
     rates = lb.tuned("digits", lb.Lines())
-    assert rates[DENSE, SGD, 128] == rates[BOUNDED, SGD, 4096] == 0.4
-    assert rates[DENSE, lb.SCALED, 4096] == pytest.approx(12.8)
-    assert rates[BOUNDED, lb.EIGHT, 4096] == rates[BOUNDED, LARS, 4096] == 0.16
+    assert rates[DENSE, SGD, 128] == rates[BOUNDED, SGD, 2048] == 0.4
+    assert rates[DENSE, lb.SCALED, 2048] == pytest.approx(6.4)
+    assert rates[BOUNDED, lb.EIGHT, 2048] == rates[BOUNDED, LARS, 2048] == 0.16
 
 
 def test_the_findings(monkeypatch):
-    small = {"IMAGES": 64, "HELD_OUT": 20, "TEST": 20, "EPOCHS": 1, "BATCHES": (32, 64), "ATTACK": 2}
+    small = {"IMAGES": 64, "HELD_OUT": 20, "TEST": 20, "EPOCHS": 2, "BATCHES": (32, 64), "ATTACK": 2}
     for name, value in small.items():
         monkeypatch.setattr(lb, name, value)
     monkeypatch.setattr(lb, "RULES", {name: rule._replace(rates=rule.rates[:1]) for name, rule in lb.RULES.items()})
