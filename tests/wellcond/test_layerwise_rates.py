@@ -159,7 +159,7 @@ def test_weight_decay_of_factors_is_that_of_the_matrix():
     ratios = scale_gradients_(differentiated(model), weight_decay=0.5)
     for name, layer in wc.low_rank_layers(model).items():
         H = projected(layer, dense.get_submodule(name).weight.grad + 0.5 * layer.weight)
-        assert float(ratios[name]) == pytest.approx(float(layer.weight.norm() / H.norm()), rel=1e-6)
+        assert ratios[name].item() == pytest.approx((layer.weight.norm() / H.norm()).item(), rel=1e-6)
 
 
 def test_what_has_no_gradient_or_no_norm_stays():

@@ -290,7 +290,8 @@ def plot_pooling(rows: pd.DataFrame) -> Figure:
 
 
 BATCHED = {"linear scaling": "#888888", "SGD": "#D55E00", "one ratio": "#E69F00", "LARS": "#0072B2"}
-SENT = {"dense": "#000000", "U Vᵀ": "#E69F00", "κ ≤ 1.1": "#009E73"}
+SENT = {"dense": ("#000000", 0), "U Vᵀ": ("#E69F00", -9), "κ ≤ 1.1": ("#009E73", 8)}
+"""Colour, and how far above its point a form is named, in points of type."""
 
 
 def plot_batches(rows: pd.DataFrame) -> Figure:
@@ -314,12 +315,12 @@ def plot_batches(rows: pd.DataFrame) -> Figure:
         ax.set(xlabel="images in a batch", xscale="log", ylim=(0, None))
         ax.set_xticks(batches := sorted(rows.loc[rows["panel"] == "robust", "x"].unique()), [f"{x:g}" for x in batches])
         ax.minorticks_off()
-    for form, color in SENT.items():
+    for form, (color, up) in SENT.items():
         points = [_of(rows, "sent", f"{form}, {name}")[["x", "y"]].mean() for name in ("LARS", "LARS, 8 bits")]
         axes[2].plot(*zip(*points, strict=True), color=color)
         for (x, y), marker in zip(points, "os", strict=True):
             axes[2].plot(x, y, marker, color=color)
-        axes[2].annotate(form, tuple(points[0]), (6, 0), textcoords="offset points", color=color, va="center")
+        axes[2].annotate(form, tuple(points[0]), (5, up), textcoords="offset points", color=color, va="center")
     axes[2].set(xlabel="kilobytes a machine and step", xscale="log")
     tick_logarithms(axes[2])
     fig.draw_without_rendering()

@@ -92,9 +92,9 @@ def scale_gradients_(model: nn.Module, trust: float = 1.0, weight_decay: float =
         seen.update(own)
         if not matrices:
             continue
-        core = getattr(layer, "S", None)
-        for p in matrices if core is None else [core] if core.grad is not None else []:
-            p.grad.add_(p, alpha=weight_decay)  # of U S Vᵀ: the components of λW along the manifold are (0, λS, 0)
+        core = getattr(layer, "S", None)  # of U S Vᵀ: the components of λW along the manifold are (0, λS, 0)
+        for p in (p for p in matrices if core is None or p is core):
+            p.grad.add_(p, alpha=weight_decay)
         ratios[name] = trust_ratio(*_norms(layer, matrices), trust)
         for p in own:
             p.grad.mul_(ratios[name])
