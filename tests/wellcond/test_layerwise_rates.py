@@ -207,7 +207,7 @@ def test_training_with_it_lowers_the_loss_and_keeps_the_bound(optimizer):
         (loss := F.cross_entropy(model(x), y)).backward()
         scale_gradients_(model)
         step.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
     assert max(report.kappa for name, report in wc.layer_reports(model).items() if name != "4") < 1.5 + 1e-9
 
