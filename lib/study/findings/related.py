@@ -172,3 +172,45 @@ def pooling() -> Mapping[str, Number]:
         "bounded": measured("and is more robust than a bound on κ", -3, 6),
         "rank": measured("Robust networks have small norms", -0.5, 0.5, digits=1),
     }
+
+
+@finding(
+    "LARS saves most of what linear scaling loses in large adversarial batches; it does not keep what small ones do."
+)
+def batches() -> Mapping[str, Number]:
+    def kept(name: str, batch: int, low: float, high: float) -> Number:
+        return Number(drawn("large_batches", "robust", f"dense, {name}", batch), low, high, digits=0)
+
+    return {
+        "small": kept("SGD", 128, 60, 75),
+        "scaled": kept("linear scaling", 2048, 5, 15),
+        "large": kept("LARS", 2048, 40, 50),
+        "lost": measured("LARS keeps it", 15, 30),
+        "saved": measured("or loses less", 25, 45),
+        "sgd": measured("also less than SGD with a rate of its own", 0, 45),
+        "ratio": measured("since layers have ratios of their own", 0.5, 6),
+        "uv": measured("It helps U Vᵀ", 0, 32),
+        "kappa": measured("and U S Vᵀ with κ ≤ 1.1 as well", 0, 15),
+        "more": measured("Large batches cost κ ≤ 1.1 no more than dense", 0, 12),
+        "step": measured("A one-step adversary is enough", 0, 11, scale=-1),
+    }
+
+
+@finding(
+    "Eight bits send less than a fifth of the rank does, at a smaller price; linear scaling hurts least under κ ≤ 1.1."
+)
+def compressed() -> Mapping[str, Number]:
+    rows = related.load("large_batches")
+    sent = rows[rows["panel"] == "sent"].groupby("series")["x"].max()
+    scaled = {form: drawn("large_batches", "robust", f"{form}, linear scaling", 512) for form in ("dense", "κ ≤ 1.1")}
+    rank = drawn("large_batches", "robust", "dense, LARS") - drawn("large_batches", "robust", "κ ≤ 1.1, LARS")
+    return {
+        "dense": Number(float(sent["dense, LARS"]), 130, 140, digits=0),
+        "bits": Number(float(sent["dense, LARS, 8 bits"]), 30, 40, digits=0),
+        "rank": Number(float(sent["κ ≤ 1.1, LARS"]), 45, 55, digits=0),
+        "both": Number(float(sent["κ ≤ 1.1, LARS, 8 bits"]), 10, 15, digits=0),
+        "change": measured("Gradients of 8 bits cost nothing", -4, 4, digits=1),
+        "price": Number(rank, 8, 20, digits=0),
+        "scaled": Number(scaled["dense"], 10, 25, digits=0),
+        "bounded": Number(scaled["κ ≤ 1.1"], 30, 50, digits=0),
+    }

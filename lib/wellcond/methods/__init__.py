@@ -5,6 +5,7 @@ from wellcond.methods.alternating_compression import SparseTraining
 from wellcond.methods.dynamical_low_rank import BUG
 from wellcond.methods.frank_wolfe import FrankWolfe, frank_wolfe_groups, shift_inside
 from wellcond.methods.kernel_average_pooling import KernelAveragePool, pool_kernels
+from wellcond.methods.layerwise_rates import quantize_gradient, scale_gradients_
 from wellcond.methods.method import Method
 from wellcond.methods.orthogonal_flow import OrthogonalFlow
 from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
@@ -30,8 +31,10 @@ __all__ = [
     "frank_wolfe_groups",
     "lorita",
     "pool_kernels",
+    "quantize_gradient",
     "register",
     "robustness_regularizer",
+    "scale_gradients_",
     "shift_inside",
     "soft_orthogonality",
 ]
