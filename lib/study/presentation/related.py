@@ -25,6 +25,7 @@ SYSTEMS = {
     "undertraining": "Under-trained sparse networks",
     "federated": "Federated at fixed rank",
     "kernel_pooling": "Kernel average pooling",
+    "rewiring": "Dynamic network rewiring",
 }
 
 
@@ -281,4 +282,39 @@ def plot_pooling(rows: pd.DataFrame) -> Figure:
     for ax, xlabel in zip(axes[1:], ("κ of the convolutions", "product of spectral norms"), strict=True):
         ax.set(xlabel=xlabel, xscale="log")
         tick_logarithms(ax)
+    return fig
+
+
+REWIRED = {
+    "rewiring": Look("#0072B2", label="rewired"),
+    "magnitude": Look("#E69F00", "s", label="pruned"),
+    "U Vᵀ": Look("#CC79A7", "^"),
+    "U S Vᵀ, κ ≤ 1.1": Look("#009E73", "v", label="κ ≤ 1.1"),
+    "channels": Look("#56B4E9", "D"),
+}
+
+
+def plot_rewiring(rows: pd.DataFrame) -> Figure:
+    """Clean and robust accuracy against the numbers stored, means and ranges; a thin line leads from the non-zeros to
+    what they cost with their indices; the dense network is the dashed line."""
+    fig, axes = panels(["clean accuracy, %", "kept under PGD ℓ∞, %"], 2, 3.1, "none")
+    if rows.empty:
+        return finish(fig)
+    means: Any = rows.pivot_table(index=["series", "x"], columns="panel", values="y")
+    for ax, panel in zip(axes, ("clean", "robust"), strict=True):
+        by_point = rows[rows["panel"] == panel].groupby(["series", "x"])["y"]
+        for name, look in REWIRED.items():
+            own, low, high = means.loc[name], by_point.min()[name], by_point.max()[name]
+            ax.plot(own["stored"], own[panel], color=look.color, marker=look.marker)
+            ax.fill_between(own["stored"], low, high, color=look.color, alpha=0.15, linewidth=0)
+            ax.hlines(own[panel], own["non-zeros"], own["stored"], color=look.color, linewidth=0.8)
+        ax.axhline(float(means.loc["dense", panel].iloc[0]), color="#444444", linestyle="--", linewidth=1)
+        ax.set(xlabel="numbers stored, % of dense", xscale="log")
+        ax.set_xticks(ticks := [5, 10, 20], [f"{x}" for x in ticks])
+        ax.minorticks_off()
+    fig.draw_without_rendering()
+    for ax, panel in zip(axes, ("clean", "robust"), strict=True):
+        last = {look.label or name: means.loc[name].iloc[-1] for name, look in REWIRED.items()}
+        named = {label: (float(row["stored"]), float(row[panel])) for label, row in last.items()}
+        name_ends(ax, named, {look.label or name: look.color for name, look in REWIRED.items()})
     return fig

@@ -19,6 +19,7 @@ from study.theory.convex_landscape import convex_landscape
 from study.theory.federated import federated
 from study.theory.kernel_pooling import kernel_pooling
 from study.theory.orthogonal_flow import orthogonal_flow
+from study.theory.rewiring import rewiring
 from study.theory.undertraining import undertraining
 from study.theory.unrolled import unrolled
 from wellcond.errors import invalid, unknown
@@ -30,6 +31,7 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "undertraining": undertraining,
     "federated": federated,
     "kernel_pooling": kernel_pooling,
+    "rewiring": rewiring,
 }
 """The systems by name."""
 
