@@ -1,10 +1,9 @@
 """Dynamic network rewiring on MNIST: do a tenth and a twentieth of the weights keep clean and robust accuracy?
 
-Kundu et al. train one sparse network from the start, on clean and adversarial images half and half, and rewire it once
-an epoch (`wellcond.methods.rewiring`). Rivals have the same loss, adversary and epochs: the dense network; pruning of
-the smallest magnitudes at half the epochs, then fine-tuning; U Vᵀ and U S Vᵀ with κ <= 1.1 that deploy as many weights
-as the sparse ones have non-zeros. Sizes are in numbers of 32 bits: indices of non-zeros cost half a number each, or a
-bit for every weight, whichever is less; of channels only those that live on are stored.
+Kundu et al. train one sparse network on clean and adversarial images half and half, and rewire it once an epoch. Rivals
+have the same loss, adversary and epochs: the dense network; pruning of the smallest magnitudes at half the epochs, then
+fine-tuning; U Vᵀ and U S Vᵀ with κ <= 1.1 that deploy as many weights as the sparse ones have non-zeros. Sizes are in
+numbers of 32 bits: indices cost half a number each or a bit for every weight; of channels only living ones are stored.
 
 A small LeNet5 on means over 2 x 2 pixels, its last hidden layer a convolution, as LeCun's was, so that input channels
 are all there is to prune. It has no batch normalization, so sparse starts are scaled by d^(-1/2). ρ is ours. Chosen in
@@ -16,6 +15,7 @@ Predictions, written before the run. The claim is confirmed if at 10 % and at 5 
 the dense network's; refuted if one is below. Expected before the pilot: clean accuracy stays at 10 %, robust accuracy
 does not at 5 %; rewiring is above magnitude pruning at 5 %, not at 20 %; sparse networks are above both kinds of low
 rank at 5 %, even if indices count; channels lose more than a point. After it: rewiring loses both accuracies at 10 %.
+The run: low rank at 5 % stayed at chance, also at smaller rates, and two of three networks of channels.
 """
 
 from __future__ import annotations
