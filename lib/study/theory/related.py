@@ -19,6 +19,7 @@ from study.theory.convex_landscape import convex_landscape
 from study.theory.federated import federated
 from study.theory.kernel_pooling import kernel_pooling
 from study.theory.large_batches import large_batches
+from study.theory.rewiring import rewiring
 from study.theory.orthogonal_flow import orthogonal_flow
 from study.theory.undertraining import undertraining
 from study.theory.unrolled import unrolled
@@ -32,6 +33,7 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "federated": federated,
     "kernel_pooling": kernel_pooling,
     "large_batches": large_batches,
+    "rewiring": rewiring,
 }
 """The systems by name."""
 

@@ -11,6 +11,7 @@ from wellcond.methods.orthogonal_flow import OrthogonalFlow
 from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
 from wellcond.methods.proximal import ProximalSGD
 from wellcond.methods.registry import METHODS, find, register
+from wellcond.methods.rewiring import Rewiring
 from wellcond.methods.settings import Settings
 from wellcond.methods.tangent_aggregation import aggregate_
 from wellcond.methods.tucker import Tucker2Conv2d
@@ -23,6 +24,7 @@ __all__ = [
     "Method",
     "OrthogonalFlow",
     "ProximalSGD",
+    "Rewiring",
     "Settings",
     "SparseTraining",
     "Tucker2Conv2d",
