@@ -19,8 +19,8 @@ from study.theory.convex_landscape import convex_landscape
 from study.theory.federated import federated
 from study.theory.kernel_pooling import kernel_pooling
 from study.theory.large_batches import large_batches
-from study.theory.rewiring import rewiring
 from study.theory.orthogonal_flow import orthogonal_flow
+from study.theory.rewiring import rewiring
 from study.theory.undertraining import undertraining
 from study.theory.unrolled import unrolled
 from wellcond.errors import invalid, unknown
