@@ -20,8 +20,11 @@ from playwright.sync_api import sync_playwright
 import build
 
 PDF = build.ROOT / "build" / "wellcond.pdf"
-LEFT_OUT = "script, .headerlink, .copybtn, .viewcode-link, details.hide, .cell:has(> .cell_output script[data-figure])"
-"""Selects what is of use on a screen alone, and code that the pages fold."""
+LEFT_OUT = (
+    "script, .headerlink, .copybtn, .viewcode-link, .cell:has(> .cell_output script[data-figure]), "
+    "details.hide.above-input, details.hide > summary"
+)
+"""Selects what is of use on a screen alone, and code that the pages fold; folded tables are printed."""
 FOOTER = '<p class="pageNumber" style="width: 100%; text-align: center; font: 8pt sans-serif; color: #444"></p>'
 SECONDS = 600
 

@@ -38,6 +38,11 @@ def test_pictures_and_styles_are_those_of_the_site(document):
     assert [path for path in paths if not (HTML / "book" / path).exists()] == []
 
 
+def test_folded_results_are_printed_and_folded_code_is_not(document):
+    assert len(document.select("details.hide table")) >= 3
+    assert document.select("details.hide .cell_input") == []
+
+
 def outline(printed):
     """The titles of the bookmarks of a PDF of Chromium: strings in UTF-16 or ASCII, in the order of its objects."""
     found = re.findall(rb"/Title (?:<([0-9A-Fa-f]+)>|\(((?:\\.|[^\\)])*)\))", printed)

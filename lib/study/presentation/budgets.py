@@ -37,7 +37,7 @@ def plot_budgets(frame: pd.DataFrame) -> Figure:
     the dense network."""
     nets = [str(net) for net in frame["net"].unique()] if len(frame) else []
     cells = [(net, stage) for net in nets for stage in STAGES]
-    fig, axes = panels([f"{NETS[net]}\n{STAGES[stage]}" for net, stage in cells], len(STAGES), 2.6, "none")
+    fig, axes = panels([f"{NETS[net]}\n{STAGES[stage]}" for net, stage in cells], len(STAGES), 2.2, "none")
     if not cells:
         return finish(fig)
     for i, (ax, (net, stage)) in enumerate(zip(axes, cells, strict=True)):

@@ -153,7 +153,7 @@ def plot_bodies(bodies: Mapping[str, Body]) -> Figure:
     """Bodies by their titles, three in a row, as a viewer far away sees them."""
     style()
     rows = -(-len(bodies) // 3)
-    fig, axes = plt.subplots(rows, 3, squeeze=False, figsize=(WIDTH, 2.5 * rows))
+    fig, axes = plt.subplots(rows, 3, squeeze=False, figsize=(WIDTH, 2.1 * rows))
     for ax, (title, body) in zip(axes.flat, bodies.items(), strict=False):
         _draw(ax, body)
         ax.set_title(title, fontsize=9.5, loc="center")
@@ -164,7 +164,7 @@ def plot_cuts(
     spectra: Mapping[str, Sequence[float]], errors: Mapping[str, Sequence[float]], ranks: Sequence[int]
 ) -> Figure:
     """Singular values of a layer after several trainings, and the test error (%) when it is cut to each rank."""
-    fig, (left, right) = panels(["singular values, over the largest", "test error after the cut, %"], 2, 3.0, "none")
+    fig, (left, right) = panels(["singular values, over the largest", "test error after the cut, %"], 2, 2.4, "none")
     for (name, sigma), look in zip(spectra.items(), ("C6o-", "C3s-", "C1^-", "C0D-"), strict=True):
         left.plot(range(1, len(sigma) + 1), np.array(sigma) / sigma[0], look, label=name, markevery=3, markersize=3.6)
         right.plot(ranks, errors[name], look, markersize=3.6)

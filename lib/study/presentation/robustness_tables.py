@@ -13,6 +13,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from study.presentation.style import ATTACKS, number, percent, table
+from study.presentation.tables import minus
 from study.results.store import Results
 from study.statistics.flags import FLAGS, felled_only, flags_of, symbols
 from study.statistics.frames import by_seed as clean_by_seed
@@ -67,9 +68,7 @@ def comparison_table(results: Results, pairs: Sequence[tuple[str, str]], threats
     for first, second in pairs:
         gaps = {head: difference(rates, first, second) for head, rates in tests.items()}
         if any(gap.seeds for gap in gaps.values()):
-            rows.append(
-                {"difference in points": f"{first} − {second}", **{head: str(gap) for head, gap in gaps.items()}}
-            )
+            rows.append([minus(first, second), *map(str, gaps.values())])
     return table(pd.DataFrame(rows, columns=["difference in points", *tests]))
 
 

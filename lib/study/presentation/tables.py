@@ -93,7 +93,8 @@ def headline_table(results: Results) -> Styler:
     return _table(results, ("method", "rank removed", "deployed", "test accuracy, % (seeds)", "κ after"), 1)
 
 
-def _minus(first: str, second: str) -> str:
+def minus(first: str, second: str) -> str:
+    """What the difference of two configurations is called: a ratio that both have is said once."""
     (a, _, ratio), (b, _, other) = first.partition(", ratio "), second.partition(", ratio ")
     return f"{a} − {b}, ratio {ratio}" if ratio and ratio == other else f"{first} − {second}"
 
@@ -105,7 +106,7 @@ def comparison_table(
     the largest among them."""
     tests = {"test accuracy": ("clean", 0.0)}
     tests |= {attack_name(*test): test for test in _tests(rates(results), radii, attacks)}
-    rows = [[_minus(*pair), *(str(compare(results, *pair, *test)) for test in tests.values())] for pair in pairs]
+    rows = [[minus(*pair), *(str(compare(results, *pair, *test)) for test in tests.values())] for pair in pairs]
     return table(pd.DataFrame(rows, columns=["difference in points", *tests]))
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from study.presentation.convex_bodies import (
     FRAME,
@@ -15,19 +14,12 @@ from study.presentation.convex_bodies import (
     plot_bodies,
     plot_cuts,
 )
-from wellcond.methods.constraint_sets import constraint_set
+from study.presentation.unit_balls import MATRICES, VECTORS, unit_ball
 
 
-def symmetric(u):
-    a, b, c = u / 2**0.5
-    return torch.stack([torch.stack([c + a, b]), torch.stack([b, c - a])])
-
-
-def ball(name, mesh, tensor=lambda u: u, **parameter):
-    """The unit ball of a set of the library, of vectors or of symmetric 2 x 2 matrices."""
-    C = constraint_set(name, (3,) if tensor(torch.zeros(3)).ndim == 1 else (2, 2), radius=1.0, **parameter)
-    gauges = torch.stack([C.gauge(tensor(u)) for u in torch.from_numpy(mesh.points)])
-    return mesh.scaled(1 / gauges.numpy())
+def ball(name, space, mesh, **parameter):
+    """The boundary of the unit ball of a set of the library, on this mesh."""
+    return unit_ball(name, space._replace(mesh=lambda: mesh), **parameter).surface
 
 
 def volume(surface):
@@ -56,7 +48,7 @@ def test_meshes_are_closed_and_oriented(mesh):
     ],
 )
 def test_polytopes_are_exact(name, parameter, expected, edges):
-    surface = ball(name, octahedron(4), **parameter)
+    surface = ball(name, VECTORS, octahedron(4), **parameter)
     assert volume(surface) == pytest.approx(expected)
     assert lengths(surface, creases(surface)) == pytest.approx(edges)
 
@@ -72,13 +64,31 @@ def test_polytopes_are_exact(name, parameter, expected, edges):
 def test_balls_of_symmetric_matrices(name, parameter, expected, edges):
     """In the coordinates of `symmetric`, of which the Euclidean norm is Frobenius', the eigenvalues are c ± r, over √2,
     with r² = a² + b²: the balls are the cylinder |c|, r <= 1/√2, the double cone |c| + r <= √2, and the sphere."""
-    surface = ball(name, globe(20), symmetric, **parameter)
+    surface = ball(name, MATRICES, globe(20), **parameter)
     assert volume(surface) == pytest.approx(expected, rel=5e-3)
     assert lengths(surface, creases(surface)) == pytest.approx(edges, rel=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "space", "parameter"),
+    [
+        ("l1", VECTORS, {}),
+        ("k_sparse", VECTORS, {"k": 2}),
+        ("k_support", VECTORS, {"k": 2}),
+        ("nuclear", MATRICES, {}),
+        ("spectral_k_sparse", MATRICES, {"k": 2}),
+        ("spectral_k_support", MATRICES, {"k": 2}),
+    ],
+)
+def test_linear_minimizers_lie_on_the_boundary(name, space, parameter):
+    """The gauge and the linear minimization of a set are two functions."""
+    body = unit_ball(name, space._replace(mesh=lambda: globe(2)), n=40, **parameter)
+    np.testing.assert_allclose(body.gauge(body.extreme), 1)
+    assert len(np.unique(body.extreme.round(6), axis=0)) >= 6
+
+
 def test_the_l2_ball_has_no_creases():
-    surface = ball("l2", octahedron(30))
+    surface = ball("l2", VECTORS, octahedron(30))
     assert volume(surface) == pytest.approx(4 / 3 * np.pi, rel=5e-3)
     assert len(creases(surface)) == 0
 
