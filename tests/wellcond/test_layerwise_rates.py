@@ -218,7 +218,8 @@ def test_training_with_it_lowers_the_loss_and_keeps_the_bound(optimizer):
 @given(st.integers(2, 8), st.integers(0, 2**31), st.floats(1e-6, 1e6))
 def test_an_error_is_below_one_step_and_codes_fit_their_bits(bits, seed, size):
     x = size * torch.randn(50, generator=torch.Generator().manual_seed(seed))
-    codes, scale = found = quantize_gradient(x, bits, torch.Generator().manual_seed(seed))
+    found = quantize_gradient(x, bits, torch.Generator().manual_seed(seed))
+    codes, scale = found.codes, found.scale
     assert int(codes.to(torch.int64).abs().max()) <= 2 ** (bits - 1) - 1
     assert float((found.value - x).abs().max()) <= float(scale) * (1 + 1e-9)
     assert codes.dtype == torch.int8

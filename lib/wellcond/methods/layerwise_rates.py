@@ -28,7 +28,7 @@ moves at the rate of its layer.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,8 @@ def scale_gradients_(model: nn.Module, trust: float = 1.0, weight_decay: float =
 # ------------------------------------------------------------------------ quantization
 
 
-class Quantized(NamedTuple):
+@dataclass(frozen=True)
+class Quantized:
     """Numbers as codes (int8) of so many bits each, in units of one scale."""
 
     codes: Tensor
