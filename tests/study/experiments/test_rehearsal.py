@@ -68,7 +68,7 @@ def test_a_rehearsal_cuts_numbers_and_nothing_else(name):
 
 
 def covering(cells):
-    """Cells in which every method stands at least once, with each of its settings; values are for the methods' tests."""
+    """Cells in which every method stands at least once, with each of its settings; values are for their own tests."""
     met, chosen = set(), []
     for cell in cells:
         here = {(cell.method, key) for key in ("seed", *cell.settings)}
