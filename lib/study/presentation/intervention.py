@@ -17,7 +17,7 @@ from study.presentation.style import ATTACKS, panels
 from study.results.store import Results
 from study.statistics.frames import rates
 
-SPAN = 10.0  # points: of every panel, so that effects can be compared
+SPAN = 12.0  # points: of every panel, so that effects can be compared
 
 
 def by_bounds(results: Results, attack: str) -> dict[tuple[float, float], list[float]]:
