@@ -83,7 +83,7 @@ def peers() -> Mapping[str, Number]:
     return {
         "geotorch_least": Number(slower.min(), 2, 5, digits=1),
         "geotorch_most": Number(slower.max(), 4, 10, digits=1),
-        "half": Number((steps["wellcond"].xs(0.5, level="ratio") / dense).max(), 1, 1.3, digits=1),
+        "half": Number(100 * (steps["wellcond"].xs(0.5, level="ratio") / dense).max(), 85, 105, digits=0),
         "qr": Number(100 * (qr.max() - 1), -10, 20, digits=0),
         "uv_least": Number(100 * (uv.min() - 1), 5, 20, digits=0),
         "uv_most": Number(100 * (uv.max() - 1), 20, 50, digits=0),
