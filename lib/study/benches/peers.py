@@ -95,13 +95,17 @@ FORMS: dict[str, Callable[[Any, int], Any]] = {
     "tensorly_torch": tensorly_torch,
 }  # fmt: skip
 ORTHONORMAL = ("wellcond", "qr", "geotorch")
-PACKAGES = {"geotorch": "geotorch", "tensorly_torch": "tensorly-torch"}  # what a form needs beside torch
+PACKAGES = {  # what a form needs; tensorly-torch does not declare tensorly
+    "geotorch": ("geotorch",),
+    "tensorly_torch": ("tensorly-torch", "tensorly"),
+}
 
 
 def installed(form: str) -> str:
-    """The version of its package, "" if there is none."""
+    """The version of its package, "" if that or what it needs is not there."""
     try:
-        return version(PACKAGES.get(form, "torch"))
+        first, *_ = map(version, PACKAGES.get(form, ("torch",)))
+        return first
     except PackageNotFoundError:
         return ""
 

@@ -90,3 +90,13 @@ def test_networks_with_large_frames_are_left_out_where_a_step_takes_minutes(alon
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
         bench.measure("peers", **{"net": "vit", "ratios": [0.5], "repeats": 2, **change})
+
+
+def test_a_form_is_left_out_where_anything_it_needs_is_not_there(monkeypatch):
+    def version(package):
+        if package == "tensorly":
+            raise peers.PackageNotFoundError(package)
+        return "1.2"
+
+    monkeypatch.setattr(peers, "version", version)
+    assert [peers.installed(form) for form in ("uv", "geotorch", "tensorly_torch")] == ["1.2", "1.2", ""]
