@@ -164,7 +164,8 @@ def main() -> None:
     EXECUTED.mkdir(parents=True, exist_ok=True)
     os.chdir(EXECUTED)  # a chapter that relies on the working directory fails here
     with ThreadPoolExecutor(max_workers=2) as pool:
-        failures = [failure for failure in pool.map(execute, filter(wanted, chapters)) if failure]
+        # from the last to the first: the longest is an appendix, and would have one processor to itself at the end
+        failures = [failure for failure in pool.map(execute, filter(wanted, reversed(chapters))) if failure]
     if failures:
         raise SystemExit("\n\n".join(["", *failures, f"error: {len(failures)} chapter(s) failed"]))
     assemble(chapters)
