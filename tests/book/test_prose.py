@@ -47,6 +47,15 @@ def test_no_number_begins_a_line(name):
     assert [line for line in starts if re.match(r"\s*([-*+>]|\d+\.)?\s*<!--\w+\.", line)] == []
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_no_number_is_parted_from_its_per_cent(name):
+    """Between the two stands a space that does not break."""
+    page = PAGES[name]
+    text = "".join(cell.source for cell in cells(name, "markdown")) if name in NOTEBOOKS else page.read_text("utf-8")
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    assert re.findall(r".{0,30}(?:\d|<!---->) %", prose) == []
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_code_writes_no_sentences(name):
     assert [cell.id for cell in cells(name, "code") if re.search(r"\bMarkdown\b", cell.source)] == []
