@@ -22,7 +22,7 @@ import build
 PDF = build.ROOT / "build" / "wellcond.pdf"
 LEFT_OUT = (
     "script, .headerlink, .copybtn, .viewcode-link, .cell:has(> .cell_output script[data-figure]), "
-    "details.hide.above-input, details.hide > summary"
+    "details.hide.above-input:not(:has(.cell_output)), details.hide .cell_input, details.hide > summary"
 )
 """Selects what is of use on a screen alone, and code that the pages fold; folded tables are printed."""
 FOOTER = '<p class="pageNumber" style="width: 100%; text-align: center; font: 8pt sans-serif; color: #444"></p>'
