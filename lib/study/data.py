@@ -58,6 +58,11 @@ class Images:
         """The first n images (all if n is None): a fixed subset, since the order is that of the hash."""
         return self if n is None else Images(self.images[:n], self.labels[:n])
 
+    def halved(self) -> Images:
+        """Means over 2 x 2 pixels."""
+        means = F.avg_pool2d(self.pixels(slice(None)), 2)
+        return Images(means.mul(255).round().to(torch.uint8), self.labels)
+
     def pixels(self, index: Tensor | slice) -> Tensor:
         """Float pixels in [0, 1], contiguous: a network which wants another layout makes it itself."""
         return self.images[index].contiguous().to(torch.get_default_dtype()).div_(255)

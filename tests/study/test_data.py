@@ -452,3 +452,10 @@ def test_a_folder_of_images(tmp_path):
     data._folder.cache_clear()
     with pytest.raises(ValueError, match="must be a folder of images of one size, in folders by class"):
         data.load(str(tmp_path))
+
+
+def test_halved_images_are_means_over_four_pixels():
+    images = data.Images(
+        torch.tensor([[[[0, 1, 255, 255], [2, 4, 255, 255]]]], dtype=torch.uint8), torch.zeros(1, dtype=torch.long)
+    )
+    assert images.halved().images.tolist() == [[[[2, 255]]]]  # 7/4 rounds to 2

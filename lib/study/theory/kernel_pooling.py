@@ -36,6 +36,7 @@ from study.measurement.attack_suite import Trial, attack_row, clean_row
 from study.statistics.flags import flags_of
 from study.statistics.threat_model import standing
 from study.statistics.verdicts import Finding, Lines
+from study.theory.triangular import triangular
 from wellcond.convert import unparametrized
 from wellcond.layers import weight_layers
 from wellcond.methods.kernel_average_pooling import neighbour_correlation, pool_kernels, raw_kernels
@@ -87,7 +88,7 @@ def train(images: Images, method: str, sigma: float, seed: int) -> nn.Module:
     model = METHODS[method][0](network())
     optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=BOUND), lr=RATE, momentum=0.9)
     steps = EPOCHS * math.ceil(len(images) / BATCH)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(4 * (k + 1), 4 / 3 * (steps - k)) / steps)
+    schedule = triangular(optimizer, steps)
     for epoch in range(EPOCHS):
         for x, y in images.batches(BATCH, seed=seed, epoch=epoch):
             optimizer.zero_grad()

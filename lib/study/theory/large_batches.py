@@ -42,6 +42,7 @@ import wellcond as wc
 from study.data import Images, load
 from study.measurement.accuracy import robustness_curve
 from study.statistics.verdicts import Finding, Lines
+from study.theory.triangular import triangular
 from wellcond.errors import NonFiniteGradient
 from wellcond.methods.layerwise_rates import quantize_gradient, scale_gradients_, trust_ratio
 
@@ -52,11 +53,6 @@ MACHINE = 128
 """Images of a machine that quantizes its gradient."""
 EPS, STEPS, ATTACK = 0.1, 4, 20
 RATIO, BOUND, MOMENTUM, CHANCE = 0.8, 1.1, 0.9, 10.0
-
-
-def halved(images: Images) -> Images:
-    """Means over 2 x 2 pixels, in 256 steps."""
-    return Images(F.avg_pool2d(images.pixels(slice(None)), 2).mul(255).round().to(torch.uint8), images.labels)
 
 
 def network() -> nn.Sequential:
@@ -138,8 +134,7 @@ def train(images: Images, form: str, rule: Rule, batch: int, rate: float, seed: 
     model = FORMS[form](network())
     optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=BOUND), lr=rate, momentum=MOMENTUM)
     steps = EPOCHS * math.ceil(len(images) / batch)
-    rise = math.ceil(steps / 4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / rise, (steps - k) / (steps - rise)))
+    schedule = triangular(optimizer, steps)
     try:
         for epoch in range(EPOCHS):
             for x, y in images.batches(batch, seed=seed, epoch=epoch):
@@ -168,7 +163,7 @@ def kilobytes(form: str, bits: int) -> float:
 def tuned(dataset: str, lines: Lines) -> dict[Cell, float]:
     """All that is trained, and at which rate; lines gets what is kept of the held-out images, x being the rate."""
     data, first, last = load(dataset, seed=TUNING, n_train=IMAGES), BATCHES[0], BATCHES[-1]
-    images, held_out = halved(data.train), halved(data.validation.first(HELD_OUT))
+    images, held_out = data.train.halved(), data.validation.first(HELD_OUT).halved()
 
     def best(form: str, name: str, batch: int) -> float:
         trained = [train(images, form, RULES[name], batch, rate, TUNING) for rate in RULES[name].rates]
@@ -189,7 +184,7 @@ def large_batches(seeds: int = 3, dataset: str = "mnist") -> tuple[list[Finding]
     by kilobytes a step; held out: robust accuracy by rate with seed 100, series as "dense, LARS, 128"."""
     lines, robust = Lines(), {}
     parts = [load(dataset, seed=seed, n_train=IMAGES, n_test=TEST) for seed in range(seeds)]
-    data = [(halved(part.train), halved(part.test)) for part in parts]
+    data = [(part.train.halved(), part.test.halved()) for part in parts]
     for (form, name, batch), rate in tuned(dataset, lines).items():
         trained = [train(images, form, RULES[name], batch, rate, seed) for seed, (images, _) in enumerate(data)]
         found = np.array([measure(model, data[seed][1], seed) for seed, model in enumerate(trained)])

@@ -29,13 +29,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 import wellcond as wc
 from study.data import Images, load
 from study.measurement.attack_suite import Trial, attack_row, clean_row
 from study.statistics.verdicts import Finding, Lines
+from study.theory.triangular import triangular
 from study.training.adversarial import Adversary
 from wellcond.layers import full_rank, weight_layers
 from wellcond.methods.alternating_compression import SparseTraining
@@ -58,11 +58,6 @@ def network() -> nn.Sequential:
 
 def weights(model: nn.Module) -> list[Tensor]:
     return [layer.weight for layer in weight_layers(model).values()]
-
-
-def halved(images: Images) -> Images:
-    """Means over 2 x 2 pixels."""
-    return Images((255 * F.avg_pool2d(images.pixels(slice(None)), 2)).round().to(torch.uint8), images.labels)
 
 
 def low_rank(model: nn.Module, density: float, core: bool) -> nn.Module:
@@ -114,7 +109,7 @@ def train(name: str, density: float, images: Images, seed: int) -> nn.Module:
     optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=BOUND), lr=method.rate, momentum=MOMENTUM)
     steps = EPOCHS * math.ceil(len(images) / BATCH)
     rewiring = method.zeros(optimizer, model, density, steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(4 * (k + 1), 4 / 3 * (steps - k)) / steps)
+    schedule = triangular(optimizer, steps)
     for epoch in range(EPOCHS):
         for x, y in images.batches(BATCH, seed=seed, epoch=epoch):
             moved = adversary.images(model, x, y, adversary.start(x, generator))
@@ -155,7 +150,7 @@ def rewiring(seeds: int = 3, dataset: str = "mnist") -> tuple[list[Finding], pd.
     lines = Lines()
     for seed in range(seeds):
         data = load(dataset, seed=seed, n_train=TRAIN, n_test=TEST)
-        images, test = halved(data.train), halved(data.test)
+        images, test = data.train.halved(), data.test.halved()
         for name, method in METHODS.items():
             for density in method.densities:
                 model = train(name, density, images, seed)

@@ -13,7 +13,7 @@ DIGITS = load("digits", n_train=200)
 
 
 def batch():
-    images = lb.halved(DIGITS.train)
+    images = DIGITS.train.halved()
     return images.pixels(slice(100)), images.labels[:100]
 
 
@@ -75,7 +75,7 @@ def test_bytes_are_those_of_what_is_sent():
 
 
 def test_a_training_that_diverges_counts_as_guessing():
-    images = lb.halved(DIGITS.train)
+    images = DIGITS.train.halved()
     assert lb.train(images, DENSE, lb.RULES[SGD]._replace(steps=1), 200, 1e30, 0) is None
     assert lb.measure(None, images, 0) == (lb.CHANCE, lb.CHANCE)
 
@@ -102,7 +102,7 @@ def test_the_findings(monkeypatch):
 
 
 def test_the_bound_holds_after_training():
-    images = lb.halved(DIGITS.train)
+    images = DIGITS.train.halved()
     model = lb.train(images.first(64), BOUNDED, lb.RULES[LARS]._replace(steps=1), 32, 0.02, 0)
     assert all(
         layer.S is None or wc.layer_reports(model)[name].kappa < 1.101

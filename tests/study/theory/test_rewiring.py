@@ -60,7 +60,7 @@ def quick(monkeypatch):
 )
 def test_trained_networks_keep_their_budget(quick, monkeypatch, name, density):
     monkeypatch.setattr(rw, "EPOCHS", 3)
-    model = rw.train(name, density, rw.halved(rw.load("digits", n_train=60).train), 0)
+    model = rw.train(name, density, rw.load("digits", n_train=60).train.halved(), 0)
     found = rw.sizes(model)
     assert found["non-zeros"] <= 100 * density + 1e-9
     assert (found["deployed"] < found["non-zeros"]) == (name == rw.CHANNELS)
@@ -70,7 +70,7 @@ def test_trained_networks_keep_their_budget(quick, monkeypatch, name, density):
 
 def test_a_rewired_network_learns_against_the_adversary(quick, monkeypatch):
     monkeypatch.setattr(rw, "EPOCHS", 10)
-    images = rw.halved(rw.load("digits", n_train=120).train)
+    images = rw.load("digits", n_train=120).train.halved()
     found = rw.accuracies(rw.train(rw.REWIRED, 0.2, images, 0), images, 0)
     assert found["clean"] > 50
     assert 0 <= found["robust"] <= 100
