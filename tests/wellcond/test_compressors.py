@@ -154,7 +154,7 @@ def test_a_global_spectrum_is_one_threshold(compressor, amount):
 def test_a_target_is_met_by_the_smallest_amount_that_does(compressor):
     model, _ = network("lenet5")
     dense = count_parameters(model).dense
-    sizes = [COMPRESSORS[compressor](model)(i / 100).size for i in range(100)]
+    sizes = [COMPRESSORS[compressor](model)(i / 100).size for i in range(0, 100, 3)]
     assert sizes == sorted(sizes, reverse=True)
     for share in (0.8, 0.6):
         small = compress(model, compressor, share=share)

@@ -14,7 +14,7 @@ import wellcond as wc
 
 
 def network():
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 24), nn.Linear(24, 24), nn.Linear(24, 10))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 24))
 
 
 def step_on_the_gpu(kind, max_cond):

@@ -18,7 +18,7 @@ from wellcond.integrator import Factors, lowrank_step, lowrank_step_
 
 @pytest.mark.parametrize("max_cond", [1.0, 1.1, math.inf])
 @pytest.mark.parametrize("retraction", ["qr", "polar", "cayley"])
-@pytest.mark.parametrize(("batch", "steps"), [((), 1000), ((3,), 200)])
+@pytest.mark.parametrize(("batch", "steps"), [((), 200), ((3,), 60)])
 def test_fast_agrees_with_plain_over_many_steps(max_cond, retraction, batch, steps):
     # A moving target keeps the step at work; the flow is contracting, so rounding (eps = 2e-16) does not grow, and
     # 1e-10 leaves room for κ of the preconditioner.
@@ -30,19 +30,19 @@ def test_fast_agrees_with_plain_over_many_steps(max_cond, retraction, batch, ste
         target = first + math.sin(step / 50) * second
         plain, plain_m = lowrank_step(plain, gradient(plain, target), plain_m, **options)
         lowrank_step_(fast, gradient(fast, target), fast_m, **options)
-        if step in (0, 9, 99, steps - 1):
+        if step in (0, 9, steps - 1):
             for a, b in zip((*plain, *plain_m), (*fast, *fast_m), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
     assert (matrix(fast) - matrix(start(batch=batch))).norm() > 1  # it went somewhere
 
 
-@pytest.mark.parametrize(("retraction", "max_cond"), [("qr", 1.1), ("polar", 1.0)])
-def test_promises_after_ten_thousand_float32_steps(retraction, max_cond):
+@pytest.mark.parametrize(("retraction", "max_cond", "steps"), [("qr", 1.1, 10_000), ("polar", 1.0, 1000)])
+def test_promises_after_many_float32_steps(retraction, max_cond, steps):
     torch.manual_seed(0)
     W = start(torch.float32)
     momentum = zeros(W)
     worst = 0.0
-    for step in range(10_000):
+    for step in range(steps):
         grad = Factors(*(torch.randn_like(p) for p in W))  # noise without end: the worst case for drift
         lowrank_step_(W, grad, momentum, lr=0.01, beta=0.9, max_cond=max_cond, retraction=retraction)
         if step % 100 == 99:

@@ -203,15 +203,15 @@ def lowrank_layer(dtype=torch.float32):
         ("lowrank_published_mean", 0),
     ],
 )
-def test_a_thousand_float32_steps_keep_the_invariants(kind, tau):
+def test_noisy_float32_steps_keep_the_invariants(kind, tau):
     """Orthogonality error <= 1e-5 and κ(S) <= (1 + τ)(1 + 1e-4), under noisy gradients and momentum."""
     layer = lowrank_layer()
     optim.constrain(layer, 1 + tau)
     optimizer = LowRankSGD(optim.param_groups(layer, max_cond=1 + tau, kind=kind), lr=0.05, momentum=0.5)
-    x = torch.randn(1000, 16, 9, generator=torch.Generator().manual_seed(1))
-    y = torch.randn(1000, 16, 12, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(300, 16, 9, generator=torch.Generator().manual_seed(1))
+    y = torch.randn(300, 16, 12, generator=torch.Generator().manual_seed(2))
     worst_kappa = worst_error = 0.0
-    for step in range(1000):
+    for step in range(300):
         optimizer.zero_grad()
         (layer(x[step]) - y[step]).square().mean().backward()
         optimizer.step()

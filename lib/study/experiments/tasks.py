@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,7 +102,24 @@ def progress(
     return _progress(experiment, folder or experiment.folder(), Chosen(only, attacks, tables))
 
 
-def _do(task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, device: str, deadline: float) -> None:
+Networks = Callable[[str, str], nn.Module]
+"""The network of a cell in this experiment, by the hash of its specification and the digest of the recorded weights."""
+
+
+def _networks(experiment: Experiment, device: str, deadline: float) -> Networks:
+    """Loads them, and keeps the last few: the measurements of a network follow one another."""
+    cells = {cell.spec_hash: cell for cell in experiment.cells()}
+
+    @lru_cache(maxsize=8)
+    def network(spec_hash: str, recorded: str) -> nn.Module:  # weights that are recorded anew are read anew
+        return network_of(cells[spec_hash], device, deadline)
+
+    return network
+
+
+def _do(
+    task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, device: str, deadline: float, read: Networks
+) -> None:
     """Measure and record; rows: what the table has of the run."""
     started, where = now(), environment(device)
     recorded = results.read_provenance(folder)
@@ -110,7 +128,7 @@ def _do(task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, d
         return str(recorded.get(cell.run_id, {}).get("weights", ""))  # older records have none
 
     def network(cell: Cell) -> nn.Module:
-        model = network_of(cell, device, deadline)
+        model = read(cell.spec_hash, weights(cell))
         if weights(cell) not in ("", found := digest(model)):
             raise invalid(
                 f"weights of {cell.run_id}", found, f"those that its results are of, {weights(cell)}; {AGAIN}"
@@ -132,6 +150,7 @@ def _do(task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, d
 def _work(experiment: Experiment, folder: Path, device: str, deadline: float, chosen: Chosen) -> Iterator[str]:
     """Do the tasks that are missing and that nobody else is doing, yielding the run_id of each; then those that others
     were doing and have left."""
+    read = _networks(experiment, device, deadline)
     missing, again = _open(experiment, folder, chosen), True
     while again:
         mine: set[int] = set()
@@ -145,7 +164,7 @@ def _work(experiment: Experiment, folder: Path, device: str, deadline: float, ch
                     continue
                 try:
                     with noted(folder, [task.name]):
-                        _do(task, rows, experiment, folder, device, deadline)
+                        _do(task, rows, experiment, folder, device, deadline, read)
                 except Exception:  # noted; the other measurements go on
                     mine.add(id(task))
                     continue

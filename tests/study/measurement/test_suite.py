@@ -14,6 +14,7 @@ from experiments import GRADIENT_ATTACKS, trained_experiment
 from helpers import Tiny, generator
 from study.attacks.registry import ATTACKS, smallest_perturbation
 from study.data import Images
+from study.experiments import tasks
 from study.experiments import weights as networks
 from study.experiments.cells import run_experiment
 from study.experiments.failures import Failed
@@ -284,6 +285,13 @@ def test_what_is_measured_is_not_measured_again(trained, monkeypatch):
     pd.testing.assert_frame_equal(results.read_table(trained.folder(), "attacks"), before)
     with pytest.raises(Failed, match="AssertionError"):
         quiet(trained, only=["dense-*"])
+
+
+def test_a_network_is_read_once_for_all_that_is_measured_on_it(trained, monkeypatch):
+    read, reading = [], tasks.network_of
+    monkeypatch.setattr(tasks, "network_of", lambda cell, *given: read.append(cell.run_id) or reading(cell, *given))
+    quiet(trained)
+    assert sorted(read) == sorted(cell.run_id for cell in trained.cells())
 
 
 def test_an_interrupted_assessment_is_continued_with_the_same_outcomes(trained, monkeypatch):
