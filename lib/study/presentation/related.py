@@ -106,7 +106,7 @@ FLOWS = {
 def plot_gradients(rows: pd.DataFrame) -> Figure:
     """Gradient norms of random networks: against depth, and the largest excursion against the strength of the flow."""
     fig, (left, right) = panels(
-        ["gradient at the input / at the output", "largest |log| of the ratio, N = 100"], 2, 3.1, "none"
+        ["gradient at the input / at the output", "largest |log| of the ratio, N = 100"], 2, 2.5, "none"
     )
     _lines(left, rows[rows["panel"] == "depth"].assign(y=lambda frame: frame["y"].clip(-6, 6)), FLOWS)
     left.axhspan(
@@ -129,10 +129,10 @@ FLOOR = 1e-7  # of what is drawn: the tolerance of the certificates
 def plot_landscape(rows: pd.DataFrame) -> Figure:
     """Excess of the objective: over the optimum of the network's own patterns along training; over the global optimum
     against the width; and that of low-rank training."""
-    fig, (left, middle, right) = panels(["its own patterns", "all patterns", "100 neurons"], 3, 2.9, "none")
+    fig, (left, middle, right) = panels(["its own patterns", "all patterns", "100 neurons"], 3, 2.4, "none")
     shown = rows.assign(y=rows["y"].clip(lower=FLOOR))
     _lines(left, shown[shown["panel"] == "training"], {"30 neurons": Look("#D55E00", "s", label="β = 0.01 β₀")})
-    left.set(xlabel="steps, 30 neurons", yscale="log", ylabel="relative excess over the optimum")
+    left.set(xlabel="steps, 30 neurons", yscale="log", ylabel="relative excess")
     widths = shown[shown["panel"] == "width"]
     _lines(middle, widths, WIDTHS)
     middle.set(xlabel="neurons", xscale="log", yscale="log")
@@ -166,7 +166,7 @@ def plot_unrolled(rows: pd.DataFrame) -> Figure:
         "gradients": ("gradient norm, relative", "layer"),
         "noise": ("final loss under noise", "noise at test, σ"),
     }
-    fig, axes = panels([title for title, _ in titles.values()], 3, 2.7, "none")
+    fig, axes = panels([title for title, _ in titles.values()], 3, 2.3, "none")
     for ax, (panel, (_, xlabel)) in zip(axes, titles.items(), strict=True):
         _lines(ax, rows[rows["panel"] == panel], UNROLLED)
         ax.set(xlabel=xlabel, yscale="log")
@@ -187,7 +187,7 @@ GAINS = {"CondLR": (1, (2, 7)), "U Vᵀ": (2, (-30, -16)), "gradual": (1, (4, 7)
 def plot_undertraining(rows: pd.DataFrame) -> Figure:
     """Test error against epochs, each network at its best learning rate; and how much more than dense networks others
     gain by longer training at a rate of their own, against the share of the parameters that they keep."""
-    fig, (left, right) = panels(["test error, %", "gain over that of dense, points"], 2, 3.2, "none")
+    fig, (left, right) = panels(["test error, %", "gain over that of dense, points"], 2, 2.6, "none")
     if rows.empty:
         return finish(fig)
     errors, gains = (rows[rows["panel"] == panel] for panel in ("error", "gain"))
@@ -227,7 +227,7 @@ FEDERATED = {
 def plot_federated(rows: pd.DataFrame) -> Figure:
     """Accuracy on clients with two classes each against what is sent; what one merge loses against the drift."""
     fig, (left, right) = panels(
-        ["two classes a client: test accuracy, %", "relative error of one merge"], 2, 3.1, "none"
+        ["two classes a client: test accuracy, %", "relative error of one merge"], 2, 2.9, "none"
     )
     if rows.empty:
         return finish(fig)
@@ -263,7 +263,7 @@ POOLING = {
 
 def plot_pooling(rows: pd.DataFrame) -> Figure:
     """Images kept under PGD ℓ₂, against the clean accuracy along σ (means), and against κ and the norms (networks)."""
-    fig, axes = panels(["kept under PGD ℓ₂, %", "", ""], 3, 2.7, "all")
+    fig, axes = panels(["kept under PGD ℓ₂, %", "", ""], 3, 2.5, "all")
     if rows.empty:
         return finish(fig)
     wide = rows.pivot_table(index=["series", "x", "seed"], columns="panel", values="y")
@@ -298,7 +298,7 @@ def plot_batches(rows: pd.DataFrame) -> Figure:
     """Images kept under PGD: against the batch, dense and under the bound on κ, mean and range over the seeds; and at
     the largest batch, with LARS, against what a machine sends in a step, in 32 bits (circles) and in 8 (squares)."""
     titles = ["dense: kept under PGD, %", "κ ≤ 1.1", "largest batch, LARS"]
-    fig, axes = panels(titles, 3, 2.8, "all")
+    fig, axes = panels(titles, 3, 2.4, "all")
     if rows.empty:
         return finish(fig)
     ends: list[dict[str, tuple[float, float]]] = []
@@ -347,7 +347,7 @@ BESIDE = {
 def plot_rewiring(rows: pd.DataFrame) -> Figure:
     """Clean and robust accuracy against the numbers stored, means and ranges; a thin line starts at the non-zeros, and
     its length is what their indices cost."""
-    fig, axes = panels(["test accuracy, %", "kept under PGD ℓ∞, %"], 2, 3.1, "none")
+    fig, axes = panels(["test accuracy, %", "kept under PGD ℓ∞, %"], 2, 2.5, "none")
     if rows.empty:
         return finish(fig)
     means: Any = rows.pivot_table(index=["series", "x"], columns="panel", values="y")
