@@ -190,6 +190,17 @@ def narrow_pgd() -> Mapping[str, Number]:
     }
 
 
+@finding("Of CondLR at half the rank AutoAttack leaves next to nothing at the l2 radius of 0.3.")
+def narrow_auto() -> Mapping[str, Number]:
+    rows = suite_rates(committed(NARROW)).query("name == 'CondLR, τ = 0.1, ratio 0.5' and eps == 0.3")
+    counts, shares = (rows.set_index("attack")[column] for column in ("n_correct", "rate"))
+    return {
+        "auto": Number(float(counts["autoattack_l2"]), 0, 10, digits=0),
+        "images": Number(float(rows.set_index("attack")["n_examples"]["autoattack_l2"]), 200, 200, digits=0),
+        "pgd": Number(float(shares["pgd_l2"]), 0, 15, digits=0),
+    }
+
+
 @finding("Batch normalization does not keep κ of a core from growing; U Vᵀ stays well conditioned by itself.")
 def narrow_growth() -> Mapping[str, Number]:
     curves = committed(NARROW).select("curves").query("quantity == 'kappa'")
