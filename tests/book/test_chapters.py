@@ -156,7 +156,7 @@ def those_with_a_choice():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", those_with_a_choice())
+@pytest.mark.parametrize("name", list(those_with_a_choice()))
 def test_chapter_runs_from_any_folder(name, elsewhere):
     chosen = {key: value for key, value in SMOKE.items() if key in declared(name)}
     check(execute(name, elsewhere, **chosen, **SMALL.get(name, {})), name)
