@@ -14,6 +14,7 @@ from study.data import Images
 from study.measurement.accuracy import Once, at_once, attacked_together, part_key
 from study.measurement.attack_suite import OUTCOMES, SuiteGrid, Trial, outcome_row
 from study.measurement.measurement import Cell, Given, MeasurementKind, Task, register
+from study.results.store import measurement
 from study.results.tables import Row, Table
 
 
@@ -52,21 +53,28 @@ def transfer_rows(
     ]
 
 
-def _task(cell: Cell, trial: Trial, targets: Sequence[Cell]) -> Task:
+def _task(cell: Cell, trial: Trial, n_test: int, targets: Sequence[Cell]) -> Task:
+    wanted = trial.measurement.among(n_test)
+
+    def missing(rows: Sequence[Row]) -> list[Cell]:
+        """Of the targets, which are more with every network that is trained, those that have no row yet."""
+        there = {row["target"] for row in rows if measurement(row) == wanted}
+        return [target for target in targets if target.run_id not in there]
+
     def measure(given: Given) -> list[dict[str, Any]]:
-        others = {target.run_id: given.network(target) for target in targets}
+        others = {target.run_id: given.network(target) for target in missing(given.rows)}
         images = given.data.test.first(trial.n_examples)
         return transfer_rows(given.network(cell), others, images, trial, seed=cell.seed, once=given.once)
 
     def known(rows: Sequence[Row]) -> bool:
-        return {row["target"] for row in rows} >= {target.run_id for target in targets}
+        return not missing(rows)
 
     return Task(cell, "transfer", f"transfer {trial}", measure, known, targets)
 
 
 def tasks(cell: Cell, grid: SuiteGrid, n_test: int, cells: Sequence[Cell]) -> list[Task]:
     """From each network to all of them, at each radius."""
-    return [_task(cell, trial, cells) for trial in grid.trials()]
+    return [_task(cell, trial, n_test, cells) for trial in grid.trials()]
 
 
 TABLE = Table(

@@ -275,6 +275,7 @@ def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: 
     """Add what was measured afterwards on a completed cell to one of the tables AFTERWARDS, in place of its old rows.
 
     provenance: where and how, kept under the table's name in the entry of the run.
+    Raises ValueError, leaving everything as it was, for rows that the table could not be read with.
     """
     with lock(guard(folder, "tables")):
         check_writable(folder)
@@ -283,7 +284,9 @@ def add(folder: Path, run_id: str, table: str, rows: Iterable[Row], provenance: 
         with adding(folder, run_id) as part:
             if before:
                 shutil.copytree(before, part, dirs_exist_ok=True)
-            write_csv(framed(table, rows), table, part / f"{table}.csv")
+            file = part / f"{table}.csv"
+            write_csv(framed(table, rows), table, file)
+            parsed(text_of(file) or "", table, folder / file.name)  # refused now, not whenever the folder is read
             _write_entry({**entry, table: dict(provenance)}, part / "provenance.json")
 
 

@@ -21,6 +21,7 @@ from study.experiments.failures import Failed
 from study.experiments.tasks import assess, progress
 from study.measurement import accuracy as evaluate
 from study.measurement import attack_suite as suite
+from study.measurement import transfer
 from study.measurement.attack_suite import Trial, attack_row, clean_row
 from study.measurement.distortion import distortion_row
 from study.measurement.transfer import transfer_rows
@@ -285,6 +286,31 @@ def test_what_is_measured_is_not_measured_again(trained, monkeypatch):
     pd.testing.assert_frame_equal(results.read_table(trained.folder(), "attacks"), before)
     with pytest.raises(Failed, match="AssertionError"):
         quiet(trained, only=["dense-*"])
+
+
+def test_networks_that_are_trained_later_become_targets_of_the_earlier_ones(trained):
+    whole = quiet(trained).transfer
+    file = trained.folder() / "transfer.csv"
+    head, *lines = file.read_text().splitlines(keepends=True)
+    file.write_text(head + "".join(line for line in lines if line.startswith("dense-s0,dense-s0,")))
+    again = quiet(trained).transfer
+    key = ["run_id", "target"]
+    pd.testing.assert_frame_equal(*(t.sort_values(key, ignore_index=True)[[*key, "outcomes"]] for t in (whole, again)))
+
+
+def test_rows_that_could_not_be_read_again_are_not_written(trained):
+    before = quiet(trained).transfer
+    rows = records(before.query("run_id == 'dense-s0'"))
+    with pytest.raises(ValueError, match="must be given once"):
+        results.add(trained.folder(), "dense-s0", "transfer", [*rows, *rows], {})
+    pd.testing.assert_frame_equal(results.read_table(trained.folder(), "transfer"), before)
+
+
+def test_transfer_at_one_radius_is_not_transfer_at_another(trained):
+    rows = records(quiet(trained).transfer.query("run_id == 'dense-s0'"))
+    cell = next(cell for cell in trained.cells() if cell.run_id == "dense-s0")
+    grid = suite.SuiteGrid(name="pgd_linf", eps=(0.05, 0.02), n_examples=20, options={"steps": 3})
+    assert [task.known(rows) for task in transfer.tasks(cell, grid, 40, [cell])] == [True, False]
 
 
 def test_a_network_is_read_once_for_all_that_is_measured_on_it(trained, monkeypatch):
