@@ -4,15 +4,14 @@ narrow one; and a small residual network."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from study.findings.finding import Number, committed, finding
 from study.presentation.compression import compressed, references
-from study.results.store import Results
-from study.statistics.frames import rates, suite_rates, summary
+from study.statistics.frames import by_seed, rates, suite_rates, summary
 
 NETWORK = "cifar10_vgg16_short"
 PUBLISHED = {0.0: 89.33, 0.002: 68.23, 0.004: 48.54, 0.006: 36.66}
@@ -109,41 +108,30 @@ NAMES = {
 """The configurations of the narrow network that the text compares, by the names of their numbers."""
 
 
-def withstood(of: Callable[[Results], pd.DataFrame], attack: str, eps: float) -> dict[str, float]:
-    """The percentage of images that each of NAMES withstands, the mean of its seeds; of: `rates` or `suite_rates`."""
-    rows = of(committed(NARROW)).query("attack == @attack and eps == @eps")
-    found: Any = rows.groupby("name")["rate"].mean()
-    return {key: float(found[name]) for key, name in NAMES.items()}
-
-
-def ahead(attack: str, eps: float) -> tuple[float, float]:
-    """By how many points of the rate CondLR is ahead of U Vᵀ at ratio 0.8: in the worse and in the better seed."""
-    rows = rates(committed(NARROW)).query("attack == @attack and eps == @eps")
-    table = rows.pivot_table(index="seed", columns="name", values="rate")
-    differences = (table[NAMES["condlr"]] - table[NAMES["uv"]]).dropna()
-    return float(differences.min()), float(differences.max())
+def under_fgsm(eps: float) -> pd.DataFrame:
+    """The percentage of images that each of NAMES withstands: one row a seed, one column a configuration."""
+    return by_seed(committed(NARROW), "fgsm", eps)[[*NAMES.values()]].set_axis([*NAMES], axis="columns")
 
 
 @finding("In the narrow network CondLR is the most accurate of four at ratio 0.8; all are far below the dense one.")
 def narrow() -> Mapping[str, Number]:
-    found = withstood(rates, "fgsm", 0.0)
-    rivals = [found[key] for key in ("uv", "usv", "cut")]
-    worse, better = ahead("fgsm", 0.0)
+    accuracy: Any = under_fgsm(0.0)
+    found = accuracy.mean()
+    ahead = accuracy["condlr"] - accuracy["uv"]
     return {
         "dense": Number(found["dense"], 81, 85, digits=1),
-        "condlr": Number(found["condlr"], max(rivals), found["dense"] - 5, digits=1),
-        "uv": Number(found["uv"], 70, min(found["usv"], found["cut"]), digits=1),
+        "condlr": Number(found["condlr"], found[["uv", "usv", "cut"]].max(), found["dense"] - 5, digits=1),
+        "uv": Number(found["uv"], 70, found[["usv", "cut"]].min(), digits=1),
         "least": Number(found["dense"] - found["condlr"], 2, 10, digits=1),
-        "worse": Number(worse, 2, better, digits=1),
-        "better": Number(better, worse, 5, digits=1),
+        "worse": Number(ahead.min(), 2, ahead.max(), digits=1),
+        "better": Number(ahead.max(), ahead.min(), 5, digits=1),
     }
 
 
 @finding("At half the rank CondLR is within a point and a half of dense, and ahead of the SVD of dense, fine-tuned.")
 def narrow_half() -> Mapping[str, Number]:
-    rows = rates(committed(NARROW)).query("attack == 'fgsm' and seed == 0")
-    table: Any = rows.pivot_table(index="name", columns="eps", values="rate")
-    clean, attacked = table[0.0], table[0.006]
+    first: Any = [by_seed(committed(NARROW), "fgsm", eps).loc[0] for eps in (0.0, 0.006)]
+    clean, attacked = first
     condlr, cut = (f"{name}, ratio 0.5" for name in ("CondLR, τ = 0.1", "SVD of dense, fine-tuned"))
     size = summary(committed(NARROW)).set_index("name")["n_params_deployed_ratio"]
     dense = NAMES["dense"]
@@ -153,25 +141,22 @@ def narrow_half() -> Mapping[str, Number]:
         "size": Number(100 * float(size[condlr]), 45, 70, digits=0),
         "condlr_fgsm": Number(attacked[condlr], attacked[cut], attacked[dense] - 2, digits=1),
         "cut_fgsm": Number(attacked[cut], 25, attacked[condlr], digits=1),
-        "dense_fgsm": Number(attacked[dense], attacked[condlr], 40, digits=1),
     }
 
 
 @finding("Under FGSM CondLR is level with U Vᵀ in one seed and ahead in the other; dense withstands most.")
 def narrow_fgsm() -> Mapping[str, Number]:
-    found = withstood(rates, "fgsm", 0.006)
-    worse, better = ahead("fgsm", 0.006)
-    low = [found[key] for key in ("condlr", "usv", "uv", "cut")]
-    seeds: Any = rates(committed(NARROW)).query("attack == 'fgsm' and eps == 0.006").groupby("name")["rate"]
-    spread = {key: float(seeds.max()[NAMES[key]] - seeds.min()[NAMES[key]]) for key in ("uv", "condlr")}
+    withstood: Any = under_fgsm(0.006)
+    found, spread = withstood.mean(), withstood.max() - withstood.min()
+    ahead = withstood["condlr"] - withstood["uv"]
     return {
         "condlr": Number(found["condlr"], 20, 30, digits=1),
         "usv": Number(found["usv"], found["condlr"] - 2, found["condlr"] + 2, digits=1),
         "uv": Number(found["uv"], 18, 28, digits=1),
         "cut": Number(found["cut"], 15, found["condlr"], digits=1),
-        "dense": Number(found["dense"], max(low) + 5, 40, digits=1),
-        "worse": Number(worse, -1, 1, digits=1),
-        "better": Number(better, 2, 6, digits=1),
+        "dense": Number(found["dense"], found.drop("dense").max() + 5, 40, digits=1),
+        "worse": Number(ahead.min(), -1, 1, digits=1),
+        "better": Number(ahead.max(), 2, 6, digits=1),
         "spread": Number(spread["uv"], 3, 7, digits=1),
         "spread_condlr": Number(spread["condlr"], 0, 2, digits=1),
     }
@@ -179,7 +164,8 @@ def narrow_fgsm() -> Mapping[str, Number]:
 
 @finding("Under PGD dense withstands most; the four of equal size are within a few points of one another.")
 def narrow_pgd() -> Mapping[str, Number]:
-    found = withstood(suite_rates, "pgd_linf", 0.004)
+    rows = suite_rates(committed(NARROW)).query("attack == 'pgd_linf' and eps == 0.004")
+    found: Any = rows.groupby("name")["rate"].mean()[[*NAMES.values()]].set_axis([*NAMES])
     condlr = found["condlr"]
     return {
         "condlr": Number(condlr, 20, 30, digits=0),
@@ -193,11 +179,12 @@ def narrow_pgd() -> Mapping[str, Number]:
 @finding("Of CondLR at half the rank AutoAttack leaves next to nothing at the l2 radius of 0.3.")
 def narrow_auto() -> Mapping[str, Number]:
     rows = suite_rates(committed(NARROW)).query("name == 'CondLR, τ = 0.1, ratio 0.5' and eps == 0.3")
-    counts, shares = (rows.set_index("attack")[column] for column in ("n_correct", "rate"))
+    by_attack: Any = rows.set_index("attack")
+    auto, pgd = by_attack.loc["autoattack_l2"], by_attack.loc["pgd_l2"]
     return {
-        "auto": Number(float(counts["autoattack_l2"]), 0, 10, digits=0),
-        "images": Number(float(rows.set_index("attack")["n_examples"]["autoattack_l2"]), 200, 200, digits=0),
-        "pgd": Number(float(shares["pgd_l2"]), 0, 15, digits=0),
+        "auto": Number(auto["n_correct"], 0, 10, digits=0),
+        "images": Number(auto["n_examples"], 200, 200, digits=0),
+        "pgd": Number(pgd["rate"], 0, 15, digits=0),
     }
 
 
