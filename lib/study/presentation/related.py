@@ -23,6 +23,7 @@ SYSTEMS = {
     "convex_landscape": "Convex landscape",
     "unrolled": "Descending unrolled networks",
     "undertraining": "Under-trained sparse networks",
+    "undertraining_cifar": "Under-trained sparse networks, CIFAR-10",
     "federated": "Federated at fixed rank",
     "kernel_pooling": "Kernel average pooling",
     "large_batches": "Distributed adversarial training",

@@ -7,6 +7,7 @@ A system is a function of the number of seeds; it gives findings and the rows (p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,7 @@ from study.theory.kernel_pooling import kernel_pooling
 from study.theory.large_batches import large_batches
 from study.theory.orthogonal_flow import orthogonal_flow
 from study.theory.rewiring import rewiring
+from study.theory.undertraining import CIFAR10 as UNDERTRAINING_CIFAR
 from study.theory.undertraining import undertraining
 from study.theory.unrolled import unrolled
 from wellcond.errors import invalid, unknown
@@ -30,6 +32,7 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "convex_landscape": convex_landscape,
     "unrolled": unrolled,
     "undertraining": undertraining,
+    "undertraining_cifar": partial(undertraining, p=UNDERTRAINING_CIFAR),
     "federated": federated,
     "kernel_pooling": kernel_pooling,
     "large_batches": large_batches,

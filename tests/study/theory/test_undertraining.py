@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 import wellcond as wc
 from study.theory import undertraining as ut
-from study.theory.undertraining import METHODS, convnet, fit, measure, needed
+from study.theory.compressed_training import METHODS, MOMENTUM, fit, measure
+from study.theory.small_networks import lenet14
+from study.theory.undertraining import needed
 from wellcond.methods.method import plain_groups
 
 
@@ -22,17 +24,16 @@ def data():
 
 
 @pytest.mark.parametrize("key", [("dense", 0.0), ("U Vᵀ", 0.8), ("CondLR", 0.9)])
-def test_a_member_trains_as_it_would_alone(data, key, monkeypatch):
-    monkeypatch.setattr(ut, "RATES", (0.0625, 0.25))  # exact in float32 too
-    monkeypatch.setattr(ut, "BATCH", 16)
-    (x, y), start = data, convnet().double()
+def test_a_member_trains_as_it_would_alone(data, key):
+    rates = (0.0625, 0.25)  # exact in float32 too
+    (x, y), start = data, lenet14().double()
     x = x.double()
     torch.manual_seed(1)
-    members = fit(METHODS[key], [start], [(x, y)], 3)
-    for rate, member in zip(ut.RATES, members, strict=True):
+    members = fit(METHODS[key], [start], [(x, y)], 3, rates, 16)
+    for rate, member in zip(rates, members, strict=True):
         torch.manual_seed(1)  # which what is prepared draws from as well
-        alone, _ = (METHODS[key].prepare(copy.deepcopy(start), METHODS[key].settings) for _ in ut.RATES)
-        optimizer = wc.LowRankSGD(plain_groups(alone, METHODS[key].settings), lr=rate, momentum=ut.MOMENTUM)
+        alone, _ = (METHODS[key].prepare(copy.deepcopy(start), METHODS[key].settings) for _ in rates)
+        optimizer = wc.LowRankSGD(plain_groups(alone, METHODS[key].settings), lr=rate, momentum=MOMENTUM)
         for epoch in range(3):
             for group in optimizer.param_groups:
                 group["lr"] = rate * (1, 1, 0.3)[epoch]  # milestones at epochs 1.8 and 2.55 of 3
@@ -47,7 +48,7 @@ def test_a_member_trains_as_it_would_alone(data, key, monkeypatch):
 @pytest.mark.parametrize("key", [("AC/DC", 0.95), ("gradual", 0.95)])
 def test_sparse_networks_end_within_their_budget_and_learn(data, key):
     torch.manual_seed(0)
-    model = fit(METHODS[key], [convnet()], [data], 60)[1]
+    model = fit(METHODS[key], [lenet14()], [data], 60, (0.3,), 64)[0]
     weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
     assert sum(W.numel() for W in weights) == 13_840
     assert sum(int(W.count_nonzero()) for W in weights) <= 13_840 - round(0.95 * 13_840)
@@ -68,20 +69,14 @@ def test_sparse_networks_end_within_their_budget_and_learn(data, key):
     ],
 )
 def test_epochs_to_the_limit_are_interpolated_in_their_logarithm(accuracies, multiple):
-    assert needed(accuracies) == pytest.approx(multiple)
+    assert needed((1, 2, 4, 8), accuracies) == pytest.approx(multiple)
 
 
-def test_findings(monkeypatch):
-    for name, value in {
-        "EPOCHS": 1,
-        "IMAGES": 64,
-        "HELD_OUT": 40,
-        "TEST": 60,
-        "BUDGETS": (1, 2),
-        "RATES": (0.3,),
-    }.items():
-        monkeypatch.setattr(ut, name, value)
-    findings, rows = ut.undertraining(2, "digits")
+@pytest.mark.parametrize("protocol", [ut.MNIST._replace(dataset="digits"), ut.CIFAR10._replace(dataset="digits32")])
+def test_findings(protocol):
+    small = {"epochs": 1, "train": 64, "held_out": 40, "test": 60, "budgets": (1, 2), "rates": (0.3,)}
+    findings, rows = ut.undertraining(2, protocol._replace(**small))
+    assert {finding.system for finding in findings} == {protocol.system}
     assert all(finding.interval.seeds == 2 for finding in findings)
     assert all(math.isfinite(value) for finding in findings for value in finding.by_seed)
     assert set(rows["panel"]) == {"error", "loss", "entropy", "recipe", "gain", "needed"}

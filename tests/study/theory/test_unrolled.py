@@ -7,7 +7,8 @@ import torch
 
 import wellcond as wc
 from study.theory import unrolled
-from study.theory.unrolled import METHODS, Lista, constraints, dictionary, draw, dual_step, losses, project, train
+from study.theory.lista import Lista, constraints, dictionary, draw, losses
+from study.theory.unrolled import METHODS, dual_step, project, train
 
 
 @pytest.fixture
