@@ -26,6 +26,7 @@ SYSTEMS = {
     "undertraining_cifar": "Under-trained sparse networks, CIFAR-10",
     "federated": "Federated at fixed rank",
     "kernel_pooling": "Kernel average pooling",
+    "kernel_pooling_cifar": "Kernel average pooling, CIFAR-10",
     "large_batches": "Distributed adversarial training",
     "rewiring": "Dynamic network rewiring",
 }

@@ -18,6 +18,7 @@ from study.results.store import save_table
 from study.statistics.verdicts import Finding
 from study.theory.convex_landscape import convex_landscape
 from study.theory.federated import federated
+from study.theory.kernel_pooling import CIFAR10 as POOLING_CIFAR
 from study.theory.kernel_pooling import kernel_pooling
 from study.theory.large_batches import large_batches
 from study.theory.orthogonal_flow import orthogonal_flow
@@ -35,6 +36,7 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "undertraining_cifar": partial(undertraining, p=UNDERTRAINING_CIFAR),
     "federated": federated,
     "kernel_pooling": kernel_pooling,
+    "kernel_pooling_cifar": partial(kernel_pooling, p=POOLING_CIFAR),
     "large_batches": large_batches,
     "rewiring": rewiring,
 }

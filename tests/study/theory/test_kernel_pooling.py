@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import wellcond as wc
 from study.theory import kernel_pooling as kp
+from study.theory.noise_training import BOUND
 
 accuracies = st.lists(st.floats(10, 100), min_size=2, max_size=6)
 
@@ -39,26 +40,28 @@ def test_noise_interpolates_the_accuracy(values, target):
         assert found in (sigmas[0], sigmas[-1])
 
 
-def test_training_with_noise_learns_with_and_without_pooling(monkeypatch):
-    monkeypatch.setattr(kp, "EPOCHS", 4)
+SMALL = kp.MNIST.recipe._replace(epochs=4)
+
+
+def test_training_with_noise_learns_with_and_without_pooling():
     data = kp.load("digits", n_train=500)
     for name in (kp.PLAIN, kp.POOLED):
-        model = kp.unparametrized(kp.train(data.train, name, 0.1, 0))
+        model = kp.unparametrized(kp.train(SMALL, data.train, name, 0.1, 0))
         assert kp.count_correct(model, data.test).n_correct > 0.3 * len(data.test)
 
 
-def test_the_rival_is_inside_the_bound(monkeypatch):
-    monkeypatch.setattr(kp, "EPOCHS", 1)
-    model = kp.train(kp.load("digits", n_train=200).train, kp.BOUNDED, 0.1, 0)
-    assert max(report.kappa for report in wc.layer_reports(model).values()) < kp.BOUND + 1e-3
+def test_the_rival_is_inside_the_bound():
+    model = kp.train(SMALL._replace(epochs=1), kp.load("digits", n_train=200).train, kp.BOUNDED, 0.1, 0)
+    assert max(report.kappa for report in wc.layer_reports(model).values()) < BOUND + 1e-3
 
 
-def test_findings(monkeypatch):
-    small = {"TRAIN": 150, "HELD_OUT": 50, "ATTACKED": 8, "EPOCHS": 1, "EFFORT": {"iterations": 1, "queries": 2}}
-    methods = {name: (kp.METHODS[name][0], (0, 0.2)) for name in (kp.PLAIN, kp.POOLED, kp.BOUNDED)}
-    for name, value in (small | {"METHODS": methods}).items():
-        monkeypatch.setattr(kp, name, value)
-    findings, rows = kp.kernel_pooling(2, "digits")
+@pytest.mark.parametrize(("protocol", "digits"), [(kp.MNIST, "digits"), (kp.CIFAR10, "digits32")])
+def test_findings(protocol, digits):
+    small = {"train": 150, "held_out": 50, "attacked": 8, "effort": (("iterations", 1), ("queries", 2))}
+    sigmas = {kp.PLAIN: (0, 0.2), kp.POOLED: (0, 0.2), kp.BOUNDED: (0.2,)}
+    recipe = protocol.recipe._replace(epochs=1)
+    findings, rows = kp.kernel_pooling(2, protocol._replace(dataset=digits, recipe=recipe, sigmas=sigmas, **small))
+    assert {finding.system for finding in findings} == {protocol.system}
     assert all(finding.interval.seeds == 2 for finding in findings)
     quantities = {"clean", "l2", "linf", "kappa", "norms", "flags", "neighbours"}
     assert set(rows["panel"]) == quantities | {f"equal {quantity}" for quantity in quantities}
