@@ -7,7 +7,9 @@ from torch.nn import functional as F
 import wellcond as wc
 from study.data import load
 from study.theory import large_batches as lb
-from study.theory.large_batches import BOUNDED, DENSE, EPS, FORMS, LARS, SGD, adversarial, differentiate, network
+from study.theory import machines
+from study.theory.machines import BOUNDED, DENSE, EPS, FORMS, LARS, SGD, adversarial, differentiate
+from study.theory.small_networks import perceptron14
 
 DIGITS = load("digits", n_train=200)
 
@@ -20,7 +22,7 @@ def batch():
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_adversary_stays_in_the_ball_and_raises_the_loss(steps):
     torch.manual_seed(0)
-    model, (x, y) = network(), batch()
+    model, (x, y) = perceptron14(), batch()
     found = adversarial(model, x, y, steps)
     assert float((found - x).abs().max()) <= EPS + 1e-6
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
@@ -29,16 +31,16 @@ def test_the_adversary_stays_in_the_ball_and_raises_the_loss(steps):
 
 def test_several_steps_are_stronger_than_one():
     torch.manual_seed(0)
-    model, (x, y) = network(), batch()
+    model, (x, y) = perceptron14(), batch()
     one, four = (F.cross_entropy(model(adversarial(model, x, y, steps)), y) for steps in (1, 20))
     assert four > one
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_machines_send_the_gradient_of_the_batch_up_to_their_rounding(form, monkeypatch):
-    monkeypatch.setattr(lb, "MACHINE", 30)  # of a hundred: the last one has ten images
+    monkeypatch.setattr(machines, "MACHINE", 30)  # of a hundred: the last one has ten images
     torch.manual_seed(0)
-    model, (x, y) = FORMS[form](network()), batch()
+    model, (x, y) = FORMS[form](perceptron14()), batch()
     F.cross_entropy(model(x), y).backward()
     exact = [p.grad.clone() for p in model.parameters()]
     differentiate(model, x, y, 32)
@@ -58,7 +60,7 @@ def test_one_ratio_is_lars_for_a_network_of_one_layer():
     torch.manual_seed(0)
     model, (x, y) = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(196, 10)), batch()
     found = []
-    for scale in (lb.one_ratio_, lb.scale_gradients_):
+    for scale in (machines.one_ratio_, machines.scale_gradients_):
         differentiate(model, x, y, 32)
         scale(model)
         found.append([p.grad for p in model.parameters()])
@@ -90,9 +92,10 @@ def test_linear_scaling_multiplies_the_rate_of_the_smallest_batch(monkeypatch):
 
 
 def test_the_findings(monkeypatch):
-    small = {"IMAGES": 64, "HELD_OUT": 20, "TEST": 20, "EPOCHS": 2, "BATCHES": (32, 64), "ATTACK": 2}
+    small = {"IMAGES": 64, "HELD_OUT": 20, "TEST": 20, "BATCHES": (32, 64), "ATTACK": 2}
     for name, value in small.items():
         monkeypatch.setattr(lb, name, value)
+    monkeypatch.setattr(machines, "EPOCHS", 2)
     monkeypatch.setattr(lb, "RULES", {name: rule._replace(rates=rule.rates[:1]) for name, rule in lb.RULES.items()})
     findings, rows = lb.large_batches(2, "digits")
     assert len(findings) == 13
