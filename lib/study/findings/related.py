@@ -15,10 +15,14 @@ from study.statistics.comparison import Gap, student
 from study.theory import related
 
 
-def measured(claim: str, low: float, high: float, scale: float = 1, digits: int | None = None) -> Number:
-    """scale times the mean over three seeds of what was measured for a claim of results/related/claims.csv."""
+def measured(
+    claim: str, low: float, high: float, scale: float = 1, digits: int | None = None, system: str = ""
+) -> Number:
+    """scale times the mean over three seeds of what was measured for a claim of results/related/claims.csv; `system`
+    says which if several make it."""
     claims = related.load("claims")
-    row: Any = claims[claims["claim"] == claim].iloc[0]
+    own = claims[claims["claim"] == claim]
+    row: Any = (own[own["system"] == system] if system else own).iloc[0]
     return Number(scale * float(row["value"]), low, high, abs(scale) * float(row["margin"]), digits)
 
 
