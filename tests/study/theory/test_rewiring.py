@@ -6,15 +6,16 @@ import pytest
 import torch
 
 import wellcond as wc
+from study.theory import fewer_weights as fw
 from study.theory import rewiring as rw
 
 TOTAL = 16 * 25 + 64 * 16 * 9 + 64 * 64 * 4 + 640
 
 
 def test_sizes_count_indices_and_live_channels():
-    model = rw.network()
+    model = rw.convnet14()
     assert rw.sizes(model) == dict.fromkeys(("non-zeros", "stored", "deployed"), 100)
-    first, second, third, last = rw.weights(model)
+    first, second, third, last = fw.weights(model)
     with torch.no_grad():
         second[:, 4:] = 0  # 4 of 16 channels are read, and 10 and 64 behind
         third[:, 10:] = 0
@@ -36,7 +37,7 @@ def test_sizes_count_indices_and_live_channels():
         few[::20] = 1  # 5 %, an index each; at 10 % a bit for every weight is less
         for share, bits in ((20, 0.5 / 20), (10, 1 / 32)):
             few[::share] = 1
-            for W, part in zip(rw.weights(model), few.split([W.numel() for W in rw.weights(model)]), strict=True):
+            for W, part in zip(fw.weights(model), few.split([W.numel() for W in fw.weights(model)]), strict=True):
                 W.copy_(part.view_as(W))
             assert rw.sizes(model)["stored"] == pytest.approx(100 * (1 / share + bits), rel=1e-3)
 
@@ -44,23 +45,26 @@ def test_sizes_count_indices_and_live_channels():
 @pytest.mark.parametrize("density", [0.2, 0.1, 0.05])
 @pytest.mark.parametrize("core", [False, True])
 def test_low_rank_rivals_deploy_at_most_as_many_weights(density, core):
-    found = rw.sizes(rw.low_rank(rw.network(), density, core))
+    found = rw.sizes(fw.low_rank(rw.convnet14(), density, core))
     assert 0.9 * density < found["deployed"] / 100 <= density + 1e-9
     assert found["deployed"] == found["stored"] == found["non-zeros"]
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    for name, value in {"TRAIN": 40, "TEST": 30, "ATTACKED": 5, "EPOCHS": 1, "BATCH": 20, "STEPS": 2}.items():
-        monkeypatch.setattr(rw, name, value)
+QUICK = {"train": 40, "test": 30, "attacked": 5, "epochs": 1, "steps": 2}
+SMALL = rw.MNIST._replace(dataset="digits", **QUICK)
+
+
+@pytest.fixture(autouse=True)
+def batches(monkeypatch):
+    monkeypatch.setattr(rw, "BATCH", 20)
 
 
 @pytest.mark.parametrize(
     ("name", "density"), [(rw.REWIRED, 0.05), (rw.CHANNELS, 0.2), (rw.MAGNITUDE, 0.05), (rw.USV, 0.1)]
 )
-def test_trained_networks_keep_their_budget(quick, monkeypatch, name, density):
-    monkeypatch.setattr(rw, "EPOCHS", 3)
-    model = rw.train(name, density, rw.load("digits", n_train=60).train.halved(), 0)
+def test_trained_networks_keep_their_budget(name, density):
+    images = rw.load("digits", n_train=60).train.halved()
+    model = rw.train(SMALL._replace(epochs=3), name, density, images, 0)
     found = rw.sizes(model)
     assert found["non-zeros"] <= 100 * density + 1e-9
     assert (found["deployed"] < found["non-zeros"]) == (name == rw.CHANNELS)
@@ -68,16 +72,18 @@ def test_trained_networks_keep_their_budget(quick, monkeypatch, name, density):
         assert max(report.kappa for report in wc.layer_reports(model).values()) < rw.BOUND + 1e-3
 
 
-def test_a_rewired_network_learns_against_the_adversary(quick, monkeypatch):
-    monkeypatch.setattr(rw, "EPOCHS", 10)
+def test_a_rewired_network_learns_against_the_adversary():
     images = rw.load("digits", n_train=120).train.halved()
-    found = rw.accuracies(rw.train(rw.REWIRED, 0.2, images, 0), images, 0)
+    model = rw.train(SMALL._replace(epochs=10), rw.REWIRED, 0.2, images, 0)
+    found = rw.accuracies(SMALL, model, images, 0)
     assert found["clean"] > 50
     assert 0 <= found["robust"] <= 100
 
 
-def test_findings(quick):
-    findings, rows = rw.rewiring(2, "digits")
+@pytest.mark.parametrize("protocol", [SMALL, rw.CIFAR10._replace(dataset="digits32", **QUICK)])
+def test_findings(protocol):
+    findings, rows = rw.rewiring(2, protocol)
+    assert {finding.system for finding in findings} == {protocol.system}
     assert all(finding.interval.seeds == 2 for finding in findings)
     assert all(math.isfinite(value) for finding in findings for value in finding.by_seed)
     assert len({finding.claim for finding in findings}) == len(findings)
