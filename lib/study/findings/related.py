@@ -283,3 +283,18 @@ def undertraining_cifar() -> Mapping[str, Number]:
         "ahead": unclear(student(list(lead["error"]))),
         "moved": own("The dense recipe is fair to κ ≤ 1.1 against dense", 0.5, 12),
     }
+
+
+@finding("On CIFAR-10 noise makes robust again, and pooling loses to it; there robust networks have small norms.")
+def pooling_cifar() -> Mapping[str, Number]:
+    system = "kernel_pooling_cifar"
+    own = partial(measured, system=system)
+    return {
+        "bare": Number(drawn(system, "l2", "noise", 0), 15, 25, digits=0),
+        "noise": Number(drawn(system, "l2", "noise"), 26, 33, digits=0),
+        "l2": own("Pooling adds to noise, ℓ₂", 5, 25, scale=-1),
+        "linf": own("and in ℓ∞", 5, 20, scale=-1),
+        "clean": own("at no cost", -3, 10, scale=-1),
+        "kappa": own("Pooling makes kernels ill-conditioned", 5, 25),
+        "rank": own("Robust networks have small norms", -1, -0.7),
+    }
