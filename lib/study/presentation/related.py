@@ -29,6 +29,7 @@ SYSTEMS = {
     "kernel_pooling_cifar": "Kernel average pooling, CIFAR-10",
     "large_batches": "Distributed adversarial training",
     "rewiring": "Dynamic network rewiring",
+    "rewiring_cifar": "Dynamic network rewiring, CIFAR-10",
 }
 
 

@@ -22,6 +22,7 @@ from study.theory.kernel_pooling import CIFAR10 as POOLING_CIFAR
 from study.theory.kernel_pooling import kernel_pooling
 from study.theory.large_batches import large_batches
 from study.theory.orthogonal_flow import orthogonal_flow
+from study.theory.rewiring import CIFAR10 as REWIRING_CIFAR
 from study.theory.rewiring import rewiring
 from study.theory.undertraining import CIFAR10 as UNDERTRAINING_CIFAR
 from study.theory.undertraining import undertraining
@@ -39,6 +40,7 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "kernel_pooling_cifar": partial(kernel_pooling, p=POOLING_CIFAR),
     "large_batches": large_batches,
     "rewiring": rewiring,
+    "rewiring_cifar": partial(rewiring, p=REWIRING_CIFAR),
 }
 """The systems by name."""
 
