@@ -97,7 +97,9 @@ def peers() -> Mapping[str, Number]:
     }
 
 
-@finding("On few images a step of ResNet-18 on the manifold costs more than by U Vᵀ or a differentiated QR, not memory.")
+@finding(
+    "On few images a manifold step of ResNet-18 takes longer than U Vᵀ or a differentiated QR; its memory is small."
+)
 def peers_resnet18() -> Mapping[str, Number]:
     steps, memory = peer_steps("resnet18"), peer_steps("resnet18", "memory_bytes")
     ours, by_hand, qr = steps["wellcond"], steps["uv"], steps["wellcond"] / steps["qr"]
