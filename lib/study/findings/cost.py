@@ -79,7 +79,7 @@ def peer_steps(net: str, column: str = "step_s") -> pd.DataFrame:
     frame = frame[frame["net"] == net]
     steps = frame.pivot_table(index=["optimizer", "ratio"], columns="method", values=column)
     dense = frame[frame["method"] == "dense"].groupby("optimizer")[column].min()
-    return steps.assign(dense=steps.index.get_level_values("optimizer").map(dense))
+    return steps.assign(dense=steps.index.get_level_values("optimizer").map(dense.to_dict()))
 
 
 @finding("geotorch takes several times as long; a differentiated QR decomposition takes as long.")
