@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -15,10 +16,14 @@ from study.statistics.comparison import Gap, student
 from study.theory import related
 
 
-def measured(claim: str, low: float, high: float, scale: float = 1, digits: int | None = None) -> Number:
-    """scale times the mean over three seeds of what was measured for a claim of results/related/claims.csv."""
+def measured(
+    claim: str, low: float, high: float, scale: float = 1, digits: int | None = None, system: str = ""
+) -> Number:
+    """scale times the mean over three seeds of what was measured for a claim of results/related/claims.csv; `system`
+    says which if several make it."""
     claims = related.load("claims")
-    row: Any = claims[claims["claim"] == claim].iloc[0]
+    own = claims[claims["claim"] == claim]
+    row: Any = (own[own["system"] == system] if system else own).iloc[0]
     return Number(scale * float(row["value"]), low, high, abs(scale) * float(row["margin"]), digits)
 
 
@@ -125,31 +130,33 @@ def longer() -> Mapping[str, Number]:
 
 @finding("Averaging on the rank-r manifold sends a third a round, and is less accurate; no sign that the merge is why.")
 def fixed_rank() -> Mapping[str, Number]:
+    digits = partial(measured, system="federated")
     rows = related.load("federated")
     sent = rows[rows["panel"] == "skewed"].groupby("series")["x"].max()
     return {
         "round": Number(float(sent["tangent"] / sent["dense"]), 0.3, 0.4, digits=2),
-        "identical": measured("As accurate as dense averaging", 0, 5, scale=-1),
-        "skewed": measured("also on clients with two classes each", 0, 12, scale=-1),
-        "bytes": measured("with less communication", 0.4, 1, digits=1),
-        "equal": measured("and at equal bytes", -10, 10),
-        "noise": Number(measured("Noise at 20 dB costs little", -0.5, 0.5).value, -0.5, 0.5, digits=1),
-        "order": measured("What the sum of coordinates loses is of second order", 1.7, 2.3, digits=1),
-        "products": measured("To send products gains nothing", -3, 3),
-        "bound": measured("The bound κ ≤ 1.1 costs little", -2, 2),
+        "identical": digits("As accurate as dense averaging", 0, 5, scale=-1),
+        "skewed": digits("also on clients with two classes each", 0, 12, scale=-1),
+        "bytes": digits("with less communication", 0.4, 1, digits=1),
+        "equal": digits("and at equal bytes", -10, 10),
+        "noise": Number(digits("Noise at 20 dB costs little", -0.5, 0.5).value, -0.5, 0.5, digits=1),
+        "order": digits("What the sum of coordinates loses is of second order", 1.7, 2.3, digits=1),
+        "products": digits("To send products gains nothing", -3, 3),
+        "bound": digits("The bound κ ≤ 1.1 costs little", -2, 2),
     }
 
 
 @finding("Singular vectors cannot be averaged, least of all under a bound on κ; the subspaces can.")
 def bases() -> Mapping[str, Number]:
+    digits = partial(measured, system="federated")
     rows = related.load("federated")
     angle = rows[rows["panel"] == "angle"]
     longest = angle.loc[angle.groupby(["series", "seed"])["x"].idxmax()].groupby("series")["y"].mean()
     return {
-        "own": measured("and fail from the bases of each client's SVD", 20, 90, scale=-1),
+        "own": digits("and fail from the bases of each client's SVD", 20, 90, scale=-1),
         "subspace": Number(float(longest["tangent, κ ≤ 1.1, subspace"]), 3, 45, digits=0),
         "vector": Number(float(longest["tangent, κ ≤ 1.1, vector"]), 45, 90, digits=0),
-        "common": measured("Factors one by one are as good from common bases", -1.5, 1.5),
+        "common": digits("Factors one by one are as good from common bases", -1.5, 1.5),
     }
 
 
