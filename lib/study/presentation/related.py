@@ -25,6 +25,7 @@ SYSTEMS = {
     "undertraining": "Under-trained sparse networks",
     "federated": "Federated at fixed rank, digits",
     "federated_mnist": "Federated at fixed rank, MNIST",
+    "surf": "Unrolled federated descent",
     "kernel_pooling": "Kernel average pooling",
     "large_batches": "Distributed adversarial training",
     "rewiring": "Dynamic network rewiring",

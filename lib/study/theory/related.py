@@ -21,6 +21,7 @@ from study.theory.kernel_pooling import kernel_pooling
 from study.theory.large_batches import large_batches
 from study.theory.orthogonal_flow import orthogonal_flow
 from study.theory.rewiring import rewiring
+from study.theory.surf import surf
 from study.theory.undertraining import undertraining
 from study.theory.unrolled import unrolled
 from wellcond.errors import invalid, unknown
@@ -32,6 +33,7 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "undertraining": undertraining,
     "federated": federated,
     "federated_mnist": federated_mnist,
+    "surf": surf,
     "kernel_pooling": kernel_pooling,
     "large_batches": large_batches,
     "rewiring": rewiring,
