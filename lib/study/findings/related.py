@@ -146,6 +146,19 @@ def fixed_rank() -> Mapping[str, Number]:
     }
 
 
+@finding("On MNIST too the rank costs accuracy, and more where clients have two classes each.")
+def fixed_rank_mnist() -> Mapping[str, Number]:
+    mnist = partial(measured, system="federated_mnist")
+    return {
+        "identical": mnist("As accurate as dense averaging", 0, 5, scale=-1),
+        "skewed": mnist("also on clients with two classes each", 0, 20, scale=-1),
+        "bytes": mnist("with less communication", 0.3, 1.5, digits=1),
+        "unequal": mnist("and with less on skewed clients", 0.3, 1.5, digits=1),
+        "noise": mnist("Noise at 20 dB costs little", -3, 3),
+        "own": mnist("and fail from the bases of each client's SVD", 20, 90, scale=-1),
+    }
+
+
 @finding("Singular vectors cannot be averaged, least of all under a bound on κ; the subspaces can.")
 def bases() -> Mapping[str, Number]:
     digits = partial(measured, system="federated")
@@ -265,4 +278,33 @@ def rewiring_and_rank() -> Mapping[str, Number]:
         "factors": Number(drawn("rewiring", "stored", "U Vᵀ", 20), 19, 20, digits=0),
         "bound": unclear(student(list(_rewiring("robust", "U S Vᵀ, κ ≤ 1.1", 10) - _rewiring("robust", "U Vᵀ", 10)))),
         "channels": Number(float((_rewiring("clean", "channels", 20) < 12).sum()), 2, 2, digits=0),
+    }
+
+
+@finding("Learned federated layers store the task: level with one stored classifier, lost where none can be stored.")
+def surf() -> Mapping[str, Number]:
+    def at(series: str, exchanges: int, low: float, high: float) -> Number:
+        return Number(drawn("surf", "same labels", series, exchanges), low, high, digits=0)
+
+    asleep = drawn("surf", "asleep", "DGD", 0) - drawn("surf", "asleep", "DGD")
+    return {
+        "final": at("descending", 20, 79, 85),
+        "descent": at("long", 20, 77, 83),
+        "early": at("long", 4, 70, 79),
+        "two": at("descending", 4, 20, 45),
+        "free": at("unconstrained", 16, 5, 30),
+        "rises": measured("Others need not", 4, 6, digits=0),
+        "worst": measured("Constrained ones descend", 0, 0.2, digits=2),
+        "ratio": measured("Ten layers do what takes DGD many rounds", 3, 11, digits=0),
+        "server": measured("and what takes a server as many", -1.2, 2.3),
+        "cost": measured("at equal accuracy", 0.8, 2, scale=-1),
+        "asleep": measured("They lose less when agents sleep", 10, 18),
+        "kept": Number(asleep, 0, 4, digits=1),
+        "lost": Number(
+            drawn("surf", "asleep", "descending", 0) - drawn("surf", "asleep", "descending"), 8, 18, digits=0
+        ),
+        "noise": measured("and when messages are noisy", -2, 0.5, digits=1),
+        "stored": measured("They know more than one stored classifier", -0.6, 0.8, digits=1),
+        "new": Number(drawn("surf", "new labels", "new labels"), 15, 35, digits=0),
+        "behind": measured("and learn where none can be stored", 45, 65, scale=-1),
     }

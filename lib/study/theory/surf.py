@@ -101,7 +101,7 @@ def train(pool: Pool, labels: str, constrained: bool) -> Surf:
         loss = F.cross_entropy(logits.flatten(0, 2), problems.y_new[:, None].expand(logits.shape[:3]).flatten())
         optimizer.param_groups[0]["lr"] = RATE * (1 - k / STEPS)
         optimizer.zero_grad()
-        (loss + constrained * multipliers @ values).backward()
+        (loss + constrained * multipliers @ values).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         seen += values.detach() / DUAL_EVERY
         if (k + 1) % DUAL_EVERY == 0:
