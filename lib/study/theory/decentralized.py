@@ -40,9 +40,8 @@ class Pool(NamedTuple):
         shares = torch.distributions.Dirichlet(torch.ones(CLASSES)).sample((count,))
         index = torch.multinomial(shares[:, self.y] + 1e-9, AGENTS * OWN + NEW)
         numbers = torch.rand(count, CLASSES).argsort(1) if labels == "new" else torch.arange(CLASSES).expand(count, -1)
-        (own, new), (y, y_new) = (
-            torch.split(of, (AGENTS * OWN, NEW), 1) for of in (index, numbers.gather(1, self.y[index]))
-        )
+        labelled = (index, numbers.gather(1, self.y[index]))
+        (own, new), (y, y_new) = (torch.split(of, [AGENTS * OWN, NEW], 1) for of in labelled)
         shape = (count, AGENTS, OWN, -1)
         return Problems(self.x[own].view(shape), F.one_hot(y, CLASSES).float().view(shape), self.x[new], y_new)
 
