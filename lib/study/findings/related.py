@@ -146,16 +146,18 @@ def fixed_rank() -> Mapping[str, Number]:
     }
 
 
-@finding("On MNIST too the rank costs accuracy, and more where clients have two classes each.")
+@finding("On MNIST low rank costs accuracy on both splits and saves bytes a round; the bound on κ gains under noise.")
 def fixed_rank_mnist() -> Mapping[str, Number]:
     mnist = partial(measured, system="federated_mnist")
     return {
-        "identical": mnist("As accurate as dense averaging", 0, 5, scale=-1),
-        "skewed": mnist("also on clients with two classes each", 0, 20, scale=-1),
-        "bytes": mnist("with less communication", 0.3, 1.5, digits=1),
-        "unequal": mnist("and with less on skewed clients", 0.3, 1.5, digits=1),
-        "noise": mnist("Noise at 20 dB costs little", -3, 3),
+        "identical": mnist("As accurate as dense averaging", 1, 5, scale=-1, digits=1),
+        "skewed": mnist("also on clients with two classes each", 4, 11, scale=-1),
+        "bytes": mnist("with less communication", 0.6, 1.1, digits=1),
+        "unequal": mnist("and with less on skewed clients", 0.6, 0.9, digits=1),
+        "noise": mnist("Noise at 20 dB costs little", -1, 1, digits=1),
         "own": mnist("and fail from the bases of each client's SVD", 20, 90, scale=-1),
+        "common": mnist("Factors one by one are as good from common bases", -6, 0),
+        "bound": mnist("and gains under noise", 0.5, 5, digits=1),
     }
 
 
