@@ -16,11 +16,12 @@ from study.results.provenance import environment, now
 from study.results.store import save_table
 from study.statistics.verdicts import Finding
 from study.theory.convex_landscape import convex_landscape
-from study.theory.federated import federated
+from study.theory.federated import federated, federated_mnist
 from study.theory.kernel_pooling import kernel_pooling
 from study.theory.large_batches import large_batches
 from study.theory.orthogonal_flow import orthogonal_flow
 from study.theory.rewiring import rewiring
+from study.theory.surf import surf
 from study.theory.undertraining import undertraining
 from study.theory.unrolled import unrolled
 from wellcond.errors import invalid, unknown
@@ -31,6 +32,8 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "unrolled": unrolled,
     "undertraining": undertraining,
     "federated": federated,
+    "federated_mnist": federated_mnist,
+    "surf": surf,
     "kernel_pooling": kernel_pooling,
     "large_batches": large_batches,
     "rewiring": rewiring,
