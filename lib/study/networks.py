@@ -265,6 +265,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": ResNet,
     "resnet18": partial(ResNet, widths=(64, 128, 256, 512), blocks=2),
     "vit": VisionTransformer,
+    "vit_narrow": partial(VisionTransformer, patch=8, width=64, depth=2, heads=4),
     "vit_digits": partial(VisionTransformer, size=28, patch=7, width=48, depth=2, heads=4),
 }
 

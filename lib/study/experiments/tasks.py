@@ -107,10 +107,10 @@ Networks = Callable[[str, str], nn.Module]
 
 
 def _networks(experiment: Experiment, device: str, deadline: float) -> Networks:
-    """Loads them, and keeps the last few: the measurements of a network follow one another."""
+    """Loads them, and keeps the last ones: each measurement is of all networks before the next."""
     cells = {cell.spec_hash: cell for cell in experiment.cells()}
 
-    @lru_cache(maxsize=8)
+    @lru_cache(maxsize=32)
     def network(spec_hash: str, recorded: str) -> nn.Module:  # weights that are recorded anew are read anew
         return network_of(cells[spec_hash], device, deadline)
 

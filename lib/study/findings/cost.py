@@ -73,18 +73,47 @@ def geometry() -> Mapping[str, Number]:
     }
 
 
+def peer_steps(net: str, column: str = "step_s") -> pd.DataFrame:
+    """Of a step, the seconds: one row an optimizer and ratio, one column a form; the dense network's in all rows."""
+    frame = bench("peers")
+    frame = frame[frame["net"] == net]
+    steps = frame.pivot_table(index=["optimizer", "ratio"], columns="method", values=column)
+    dense = frame[frame["method"] == "dense"].groupby("optimizer")[column].min()
+    return steps.assign(dense=steps.index.get_level_values("optimizer").map(dense.to_dict()))
+
+
 @finding("geotorch takes several times as long; a differentiated QR decomposition takes as long.")
 def peers() -> Mapping[str, Number]:
-    frame = bench("peers")
-    dense = frame[frame["method"] == "dense"].groupby("optimizer")["step_s"].min()
-    steps = frame.pivot_table(index=["optimizer", "ratio"], columns="method", values="step_s")
-    geotorch, qr, uv = (steps["geotorch"], steps["wellcond"] / steps["qr"], steps["wellcond"] / steps["uv"])
-    slower = geotorch / steps["wellcond"]
+    steps = peer_steps("vit")
+    ours, slower = steps["wellcond"], steps["geotorch"] / steps["wellcond"]
+    qr, uv = ours / steps["qr"], ours / steps["uv"]
     return {
         "geotorch_least": Number(slower.min(), 2, 5, digits=1),
         "geotorch_most": Number(slower.max(), 4, 10, digits=1),
-        "half": Number(100 * (steps["wellcond"].xs(0.5, level="ratio") / dense).max(), 85, 105, digits=0),
+        "half": Number(100 * (ours / steps["dense"]).xs(0.5, level="ratio").max(), 85, 105, digits=0),
         "qr": Number(100 * (qr.max() - 1), -10, 20, digits=0),
         "uv_least": Number(100 * (uv.min() - 1), 5, 20, digits=0),
         "uv_most": Number(100 * (uv.max() - 1), 20, 50, digits=0),
+    }
+
+
+@finding(
+    "On few images a manifold step of ResNet-18 takes longer than U Vᵀ or a differentiated QR; its memory is small."
+)
+def peers_resnet18() -> Mapping[str, Number]:
+    steps, memory = peer_steps("resnet18"), peer_steps("resnet18", "memory_bytes")
+    ours, by_hand, qr = steps["wellcond"], steps["uv"], steps["wellcond"] / steps["qr"]
+    over, less = ours / by_hand - 1, 1 - memory["wellcond"] / memory["qr"]
+    images = 128 / 16  # the optimizer works as long, and U Vᵀ this many times as long
+    return {
+        "uv_least": Number(100 * over.min(), 20, 50, digits=0),
+        "uv_most": Number(100 * over.max(), 60, 130, digits=0),
+        "large_least": Number(100 * over.min() / images, 2, 7, digits=0),
+        "large_most": Number(100 * over.max() / images, 8, 15, digits=0),
+        "qr_least": Number(100 * (qr.min() - 1), -5, 5, digits=0),
+        "qr_most": Number(100 * (qr.max() - 1), 15, 40, digits=0),
+        "memory_least": Number(100 * less.min(), 10, 20, digits=0),
+        "memory_most": Number(100 * less.max(), 15, 30, digits=0),
+        "dense_least": Number((ours / steps["dense"]).min(), 0.35, 0.5, digits=2),
+        "dense_most": Number((ours / steps["dense"]).max(), 1.05, 1.4, digits=2),
     }

@@ -105,19 +105,21 @@ FORMS = {
 
 
 def peers_table(frame: pd.DataFrame) -> Styler:
-    """Seconds of a training step in several libraries: one row a form, one column an optimizer and share removed."""
+    """Seconds of a training step in several libraries: one row a network and form, one column an optimizer and share
+    removed."""
     if frame.empty:
         return table(frame)
-    steps = frame.set_index(["method", "optimizer", "ratio"])["step_s"]
+    steps = frame.set_index(["net", "method", "optimizer", "ratio"])["step_s"]
     columns = [(o, r) for r in sorted(frame["ratio"].dropna().unique()) for o in ("SGD", "AdamW")]
     rows = []
-    for form, label in FORMS.items():
-        own = frame[frame["method"] == form]
+    for net, form in ((net, form) for net in frame["net"].unique() for form in FORMS):
+        own = frame[(frame["net"] == net) & (frame["method"] == form)]
         if own.empty:
             continue
         ratio = {r: r if form != "dense" else np.nan for _, r in columns}
-        cells = {f"{o}, {100 * r:g} % removed": _times(steps.get((form, o, ratio[r]), np.nan)) for o, r in columns}
-        rows.append({"form": label, "orthonormal": "yes" if own["orthonormal"].iloc[0] else "", **cells})
+        cells = {f"{o}, {100 * r:g} % removed": _times(steps.get((net, form, o, ratio[r]), np.nan)) for o, r in columns}
+        orthonormal = "yes" if own["orthonormal"].iloc[0] else ""
+        rows.append({"network": NETS[net], "form": FORMS[form], "orthonormal": orthonormal, **cells})
     return table(pd.DataFrame(rows))
 
 

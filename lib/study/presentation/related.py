@@ -24,7 +24,9 @@ SYSTEMS = {
     "unrolled": "Descending unrolled networks",
     "undertraining": "Under-trained sparse networks",
     "undertraining_cifar": "Under-trained sparse networks, CIFAR-10",
-    "federated": "Federated at fixed rank",
+    "federated": "Federated at fixed rank, digits",
+    "federated_mnist": "Federated at fixed rank, MNIST",
+    "surf": "Unrolled federated descent",
     "kernel_pooling": "Kernel average pooling",
     "kernel_pooling_cifar": "Kernel average pooling, CIFAR-10",
     "large_batches": "Distributed adversarial training",
@@ -370,4 +372,48 @@ def plot_rewiring(rows: pd.DataFrame) -> Figure:
         look, at = REWIRED[name], means.loc[name].iloc[k][["stored", "robust"]]
         axes[1].annotate(look.label or name, tuple(at), by, color=look.color, **offset)
     axes[1].annotate("dense", (5, float(means.loc["dense", "robust"].iloc[0])), (0, 4), color="#444444", **offset)
+    return fig
+
+
+UNROLLED_FEDERATED = {
+    "descending": Look("#0072B2", label="SURF"),
+    "new labels": Look("#0072B2", label="SURF"),
+    "unconstrained": Look("#D55E00", "s", label="no constraints"),
+    "long": Look("#000000", "", label="DGD"),
+    "DGD": Look("#000000", "", label="DGD"),
+    "FedAvg": Look("#009E73", "", label="FedAvg"),
+    "stored": Look("#767676", "", "--"),
+}
+
+
+def plot_surf(rows: pd.DataFrame) -> Figure:
+    """Accuracy against the exchanges with neighbours, if classes keep their labels and if each problem has its own; and
+    at the end, if agents sleep."""
+    titles = {
+        "same labels": "same classes: accuracy, %",
+        "new labels": "new labels: accuracy, %",
+        "asleep": "same classes, agents asleep",
+    }
+    fig, axes = panels([*titles.values()], 3, 2.4, "all")
+    if rows.empty:
+        return finish(fig)
+    ends: list[dict[str, tuple[float, float]]] = []
+    shown = rows[(rows["panel"] == "asleep") | (rows["x"] <= 40)]
+    for ax, panel in zip(axes, titles, strict=True):
+        own = shown[shown["panel"] == panel]
+        last: Any = own.groupby(["series", "x"])["y"].mean().groupby("series").tail(1).reset_index("x")
+        _lines(ax, own[own["series"] != "stored"], UNROLLED_FEDERATED)
+        ends.append(
+            {
+                look.label or name: tuple(last.loc[name])
+                for name, look in UNROLLED_FEDERATED.items()
+                if name in last.index
+            }
+        )
+        if "stored" in last.index:
+            ax.axhline(float(last.loc["stored", "y"]), color="#767676", linestyle="--", linewidth=1)
+        ax.set(xlabel="exchanges with neighbours" if panel != "asleep" else "probability to sleep", ylim=(0, 100))
+    fig.draw_without_rendering()
+    for ax, named in zip(axes, ends, strict=True):
+        name_ends(ax, named, {look.label or name: look.color for name, look in UNROLLED_FEDERATED.items()})
     return fig

@@ -20,6 +20,11 @@ where singular values are close; the bound to cost at most one point, and to gai
 After the first run, in which the smaller of two rates was best: a third rate; 95 % that are never reached count as all
 rounds and one more; the comparison at equal bytes; the error of a merge at the chosen rate, and under the bound (at the
 rate 0.3, σ_min was 0.035, too small for the drift to show the slope).
+
+On MNIST it is the same experiment, rates, rounds and thresholds included: 3,000 training, 3,000 held-out and 5,000 test
+images. Predictions, before its run and after a look at held-out images with one seed: fewer bytes a round, and a tenth
+below dense on skewed clients, where the claim is refuted again; one or two points below on identical ones; nothing lost
+by noise at 20 dB, and singular vectors that cannot be averaged, as with digits.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from functools import partial
 from itertools import product
 from operator import sub, truediv
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -46,7 +51,6 @@ from study.theory.flows import normal_part
 from wellcond.integrator import Factors
 from wellcond.methods import tangent_aggregation as ta
 
-finding = partial(Finding, "federated")
 ROUNDS, LAST, HALVINGS = 25, 5, 5
 """Rounds; those over whose ends an accuracy is averaged; learning rates at which the error of one merge is measured."""
 RATES, PENALTY, SNRS = (0.08, 0.15, 0.3), 0.1, (20.0, 10.0)
@@ -113,14 +117,14 @@ def one_merge(name: str, server: nn.Module, data: Data, seed: int, lr: float, li
             lines.add("angle", f"{name}, {kind}", x, [float(cosines.clamp(max=1).acos().rad2deg().median())], seed)
 
 
-def federated(seeds: int = 3, dataset: str = "digits") -> tuple[list[Finding], pd.DataFrame]:
+def federated(seeds: int = 3, dataset: str = "digits", **subset: Any) -> tuple[list[Finding], pd.DataFrame]:
     """Panels identical and skewed (test accuracy against megabytes), noise (skewed; against σ over the signal), drift
     (skewed; against λ), kappa (0: identical, 1: skewed), and those of `one_merge`."""
     lines = Lines()
     final: dict[tuple[str, str], list[float]] = defaultdict(list)
     rates: dict[tuple[str, str], float] = {}
     for seed, (number, split) in product(range(seeds), enumerate(SPLITS)):
-        data = load(dataset, seed=seed)
+        data = load(dataset, seed=seed, **subset)
         for name, way in WAYS.items():
             run = partial(federate, way, data, split, seed)
             tried = {lr: run(lr) for lr in (RATES if seed == 0 else (rates[split, name],))}
@@ -158,6 +162,7 @@ def federated(seeds: int = 3, dataset: str = "digits") -> tuple[list[Finding], p
     def both(one: str, other: str) -> list[float]:
         return [fmean(pair) for pair in zip(*(gap(split, one, other) for split in SPLITS), strict=True)]
 
+    finding = partial(Finding, "federated" if dataset == "digits" else f"federated_{dataset}")
     bounded = f"tangent, {BOUNDED}"
     orders = [slope(own)[0] for _, own in lines.line("error", "tangent").groupby("seed")]
     points = "points of test accuracy"
@@ -189,3 +194,7 @@ def federated(seeds: int = 3, dataset: str = "digits") -> tuple[list[Finding], p
         finding("The consensus penalty helps skewed clients", f"tangent, λ = {PENALTY:g} minus 0, {points}",
                  gap("skewed", "tangent, λ", "tangent"), 0),
     ], lines.frame  # fmt: skip
+
+
+federated_mnist = partial(federated, dataset="mnist", n_train=3000, n_test=5000, validation=0.05)
+"""The same on a part of MNIST."""

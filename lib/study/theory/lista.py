@@ -67,10 +67,14 @@ def gradient_norms(states: Tensor, x: Tensor, D: Tensor) -> Tensor:
     return norms
 
 
-def constraints(states: Tensor, x: Tensor, D: Tensor) -> Tensor:
-    """C_1, ..., C_L, means over the batch."""
-    norms = gradient_norms(states, x, D)
+def descent(norms: Tensor) -> Tensor:
+    """C_1, ..., C_L, means over the batch, of gradient norms (L + 1, B)."""
     return (norms[1:] / norms[:-1].clamp(min=1e-6)).mean(1) - (1 - EPSILON)
+
+
+def constraints(states: Tensor, x: Tensor, D: Tensor) -> Tensor:
+    """`descent` of the sparse problem."""
+    return descent(gradient_norms(states, x, D))
 
 
 def losses(states: Tensor, z: Tensor) -> Tensor:

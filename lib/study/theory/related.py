@@ -17,13 +17,14 @@ from study.results.provenance import environment, now
 from study.results.store import save_table
 from study.statistics.verdicts import Finding
 from study.theory.convex_landscape import convex_landscape
-from study.theory.federated import federated
+from study.theory.federated import federated, federated_mnist
 from study.theory.kernel_pooling import CIFAR10 as POOLING_CIFAR
 from study.theory.kernel_pooling import kernel_pooling
 from study.theory.large_batches import large_batches
 from study.theory.orthogonal_flow import orthogonal_flow
 from study.theory.rewiring import CIFAR10 as REWIRING_CIFAR
 from study.theory.rewiring import rewiring
+from study.theory.surf import surf
 from study.theory.undertraining import CIFAR10 as UNDERTRAINING_CIFAR
 from study.theory.undertraining import undertraining
 from study.theory.unrolled import unrolled
@@ -36,6 +37,8 @@ SYSTEMS: dict[str, Callable[[int], tuple[list[Finding], pd.DataFrame]]] = {
     "undertraining": undertraining,
     "undertraining_cifar": partial(undertraining, p=UNDERTRAINING_CIFAR),
     "federated": federated,
+    "federated_mnist": federated_mnist,
+    "surf": surf,
     "kernel_pooling": kernel_pooling,
     "kernel_pooling_cifar": partial(kernel_pooling, p=POOLING_CIFAR),
     "large_batches": large_batches,
@@ -69,9 +72,11 @@ def save(system: str, findings: Sequence[Finding], rows: pd.DataFrame, *, seeds:
 
 
 def load(table: str) -> pd.DataFrame:
-    """claims, or the rows of a system's figure, as committed; empty if there is none."""
+    """claims, in the order of SYSTEMS, or the rows of a system's figure, as committed; empty if there is none."""
     path = paths.results() / "related" / f"{table}.csv"
     if path.exists():
-        return pd.read_csv(path)
+        rows = pd.read_csv(path)
+        place = {system: k for k, system in enumerate(SYSTEMS)}
+        return rows.sort_values("system", key=lambda own: own.map(place), kind="stable") if "system" in rows else rows
     columns = () if table == "claims" else ("panel", "series", "x", "y", "seed")
     return pd.DataFrame(columns=[*columns], dtype=float)

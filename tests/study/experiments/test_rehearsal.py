@@ -36,6 +36,7 @@ def small(monkeypatch):
         "wrn16_4": partial(models.WideResNet, widen=1),
         "resnet18": partial(models.ResNet, widths=(8, 8, 16, 16), blocks=2),
         "vit": partial(models.VisionTransformer, width=12, depth=1),
+        "vit_narrow": partial(models.VisionTransformer, patch=8, width=12, depth=1, heads=2),
         "vit_digits": partial(models.VisionTransformer, size=28, patch=7, width=12, depth=1, heads=2),
     }
     for name, source in shapes.items():

@@ -74,17 +74,21 @@ def test_recomputation_has_a_table_and_no_bar():
 
 
 def test_peers_table():
-    """Seconds as they are; the dense network, which has no rank, in the columns of its optimizer."""
+    """Seconds as they are; the dense network, which has no rank, in the columns of its optimizer; each network by
+    itself, with blanks where it was not measured."""
+    measured = (("dense", float("nan"), 2.0), ("uv", 0.5, 1.0), ("wellcond", 0.5, 1.25), ("wellcond", 0.8, 0.5))
     rows = [
-        {"method": m, "optimizer": o, "ratio": r, "step_s": s, "orthonormal": m == "wellcond"}
-        for m, r, s in (("dense", float("nan"), 2.0), ("uv", 0.5, 1.0), ("wellcond", 0.5, 1.25), ("wellcond", 0.8, 0.5))
+        {"net": net, "method": m, "optimizer": o, "ratio": r, "step_s": factor * s, "orthonormal": m == "wellcond"}
+        for net, factor, some in (("vit", 1, measured), ("resnet18", 10, measured[:3]))
+        for m, r, s in some
         for o in ("SGD", "AdamW")
     ]
-    table = costs.peers_table(pd.DataFrame(rows)).data.set_index("form")
-    assert list(table.index) == ["dense", "U Vᵀ, two layers", "wellcond, κ(S) ≤ 1.1"]
-    assert list(table["orthonormal"]) == ["", "", "yes"]
-    assert list(table["SGD, 50 % removed"]) == ["2.00", "1.00", "1.25"]
-    assert list(table["AdamW, 80 % removed"]) == ["2.00", "–", "0.50"]
+    table = costs.peers_table(pd.DataFrame(rows)).data.set_index(["network", "form"])
+    forms = ["dense", "U Vᵀ, two layers", "wellcond, κ(S) ≤ 1.1"]
+    assert list(table.index) == [(net, form) for net in ("ViT", "ResNet-18") for form in forms]
+    assert list(table["orthonormal"]) == 2 * ["", "", "yes"]
+    assert list(table["SGD, 50 % removed"]) == ["2.00", "1.00", "1.25", "20.00", "10.00", "12.50"]
+    assert list(table["AdamW, 80 % removed"]) == ["2.00", "–", "0.50", "20.00", "–", "–"]
 
 
 def test_integrators_table():

@@ -49,6 +49,7 @@ def test_the_table_says_what_was_claimed_and_what_was_found():
         ("kernel_pooling", report.plot_pooling, [5, 5, 5]),
         ("large_batches", report.plot_batches, [4, 4, 9]),
         ("rewiring", report.plot_rewiring, [5, 5]),
+        ("surf", report.plot_surf, [5, 2, 3]),
     ],
 )
 def test_every_line_is_drawn(system, plot, lines):

@@ -100,8 +100,9 @@ def test_the_findings(monkeypatch):
     monkeypatch.setattr(fe, "HALVINGS", 3)
     monkeypatch.setattr(fe, "SNRS", (20.0, 10.0))
     monkeypatch.setattr(fe, "NOISY", [name for name in fe.NOISY if "tangent" in name])
-    findings, rows = fe.federated(2)
-    assert len(findings) == 13
+    monkeypatch.setattr(fe, "load", lambda name, **how: load("digits", seed=how["seed"]))
+    findings, rows = fe.federated_mnist(2)
+    assert [one.system for one in findings] == 13 * ["federated_mnist"]
     slope = next(one for one in findings if "second order" in one.claim)
     assert all(1.5 < value < 3 for value in slope.by_seed)
     panels = {"identical", "skewed", "noise", "drift", "kappa", "error", "normal", "angle"}

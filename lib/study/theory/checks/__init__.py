@@ -2,7 +2,7 @@
 
 Every check integrates a matrix flow Ẇ = F(W) with the production layers and optimizers (see `flows`), in float64, from
 full cores S, and compares with an accurate solution. Its sizes are arguments: `seeds`, the number of random instances,
-and `points`, the number of step sizes or other abscissae of a line. SIZES has those of the presets.
+and `points`, the number of step sizes or other abscissae of a line.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from study.theory.checks.published_clamp import clamp
 from study.theory.checks.step_defect import one_step
 from study.theory.checks.stiff_noise import stiffness
 from study.theory.network import network_layer
-
-SIZES = {"smoke": {"seeds": 3, "points": 5}, "paper": {"seeds": 3, "points": 6}}
-"""Arguments of every check, by preset; "smoke" takes less than a minute for all of them on one core."""
 
 CHECKS: dict[str, Callable[..., Check]] = {
     "T1": one_step,
