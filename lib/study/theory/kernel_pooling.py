@@ -16,10 +16,11 @@ for pooling. Expected: most comes from the noise; raw kernels are like their nei
 κ(AW) is larger than κ(W), and robustness goes with the norms rather than with κ.
 
 CIFAR-10, predictions before its run: the same claims with the same bands, and the same table with fewer σ. In a pilot
-on held-out images of seed 100 noise alone was better at the rate 0.1, K = 3 and the bound on κ at 0.3, which the others
-have as well; the network with neither kept a sixth of the images within 2/255 and 0.25; and pooling without noise cost
-over two points, so that the accuracies are brought together three points below. Expected: noise adds less than ten
-points, pooling nothing to it; kernels again like their neighbours and ill-conditioned.
+on held-out images of seed 100 the network with neither kept a sixth of the images within 2/255 and 0.25; and pooling
+without noise cost over two points, so that the accuracies are brought together three points below. Expected: noise adds
+less than ten points, pooling nothing to it; kernels again like their neighbours and ill-conditioned. In a first run
+noise alone had the rate 0.1, which was better for it by a point, and pooling 0.3: pooling then lost to noise by 15 ± 6
+points in l2, and the norms of the networks followed the rates. The run that counts has 0.3 for all, as on MNIST.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ MNIST = Protocol(
 CIFAR10 = Protocol(
     system="kernel_pooling_cifar",
     dataset="cifar10",
-    recipe=Recipe(convnet32, rates={**Recipe(convnet32).rates, PLAIN: 0.1}),
+    recipe=Recipe(convnet32),
     sigmas=_sigmas((0, 0.1, 0.2, 0.3), 0.1),
     radii={"l2": 0.25, "linf": 2 / 255},
     convolutions=3,

@@ -51,18 +51,18 @@ METHODS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 class Recipe(NamedTuple):
-    """network: to be trained for so many epochs; rates: of learning, by method."""
+    """network: to be trained for so many epochs with this learning rate."""
 
     network: Callable[[], nn.Module]
     epochs: int = 8
-    rates: Mapping[str, float] = dict.fromkeys(METHODS, 0.3)
+    rate: float = 0.3
 
 
 def train(recipe: Recipe, images: Images, method: str, sigma: float, seed: int) -> nn.Module:
     """Momentum SGD on x + σε with clipped gradients; the rate rises for a quarter of the steps, then falls to zero."""
     torch.manual_seed(seed)
     model = METHODS[method](recipe.network().to(memory_format=torch.channels_last))  # half the time
-    optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=BOUND), lr=recipe.rates[method], momentum=0.9)
+    optimizer = wc.LowRankSGD(wc.param_groups(model, max_cond=BOUND), lr=recipe.rate, momentum=0.9)
     steps = recipe.epochs * math.ceil(len(images) / BATCH)
     schedule = triangular(optimizer, steps)
     for epoch in range(recipe.epochs):

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from study.data import load
 from study.theory import decentralized, surf
 from study.theory.decentralized import Descent, accuracy, gradient, gradient_norms, ladder, mix, pools, start
-from study.theory.surf import Surf, train
 from study.theory.lista import descent
+from study.theory.surf import Surf, train
 
 
 @pytest.fixture
