@@ -19,9 +19,9 @@ The run: low rank at 5 % stayed at chance, also at smaller rates, and two of thr
 
 CIFAR-10, predictions before its run: the same claims with the same bands, at 20 % and 10 % in place of 10 % and 5 %,
 ε = 2/255 and 6 epochs. Rates were chosen in the same way, by PGD on 500 held-out images of seed 100: among 0.05 to 0.6
-for the dense network, 0.05 to 0.3 for U Vᵀ, 0.1 and 0.3 for U S Vᵀ, 0.05 and 0.1 for the sparse ones; channels have half
-the rate of rewiring, as on MNIST. In this pilot rewiring kept what the dense network did, so we expect both accuracies
-kept at 20 % and at 10 %, and low rank far behind at 10 %.
+for the dense network, 0.05 to 0.3 for U Vᵀ, 0.1 and 0.3 for U S Vᵀ, 0.05 and 0.1 for the sparse ones; channels have
+half the rate of rewiring, as on MNIST. In this pilot rewiring kept what the dense network did, so we expect both
+accuracies kept at 20 % and at 10 %, and low rank far behind at 10 %.
 """
 
 from __future__ import annotations
