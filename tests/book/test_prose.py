@@ -77,6 +77,7 @@ def test_a_number_has_the_decimals_that_its_margin_bears_out():
     assert number(-1.2345, margin=0.4).text == "−1.2 ± 0.4"
     assert number(19.83, margin=8.99, signed=True).text == "+20 ± 9"
     assert number(0.1234).text == "0.123"
+    assert number(-1e-16, margin=12.0).text == "0 ± 12"
     assert number(12345.6).text == "12,346"
     assert number(98.5, digits=0).text == "98"
     assert not number(float("nan")).holds

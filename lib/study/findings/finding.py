@@ -58,7 +58,8 @@ class Number:
         known = math.isfinite(self.margin) and self.margin > 0
         scale = self.margin if known else abs(self.value) / 100
         digits = self.digits if self.digits is not None else decimals(scale) if scale else 0
-        shown = f"{self.value:{'+' if self.signed else ''},.{digits}f}".replace("-", "−")
+        rounded = round(float(self.value), digits) + 0.0  # no zero has a minus
+        shown = f"{rounded:{'+' if self.signed else ''},.{digits}f}".replace("-", "−")
         return f"{shown} ± {self.margin:.{digits}f}" if known else shown
 
 
