@@ -119,7 +119,7 @@ def peers_table(frame: pd.DataFrame) -> Styler:
         ratio = {r: r if form != "dense" else np.nan for _, r in columns}
         cells = {f"{o}, {100 * r:g} % removed": _times(steps.get((net, form, o, ratio[r]), np.nan)) for o, r in columns}
         orthonormal = "yes" if own["orthonormal"].iloc[0] else ""
-        rows.append({"network": NETS[net], "form": FORMS[form], "orthonormal": orthonormal, **cells})
+        rows.append({"network and form": f"{NETS[net]}, {FORMS[form]}", "orthonormal": orthonormal, **cells})
     return table(pd.DataFrame(rows))
 
 
