@@ -302,6 +302,18 @@ def undertraining_cifar() -> Mapping[str, Number]:
     }
 
 
+@finding("On CIFAR-10 a tenth of the weights keeps the little that the dense network has, as far as three seeds tell.")
+def rewiring_cifar() -> Mapping[str, Number]:
+    own = partial(measured, system="rewiring_cifar")
+    return {
+        "dense": Number(drawn("rewiring_cifar", "clean", "dense"), 20, 35, digits=0),
+        "clean": own("Ten times fewer keep the clean accuracy", -5, 5, scale=-1),
+        "robust": own("and the robust one too", -5, 5, scale=-1),
+        "usv": own("and than U S Vᵀ with κ ≤ 1.1", 3, 12),
+        "uv": own("More robust than U Vᵀ of as many weights", -8, 20),
+    }
+
+
 @finding("On CIFAR-10 noise makes robust again; whether pooling adds to it is open, and norms and κ fall together.")
 def pooling_cifar() -> Mapping[str, Number]:
     system = "kernel_pooling_cifar"
