@@ -134,10 +134,10 @@ def surf(seeds: int = 3, dataset: str = "mnist") -> tuple[list[Finding], pd.Data
             torch.manual_seed(seed)
             with torch.enable_grad():
                 ways[name] = train(pool, *how)
-        ways["long"] = Descent(matrices["DGD"][0], etas["DGD"], ROUNDS)
+        ways["long"], trail = Descent(matrices["DGD"][0], etas["DGD"], ROUNDS), dict[str, list[float]]()
         for name, labels in (*((name, labels) for name, (labels, _) in NETWORKS.items()), *RIVALS):
             states = ways[name](W, problems[labels])
-            rates = accuracy(states, problems[labels])
+            trail[name] = rates = accuracy(states, problems[labels])
             apart = HOPS if name in NETWORKS else 1
             for k, rate in enumerate(rates):
                 lines.add(f"{labels} labels", name, apart * k, [rate], seed)
@@ -149,7 +149,7 @@ def surf(seeds: int = 3, dataset: str = "mnist") -> tuple[list[Finding], pd.Data
                 found[f"{name}, rising"].append(float((relative.diff() > 0).sum()))
                 for k, norm in enumerate(relative.tolist()):
                     lines.add("gradients", name, k, [norm], seed)
-        reached = (k for k, rate in enumerate(rates) if rate >= found["descending, same"][-1])
+        reached = (k for k, rate in enumerate(trail["long"]) if rate >= found["descending, same"][-1])
         found["exchanges"].append(next(reached, ROUNDS + 1) / EXCHANGES)
         found["stored, same"] += accuracy(stored(pool).expand(1, 1, 1, -1, -1), same)
         lines.add("same labels", "stored", 0, found["stored, same"][-1:], seed)

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from study.presentation.curves import name_ends, tick_logarithms
+from study.presentation.related.lines import Look, lines, of
 from study.presentation.style import finish, panels
 
 FEDERATED = {
@@ -27,13 +28,12 @@ def plot_federated(rows: pd.DataFrame) -> Figure:
         return finish(fig)
     ends: tuple[dict[str, tuple[float, float]], ...] = ({}, {})
     for name in ("dense", "tangent", "tangent, κ ≤ 1.1", "products", "own SVD"):
-        by_x = rows[(rows["panel"] == "skewed") & (rows["series"] == name)].groupby("x")["y"]
-        left.plot(by_x.mean(), color=FEDERATED[name])
-        left.fill_between(by_x.min().index, by_x.min(), by_x.max(), color=FEDERATED[name], alpha=0.15, linewidth=0)
-        ends[0][name] = float(by_x.mean().index[-1]), float(by_x.mean().iloc[-1])
+        mean = of(rows, "skewed", name).groupby("x")["y"].mean()
+        lines(left, of(rows, "skewed", name), {name: Look(FEDERATED[name], marker="")})
+        ends[0][name] = float(mean.index[-1]), float(mean.iloc[-1])
     left.set(xlabel="megabytes on the channel, up and down", xscale="log", ylim=(0, 100))
     for name in ("tangent", "tangent, κ ≤ 1.1", "factors", "own SVD"):
-        own = rows[(rows["panel"] == "error") & (rows["series"] == name)].sort_values("x")
+        own = of(rows, "error", name).sort_values("x")
         for _, line in own.groupby("seed"):
             right.plot(line["x"], line["y"], "o-", color=FEDERATED[name], markersize=3)
         ends[1][name] = float(own["x"].iloc[-1]), float(own["y"].iloc[-1])
