@@ -3,6 +3,8 @@
 It needs nothing of the study, for the tests of the library run where that is not installed.
 """
 
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -50,6 +52,15 @@ class Tiny(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.leaky_relu(self.conv(x)), 2).flatten(1)
         return self.classifier(x + F.leaky_relu(self.hidden(x)))
+
+
+class Unhurried(Tiny):
+    """`Tiny`, which stops in each step of its training for as many seconds as PAUSE says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            time.sleep(float(os.environ.get("PAUSE", "0")))
+        return super().forward(x)
 
 
 class Dropping(Tiny):

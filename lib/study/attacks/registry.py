@@ -51,8 +51,20 @@ def advertorch(name: str) -> ModuleType:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode, no parameter gradients; modes and requires_grad flags are restored."""
-    with advertorch("context").ctx_noparamgrad_and_eval(model):
+    # advertorch's context for this is of no use to who only counts: loading it takes as long as loading torch
+    training = [module for module in model.modules() if module.training]
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for module in training:
+        module.training = False
+    for parameter in learned:
+        parameter.requires_grad = False
+    try:
         yield model
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in learned:
+            parameter.requires_grad = True
 
 
 def _summed_loss(logits: Tensor, y: Tensor) -> Tensor:

@@ -45,12 +45,13 @@ def text_of(path: Path) -> str | None:
         raise invalid("file", str(path), f"a readable file ({error})") from error
 
 
-def texts(folder: Path, name: str) -> dict[str, str]:
-    """{run_id: the text of a file of its addition} where it has one."""
+def texts(folder: Path, name: str, run_id: str | None = None) -> dict[str, str]:
+    """{run_id: the text of a file of its addition} where it has one; run_id: of this run alone."""
     while True:
-        found = {run_id: (path, text_of(path / name)) for run_id, path in additions(folder).items()}
+        wanted = {run: path for run, path in additions(folder).items() if run_id in (None, run)}
+        found = {run: (path, text_of(path / name)) for run, path in wanted.items()}
         if all(text is not None or path.exists() for path, text in found.values()):  # else one is replaced
-            return {run_id: text for run_id, (_, text) in found.items() if text is not None}
+            return {run: text for run, (_, text) in found.items() if text is not None}
 
 
 def last(folder: Path, run_id: str) -> Path | None:

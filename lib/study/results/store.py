@@ -100,12 +100,15 @@ def _joined(old: pd.DataFrame, added: Mapping[str, str], table: str, path: Path)
     return pd.concat(frames, ignore_index=True) if frames else framed(table, ())
 
 
-def read_table(folder: Path, table: str) -> pd.DataFrame:
-    """A table as it stands, with what has been added; empty if there is none. Raises ValueError for a damaged file."""
+def read_table(folder: Path, table: str, run_id: str | None = None) -> pd.DataFrame:
+    """A table as it stands, with what has been added; empty if there is none. run_id: what it has on this run.
+
+    Raises ValueError for a damaged file.
+    """
     path = folder / f"{table}.csv"
-    added = texts(folder, path.name)  # before the large table, which then has what is merged in between
+    added = texts(folder, path.name, run_id)  # before the large table, which then has what is merged in between
     old = _large(path, table, _version(path)).copy(deep=False) if path.exists() else framed(table, ())
-    return _joined(old, added, table, path)
+    return _joined(old if run_id is None else old[old["run_id"] == run_id], added, table, path)
 
 
 def _as_it_stands(folder: Path, table: str) -> Callable[[], pd.DataFrame]:
@@ -146,8 +149,7 @@ def _entry(folder: Path, run_id: str, before: Path | None) -> dict[str, Any]:
 
 def rows_of(folder: Path, table: str, run_id: str) -> list[dict[str, Any]]:
     """What a table of `folder` has on a run."""
-    frame = read_table(folder, table)
-    return records(frame[frame["run_id"] == run_id])
+    return records(read_table(folder, table, run_id))
 
 
 class Measurement(NamedTuple):
@@ -193,8 +195,7 @@ def done(folder: Path, hashes: Mapping[str, str], attacks: Iterable[Measurement]
 
 def measured_rows(folder: Path, run_id: str, spec_hash: str) -> list[dict[str, Any]]:
     """The rows of robustness.csv that a run of this specification already has."""
-    runs = read_table(folder, "runs")
-    known = ((runs["run_id"] == run_id) & (runs["spec_hash"] == spec_hash)).any()
+    known = (read_table(folder, "runs", run_id)["spec_hash"] == spec_hash).any()
     return rows_of(folder, "robustness", run_id) if known else []
 
 

@@ -134,6 +134,18 @@ def test_the_model_is_restored_after_an_error():
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_what_was_frozen_before_stays_so():
+    model = network().train()
+    next(model.children()).eval()
+    first, *others = model.parameters()
+    first.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    with attacks.frozen(model):
+        assert not any(m.training for m in model.modules())
+    assert [m.training for m in model.modules()] == modes
+    assert [first.requires_grad, *(p.requires_grad for p in others)] == [False, *(True for _ in others)]
+
+
 EXACT = {"steps": 200, "relative_step": 25}  # long enough for a random start to be forgotten
 
 

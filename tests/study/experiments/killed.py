@@ -2,7 +2,7 @@
 
     python killed.py FOLDER KILLS SEED TOGETHER
 
-Children are forked, so that a kill costs no import of torch. A third are killed by SIGKILL at a random time, a third by
+Children are forked, so that a kill costs no import. A third are killed by SIGKILL at a random time, a third by
 SIGINT or SIGTERM, and a third end in the middle of a write or between two replacements of files.
 """
 
@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from helpers import Dropping  # noqa: F401  the network of the experiment, loaded before the children are forked
-from study import paths
+from study import data, paths
+from study.attacks.registry import advertorch
 from study.experiments.cells import run_experiment
 from study.experiments.specification import Experiment
 from study.experiments.tasks import assess
@@ -72,6 +73,8 @@ def main(folder: Path, kills: int, seed: int, together: int) -> None:
     os.environ["WELLCOND_RESULTS"] = str(folder / "results")
     paths.experiments = lambda: folder  # type: ignore[assignment]
     environment("cpu")
+    advertorch("attacks")  # now, like the images: they are loaded when they are first used, each in some seconds
+    data.load("digits")
     chance, killed, finished = random.Random(seed), 0, 0
     kinds = {"SIGKILL": 0, "SIGINT": 0, "SIGTERM": 0, "write": 0}
     while killed < kills or not finished:

@@ -5,6 +5,7 @@ import re
 import stat
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -289,7 +290,7 @@ def test_workers_that_are_lost_lose_nothing(cluster, tmp_path, monkeypatch, caps
     """Three workers: one is cancelled in the middle of a cell, one is told in the middle of another that its time is
     up, and is queued again. The results are those of one process that nobody disturbs."""
     experiment = tmp_path / "tiny.toml"
-    experiment.write_text(HEAD.format(model="lenet5", n_train=320, epochs=EPOCHS), encoding="utf-8")
+    experiment.write_text(HEAD.format(model="helpers:Unhurried", n_train=32, epochs=EPOCHS), encoding="utf-8")
     spec, command = Experiment.load(experiment), ["run", str(experiment), "--device", "cpu"]
 
     monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "alone"))
@@ -297,6 +298,8 @@ def test_workers_that_are_lost_lose_nothing(cluster, tmp_path, monkeypatch, caps
     alone = spec.folder()
 
     monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "shared"))
+    monkeypatch.setenv("PAUSE", "0.8")  # an epoch is one step: long beside a look, and no processor is needed for it
+    monkeypatch.setenv("PYTHONPATH", str(Path(slurm_cluster.__file__).parent), prepend=os.pathsep)
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     shared = spec.folder()
