@@ -17,7 +17,7 @@ BOOK = Path(__file__).resolve().parents[2] / "book"
 CHAPTERS = {path.stem: path for path in sorted(BOOK.glob("*.ipynb"))}
 SMOKE = {"preset": "smoke", "run": True}
 SMALL = {  # what would take minutes on a processor
-    **dict.fromkeys(("06_accuracy_and_spectra", "07_harder_to_fool", "11_cifar"), {"model": "helpers:Tiny"}),
+    **{name: {"model": "helpers:Tiny"} for name in ("06_accuracy_and_spectra", "07_harder_to_fool", "11_cifar")},
     "16_cost": {"repeats": 2, "batch": 16, "ratios": [0.8]},
     "c_performance": {"repeats": 2, "batch": 16, "ratios": [0.8]},
     "08_is_it_kappa": {"condition_images": 20},

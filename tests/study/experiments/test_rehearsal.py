@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from torch import nn
 
 from study import data, paths
 from study import networks as models
@@ -20,6 +21,12 @@ def hundred_classes():
     return {**arrays, **{key: (np.arange(len(arrays[key])) % 100).astype(np.uint8) for key in ("y_train", "y_test")}}
 
 
+def narrow_lenet5(num_classes, in_channels):
+    model = models.LeNet5(num_classes, in_channels)
+    model.conv2, model.fc1, model.fc2 = nn.Conv2d(20, 12, 5), nn.Linear(192, 40), nn.Linear(40, num_classes)
+    return model
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Embedded images in the shapes of MNIST and CIFAR, and the networks as they are but narrow."""
@@ -33,6 +40,7 @@ def small(monkeypatch):
             ("vgg16", "vgg16_quarter"),
             partial(models.VGG16, widths=[[8] * len(stage) for stage in models.VGG16.WIDTHS]),
         ),
+        "lenet5": narrow_lenet5,
         "wrn16_4": partial(models.WideResNet, widen=1),
         "resnet18": partial(models.ResNet, widths=(8, 8, 16, 16), blocks=2),
         "vit": partial(models.VisionTransformer, width=12, depth=1),
