@@ -54,6 +54,22 @@ class Tiny(nn.Module):
         return self.classifier(x + F.leaky_relu(self.hidden(x)))
 
 
+class SmallLeNet(nn.Module):
+    """LeNet5 with fewer channels: a chain of two convolutions and two linear layers, for 28 x 28 inputs."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 4, 5)
+        self.conv2 = nn.Conv2d(4, 8, 5)
+        self.fc1 = nn.Linear(128, 32)
+        self.fc2 = nn.Linear(32, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.leaky_relu(F.max_pool2d(self.conv2(x), 2))
+        return self.fc2(F.leaky_relu(self.fc1(x.flatten(1))))
+
+
 class Unhurried(Tiny):
     """`Tiny`, which stops in each step of its training for as many seconds as PAUSE says."""
 

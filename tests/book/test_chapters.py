@@ -17,11 +17,15 @@ BOOK = Path(__file__).resolve().parents[2] / "book"
 CHAPTERS = {path.stem: path for path in sorted(BOOK.glob("*.ipynb"))}
 SMOKE = {"preset": "smoke", "run": True}
 SMALL = {  # what would take minutes on a processor
-    **{name: {"model": "helpers:Tiny"} for name in ("06_accuracy_and_spectra", "07_harder_to_fool", "11_cifar")},
+    "11_cifar": {"model": "helpers:Tiny"},
     "16_cost": {"repeats": 2, "batch": 16, "ratios": [0.8]},
     "c_performance": {"repeats": 2, "batch": 16, "ratios": [0.8]},
     "08_is_it_kappa": {"condition_images": 20},
 }
+ON_MNIST = ("06_acc", "07_", "08_", "09_", "10_", "13_", "b_")  # which share their cells
+for name in CHAPTERS:
+    if name.startswith(ON_MNIST):
+        SMALL[name] = {**SMALL.get(name, {}), "model": "helpers:SmallLeNet"}
 FIGURE = re.compile(r"\{numref\}`(fig-[\w-]+)`")
 
 
