@@ -116,6 +116,7 @@ def effort(results: Results, attack: str) -> pd.DataFrame:
     """Where an attack was run at one radius with several options: run_id, eps, n, and `more`, how many of the common n
     images survive the row on the most images and not the others."""
     rows = results.attacks[results.attacks["attack"] == attack]
+    rows = rows[rows.duplicated(["run_id", "eps"], keep=False)]
     found = []
     for (run_id, eps), group in rows.groupby(["run_id", "eps"], sort=False):
         widest, *others = group.sort_values("n_examples", ascending=False, kind="stable").to_dict("records")

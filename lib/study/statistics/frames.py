@@ -27,9 +27,10 @@ def ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """With a full name for each configuration, by method, then ratio and bound; numbers as floats."""
     frame = frame.astype(dict.fromkeys(frame.select_dtypes("number"), float))
     place = frame["method"].map({method: i for i, method in enumerate(LOOKS)}).fillna(len(LOOKS))
-    rows = frame[["label", *SETTINGS]].to_dict("records")
-    names = [f"{row['label']}{name_suffix(_numbers(row))}" for row in rows]
-    frame = frame.assign(name=pd.Series(names, frame.index, dtype=object), place=place)
+    about = frame[["label", *SETTINGS]]
+    which = about.groupby([*about], dropna=False, sort=False).ngroup()  # few configurations in many rows
+    names = [f"{row['label']}{name_suffix(_numbers(row))}" for row in about[~which.duplicated()].to_dict("records")]
+    frame = frame.assign(name=np.array(names, dtype=object)[which] if names else "", place=place)
     by = ["place", "method", *SETTINGS]
     return frame.sort_values(by, kind="stable", na_position="first", ignore_index=True).drop(columns="place")
 

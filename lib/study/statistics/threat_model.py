@@ -53,21 +53,20 @@ def alive(row: Mapping[Any, Any], n: int) -> Bits:
 
 def standing(rows: pd.DataFrame, n: int) -> Bits:
     """Which of the first n images survive in all of these rows of the table of attacks."""
-    return np.logical_and.reduce([alive(row, n) for row in rows.to_dict("records")])
+    outcomes = zip(rows["outcomes"], rows["n_examples"], strict=True)
+    return np.logical_and.reduce([unpack(text, int(images))[:n] for text, images in outcomes])
 
 
 def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
     """{run_id: which of the first n images survive all attacks of the threat}, for runs measured under each of them."""
-    found = {}
     frame = results.attacks[results.attacks["n_examples"] >= threat.n]
-    for run_id, rows in frame.groupby("run_id", sort=False):
-        eps = rows["eps"]
-        at = rows["attack"].isin(threat.attacks) & np.isclose(eps, threat.eps)
-        if set(rows.loc[at, "attack"]) == set(threat.attacks):
-            # FGSM at a smaller radius counts too: its images lie in the ball
-            inside = rows[(rows["attack"] == "clean") | (rows["attack"].isin(threat.attacks) & (eps <= threat.eps))]
-            found[str(run_id)] = standing(inside, threat.n)
-    return found
+    counted = frame["attack"].isin(threat.attacks)
+    attacks = frame[counted & np.isclose(frame["eps"], threat.eps)].groupby("run_id")["attack"].nunique()
+    complete = attacks.index[attacks == len(threat.attacks)]
+    # FGSM at a smaller radius counts too: its images lie in the ball
+    inside = frame[(frame["attack"] == "clean") | (counted & (frame["eps"] <= threat.eps))]
+    inside = inside[inside["run_id"].isin(complete)]
+    return {str(run_id): standing(rows, threat.n) for run_id, rows in inside.groupby("run_id", sort=False)}
 
 
 def strongest(results: Results, threat: Threat) -> pd.DataFrame:
