@@ -32,8 +32,9 @@ serve: ## show the built book on localhost (PORT=8000)
 	@echo "The book is at http://127.0.0.1:$(PORT)/ (Ctrl-C stops)"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
 
+# one worker more than CI has processors: some wait, for a browser, a cluster or a process that they have killed
 test: $(INSTALLED) ## run the tests (TESTS=tests/study: only these)
-	MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 $(TESTS)
+	MPLBACKEND=Agg $(BIN)/python -m pytest -n 3 $(TESTS)
 
 # The wheel of the library, in an environment with torch alone, trains README's example; then its tests, whose oracles
 # are written with NumPy and SciPy, and some of whose networks are those of torchvision.

@@ -9,7 +9,12 @@ from study import networks as models
 from study.attacks import registry as attacks
 from study.measurement import accuracy as evaluate
 
+FEW = {"steps": 3, "queries": 20}
 KINDS = [kind for kind in attacks.ATTACKS.values() if kind.norm != "corruption" and "auto" not in kind.name]
+
+
+def few(kind):
+    return {option.name: FEW[option.name] for option in kind.options if option.name in FEW}
 
 
 class Viewed(nn.Module):
@@ -39,8 +44,7 @@ def test_attacks_run_on_coloured_images_in_any_layout_and_agree(kind, layout):
     some = images()
     x = some.pixels(slice(None))
     y = network(x).argmax(1)
-    few = {"steps": 3, "queries": 20}
-    options = {option.name: few[option.name] for option in kind.options if option.name in few}
+    options = few(kind)
     expected = attacks.perturb(kind, network, x, y, 0.1, **options)
     strided = attacks.perturb(kind, network, x.to(memory_format=torch.channels_last), y, 0.1, **options)
     torch.testing.assert_close(strided, expected, rtol=0, atol=0)
@@ -67,7 +71,7 @@ def test_a_network_that_flattens_by_view_is_trained_counted_and_attacked(augment
         fit(network, optimizer, some, Recipe(epochs=1, batch_size=4, augment=augment), adversary=adversary)
     assert evaluate.count_correct(network, some).n == 6
     for kind in KINDS:
-        evaluate.robustness_curve(network, some, kind.name, [0.1])
+        evaluate.robustness_curve(network, some, kind.name, [0.1], **few(kind))
 
 
 def test_the_gradients_of_images_leave_no_hook_on_them():
