@@ -113,7 +113,7 @@ def under_fgsm(eps: float) -> pd.DataFrame:
     return by_seed(committed(NARROW), "fgsm", eps)[[*NAMES.values()]].set_axis([*NAMES], axis="columns")
 
 
-@finding("In the narrow network CondLR is clearly more accurate than U Vᵀ of its size; all are far below the dense one.")
+@finding("In the narrow network CondLR is clearly more accurate than U Vᵀ of its size; all are far below dense.")
 def narrow() -> Mapping[str, Number]:
     accuracy: Any = under_fgsm(0.0)
     found = accuracy.mean()
