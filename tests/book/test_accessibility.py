@@ -42,6 +42,7 @@ def opened(page, name):
     """The page with axe; its formulas are left as TeX, since what MathJax makes of them is not ours."""
     page.route("**/mathjax/**", lambda route: route.fulfill(body="", content_type="text/javascript"))
     page.goto(f"/{name}.html", wait_until="load")
+    page.add_style_tag(content="*, ::before, ::after { transition: none !important }")  # no colours on their way
     page.evaluate(AXE_SCRIPT)
 
 

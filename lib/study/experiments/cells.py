@@ -195,6 +195,11 @@ def _claim(
     return [candidate for candidate in claimed if candidate.run_id not in done]
 
 
+def _journal(weights: str, deadline: float = math.inf) -> Journal:
+    """Of what is measured when a cell is trained."""
+    return Journal(f"grid {weights}", deadline)
+
+
 def _run_batch(
     cells: Sequence[Cell], experiment: Experiment, folder: Path, device: str, deadline: float
 ) -> Iterator[str]:
@@ -205,7 +210,7 @@ def _run_batch(
     for cell, network in zip(cells, networks, strict=True):
         with noted(folder, [cell.run_id]):
             weights = "" if network.diverged else digest(network.model)
-            journal = Journal(f"grid {weights}", deadline)
+            journal = _journal(weights, deadline)
             measured = results.measured_rows(folder, cell.run_id, cell.spec_hash)
             tables = run_cell(cell, network, experiment, device, journal, measured)
             provenance = {
@@ -308,6 +313,9 @@ def run_experiment(
         given = (experiment, folder, device, deadline, only, together)
         carry_out(_work, *given, device=device, jobs=jobs, bar=bar, count=count)
     processes.first([])  # the others may go
+    recorded = results.read_provenance(folder)
+    for run_id in completed().intersection(recorded):  # a process may have been killed between the record and this
+        _journal(recorded[run_id].get("weights", "")).close()
     failures.check(folder, chosen)
     return load(experiment, folder)
 

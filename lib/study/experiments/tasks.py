@@ -8,13 +8,14 @@ share it by locks. A network whose weights are not kept is trained again.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import Timeout
 from torch import nn
@@ -117,6 +118,17 @@ def _networks(experiment: Experiment, device: str, deadline: float) -> Networks:
     return network
 
 
+def _weights(cell: Cell, recorded: Mapping[str, Mapping[str, Any]]) -> str:
+    return str(recorded.get(cell.run_id, {}).get("weights", ""))  # older records have none
+
+
+def _journal(
+    task: Task, folder: Path, recorded: Mapping[str, Mapping[str, Any]], deadline: float = math.inf
+) -> Journal:
+    used = [f"{cell.spec_hash} {_weights(cell, recorded)}" for cell in (task.cell, *task.against)]
+    return Journal(f"{folder.name} {task.what} {used}", deadline)
+
+
 def _do(
     task: Task, rows: Sequence[Row], experiment: Experiment, folder: Path, device: str, deadline: float, read: Networks
 ) -> None:
@@ -124,19 +136,14 @@ def _do(
     started, where = now(), environment(device)
     recorded = results.read_provenance(folder)
 
-    def weights(cell: Cell) -> str:
-        return str(recorded.get(cell.run_id, {}).get("weights", ""))  # older records have none
-
     def network(cell: Cell) -> nn.Module:
-        model = read(cell.spec_hash, weights(cell))
-        if weights(cell) not in ("", found := digest(model)):
-            raise invalid(
-                f"weights of {cell.run_id}", found, f"those that its results are of, {weights(cell)}; {AGAIN}"
-            )
+        weights = _weights(cell, recorded)
+        model = read(cell.spec_hash, weights)
+        if weights not in ("", found := digest(model)):
+            raise invalid(f"weights of {cell.run_id}", found, f"those that its results are of, {weights}; {AGAIN}")
         return model
 
-    used = [f"{cell.spec_hash} {weights(cell)}" for cell in (task.cell, *task.against)]
-    journal = Journal(f"{folder.name} {task.what} {used}", deadline)
+    journal = _journal(task, folder, recorded, deadline)
     new = task.measure(Given(rows, network, cell_data(task.cell, device), journal.once))
     about = {"run_id": task.run_id, "device": where["device"], "commit": where["commit"]}
     command = next(kind.command for kind in MEASUREMENTS.values() if task.table in kind.tables)
@@ -207,5 +214,10 @@ def assess(
         done, total = _progress(experiment, folder, chosen)
         with tqdm(total=total, initial=done, **how) as shown:
             carry_out(_work, *given, device=device, jobs=jobs, bar=shown, count=count)
-    failures.check(folder, dict.fromkeys(task.name for task in _open(experiment, folder, chosen)))
+    wanted, recorded = _open(experiment, folder, chosen), results.read_provenance(folder)
+    missing = {id(task) for task in _missing(wanted, folder)}
+    for task in wanted:
+        if id(task) not in missing:  # a process may have been killed between the record and this
+            _journal(task, folder, recorded).close()
+    failures.check(folder, dict.fromkeys(task.name for task in wanted))
     return load(experiment, folder)

@@ -26,6 +26,7 @@ from study.experiments.specification import Experiment
 from study.presentation import conditioning as conditioning_report
 from study.results import claims, files, provenance
 from study.results import store as results
+from study.results.checkpoints import Journal
 from study.statistics import frames as analysis
 from wellcond.counts import count_parameters
 from wellcond.layers import weight_layers
@@ -359,6 +360,20 @@ def test_divergence_is_recorded_without_numbers(project, capsys):
 
 
 @pytest.mark.slow
+def test_a_cell_that_ends_between_its_record_and_its_journal_leaves_no_journal(project, monkeypatch):
+    def ended(journal):
+        raise KeyboardInterrupt
+
+    spec = project(DENSE, PGD)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "close", ended)
+        with pytest.raises(KeyboardInterrupt):
+            quiet(spec)
+    assert [*(paths.local() / "journals").iterdir()]
+    quiet(spec)
+    assert not [*(paths.local() / "journals").iterdir()]
+
+
 def test_two_processes_share_the_work(project, tmp_path):
     """Each cell once, though one waits for the weights that the other trains."""
     spec = project(DENSE, SVD, UV, CONDLR, FGSM)

@@ -12,6 +12,7 @@ from torch import nn
 
 from experiments import GRADIENT_ATTACKS, trained_experiment
 from helpers import Tiny, generator
+from study import paths
 from study.attacks.registry import ATTACKS, smallest_perturbation
 from study.data import Images
 from study.experiments import tasks
@@ -26,6 +27,7 @@ from study.measurement.attack_suite import Trial, attack_row, clean_row
 from study.measurement.distortion import distortion_row
 from study.measurement.transfer import transfer_rows
 from study.results import store as results
+from study.results.checkpoints import Journal
 from study.results.outcomes import unpack, unpack_distances
 from study.results.tables import records
 
@@ -338,6 +340,21 @@ def test_an_interrupted_assessment_is_continued_with_the_same_outcomes(trained, 
     assert progress(trained)[0] == 2 + 2 + 2 + 5  # the suite comes last
     again = quiet(trained, jobs=2).attacks.set_index(["run_id", "attack", "eps", "n_examples"])["outcomes"]
     assert again.sort_index().to_dict() == whole.sort_index().to_dict()
+
+
+def test_a_measurement_that_ends_between_its_record_and_its_journal_leaves_no_journal(trained, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "close", ended)
+        with pytest.raises(KeyboardInterrupt):
+            quiet(trained)
+    assert [*(paths.local() / "journals").iterdir()]
+    quiet(trained)
+    assert not [*(paths.local() / "journals").iterdir()]
+
+
+def ended(journal):
+    if journal.path.exists():
+        raise KeyboardInterrupt
 
 
 def test_lost_weights_are_trained_again(trained):
