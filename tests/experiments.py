@@ -1,5 +1,6 @@
 """An experiment small enough to run in a test, and the attacks that are quick."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from study import paths
 from study.attacks.registry import ATTACKS
 from study.experiments.cells import run_experiment
 from study.experiments.specification import Experiment
+from study.results.checkpoints import Journal
 
 GRADIENT_ATTACKS = [  # AutoAttack and its parts take seconds
     name
@@ -35,3 +37,19 @@ def trained_experiment(toml: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     spec = Experiment.load("tiny")
     run_experiment(spec, device="cpu", progress=False)
     return spec
+
+
+def check_that_no_journal_is_left(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where run() ends when something is recorded and its journal is still there, the next run() removes it."""
+
+    def ended(journal: Journal) -> None:
+        if journal.path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "close", ended)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert [*(paths.local() / "journals").iterdir()]
+    run()
+    assert not [*(paths.local() / "journals").iterdir()]

@@ -23,9 +23,9 @@ SMALL = {  # what would take minutes on a processor
     "08_is_it_kappa": {"condition_images": 20},
 }
 ON_MNIST = ("06_acc", "07_", "08_", "09_", "10_", "13_", "b_")  # which share their cells
-for name in CHAPTERS:
-    if name.startswith(ON_MNIST):
-        SMALL[name] = {**SMALL.get(name, {}), "model": "helpers:SmallLeNet"}
+SMALL |= {
+    name: {**SMALL.get(name, {}), "model": "helpers:SmallLeNet"} for name in CHAPTERS if name.startswith(ON_MNIST)
+}
 FIGURE = re.compile(r"\{numref\}`(fig-[\w-]+)`")
 
 

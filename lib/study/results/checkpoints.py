@@ -16,6 +16,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +131,11 @@ class Journal:
     def __init__(self, key: str, deadline: float = math.inf) -> None:
         self.path = paths.local() / "journals" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
         self.deadline = deadline
-        self.entries = dict(_lines(self.path))
+
+    @cached_property
+    def entries(self) -> dict[str, Any]:
+        """What is noted, by key; read when a part is asked for, not by who only closes."""
+        return dict(_lines(self.path))
 
     def once(self, key: str, compute: Callable[[], Any]) -> Any:
         """The value of a part, plain data: what was noted, else what compute() returns, noted now."""

@@ -53,8 +53,7 @@ def alive(row: Mapping[Any, Any], n: int) -> Bits:
 
 def standing(rows: pd.DataFrame, n: int) -> Bits:
     """Which of the first n images survive in all of these rows of the table of attacks."""
-    outcomes = zip(rows["outcomes"], rows["n_examples"], strict=True)
-    return np.logical_and.reduce([unpack(text, int(images))[:n] for text, images in outcomes])
+    return np.logical_and.reduce([alive(row, n) for row in rows[["outcomes", "n_examples"]].to_dict("records")])
 
 
 def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
@@ -62,7 +61,7 @@ def survivors(results: Results, threat: Threat) -> dict[str, Bits]:
     frame = results.attacks[results.attacks["n_examples"] >= threat.n]
     counted = frame["attack"].isin(threat.attacks)
     attacks = frame[counted & np.isclose(frame["eps"], threat.eps)].groupby("run_id")["attack"].nunique()
-    complete = attacks.index[attacks == len(threat.attacks)]
+    complete = attacks.index[attacks == len({*threat.attacks})]
     # FGSM at a smaller radius counts too: its images lie in the ball
     inside = frame[(frame["attack"] == "clean") | (counted & (frame["eps"] <= threat.eps))]
     inside = inside[inside["run_id"].isin(complete)]

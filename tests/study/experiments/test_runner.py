@@ -14,6 +14,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
+from experiments import check_that_no_journal_is_left
 from study import networks as models
 from study import paths
 from study.chapters import load_or_run
@@ -26,7 +27,6 @@ from study.experiments.specification import Experiment
 from study.presentation import conditioning as conditioning_report
 from study.results import claims, files, provenance
 from study.results import store as results
-from study.results.checkpoints import Journal
 from study.statistics import frames as analysis
 from wellcond.counts import count_parameters
 from wellcond.layers import weight_layers
@@ -359,21 +359,12 @@ def test_divergence_is_recorded_without_numbers(project, capsys):
     assert row["diverged"] == ["condlr-r0.5-c1.1-s0", "dense-s0", "svd-r0.5-s0"]
 
 
-@pytest.mark.slow
 def test_a_cell_that_ends_between_its_record_and_its_journal_leaves_no_journal(project, monkeypatch):
-    def ended(journal):
-        raise KeyboardInterrupt
-
     spec = project(DENSE, PGD)
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "close", ended)
-        with pytest.raises(KeyboardInterrupt):
-            quiet(spec)
-    assert [*(paths.local() / "journals").iterdir()]
-    quiet(spec)
-    assert not [*(paths.local() / "journals").iterdir()]
+    check_that_no_journal_is_left(lambda: quiet(spec), monkeypatch)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(project, tmp_path):
     """Each cell once, though one waits for the weights that the other trains."""
     spec = project(DENSE, SVD, UV, CONDLR, FGSM)

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import GRADIENT_ATTACKS, trained_experiment
+from experiments import GRADIENT_ATTACKS, check_that_no_journal_is_left, trained_experiment
 from helpers import Tiny, generator
-from study import paths
 from study.attacks.registry import ATTACKS, smallest_perturbation
 from study.data import Images
 from study.experiments import tasks
@@ -27,7 +26,6 @@ from study.measurement.attack_suite import Trial, attack_row, clean_row
 from study.measurement.distortion import distortion_row
 from study.measurement.transfer import transfer_rows
 from study.results import store as results
-from study.results.checkpoints import Journal
 from study.results.outcomes import unpack, unpack_distances
 from study.results.tables import records
 
@@ -343,18 +341,7 @@ def test_an_interrupted_assessment_is_continued_with_the_same_outcomes(trained, 
 
 
 def test_a_measurement_that_ends_between_its_record_and_its_journal_leaves_no_journal(trained, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "close", ended)
-        with pytest.raises(KeyboardInterrupt):
-            quiet(trained)
-    assert [*(paths.local() / "journals").iterdir()]
-    quiet(trained)
-    assert not [*(paths.local() / "journals").iterdir()]
-
-
-def ended(journal):
-    if journal.path.exists():
-        raise KeyboardInterrupt
+    check_that_no_journal_is_left(lambda: quiet(trained), monkeypatch)
 
 
 def test_lost_weights_are_trained_again(trained):
