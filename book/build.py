@@ -22,6 +22,8 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
+from kernels import ForkedKernelManager
+
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = ROOT / "build" / "executed"
 SOURCE = ROOT / "build" / "book"
@@ -65,6 +67,7 @@ def execute(chapter: Path) -> str:
             kernel_name="python3",
             progress_bar=False,
             execution_timeout=SECONDS_PER_CELL,
+            kernel_manager_class=ForkedKernelManager,
             extra_arguments=["--log-level=CRITICAL"],  # the kernel's own notices; a chapter's errors come as outputs
         )
     except PapermillExecutionError as error:
@@ -157,10 +160,7 @@ def main() -> None:
         reuse = options.no_execute or options.only not in (None, chapter.stem)
         return not (reuse and (EXECUTED / chapter.name).exists())
 
-    # The kernels inherit these.  One thread each, because two run at a time; and no MPLBACKEND, because any value would
-    # keep ipykernel from choosing the backend that puts figures into the notebook.
-    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-    os.environ.pop("MPLBACKEND", None)
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")  # for the kernels, two of which run at a time
     EXECUTED.mkdir(parents=True, exist_ok=True)
     os.chdir(EXECUTED)  # a chapter that relies on the working directory fails here
     with ThreadPoolExecutor(max_workers=2) as pool:

@@ -10,6 +10,7 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
+from kernels import ForkedKernelManager
 from study.experiments.specification import Experiment, canonical_hash
 from study.results.store import read_table
 
@@ -56,9 +57,8 @@ def figures(name):
 
 
 def execute(name, folder, **parameters):
-    return papermill.execute_notebook(
-        CHAPTERS[name], None, parameters, kernel_name="python3", cwd=folder, progress_bar=False, execution_timeout=600
-    )
+    options = {"progress_bar": False, "execution_timeout": 600, "kernel_manager_class": ForkedKernelManager}
+    return papermill.execute_notebook(CHAPTERS[name], None, parameters, kernel_name="python3", cwd=folder, **options)
 
 
 @pytest.fixture
@@ -70,7 +70,6 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("WELLCOND_DATA", str(tmp_path / "no-data"))
     here = Path(__file__).parents[1]  # with a reader's own package: helpers
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here.parent / "lib", here))))
-    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel chooses the one that puts figures into the notebook
     return tmp_path
 
 
