@@ -42,11 +42,14 @@ MOVED = {
     "14_frank_wolfe": "12_frank_wolfe",
     "15_train_once": "13_train_once",
     "16_cifar": "11_cifar",
-    "17_your_architecture": "15_your_network",
-    "18_cost": "16_cost",
+    "17_your_architecture": "16_your_network",
+    "18_cost": "17_cost",
     "19_reproduction_notes": "d_reproduction_notes",
     "20_status": "e_status",
-    "21_other_roads": "14_related_systems",
+    "21_other_roads": "14_guarantees",
+    "14_related_systems": "14_guarantees",
+    "15_your_network": "16_your_network",
+    "16_cost": "17_cost",
 }
 """Old addresses of pages, which others may have linked to, and where their contents are now."""
 

@@ -19,7 +19,7 @@ CHAPTERS = {path.stem: path for path in sorted(BOOK.glob("*.ipynb"))}
 SMOKE = {"preset": "smoke", "run": True}
 SMALL = {  # what would take minutes on a processor
     "11_cifar": {"model": "helpers:Tiny"},
-    "16_cost": {"repeats": 2, "batch": 16, "ratios": [0.8]},
+    "17_cost": {"repeats": 2, "batch": 16, "ratios": [0.8]},
     "c_performance": {"repeats": 2, "batch": 16, "ratios": [0.8]},
     "08_is_it_kappa": {"condition_images": 20},
 }
@@ -168,7 +168,7 @@ def test_chapter_runs_from_any_folder(name, elsewhere):
 
 @pytest.mark.slow
 def test_a_network_of_the_readers_own_goes_through(elsewhere):
-    name = "15_your_network"
+    name = "16_your_network"
     check(execute(name, elsewhere, preset="smoke", model="helpers:Tiny"), name)
 
 

@@ -117,3 +117,9 @@ def test_filling_writes_the_numbers_and_nothing_else(tmp_path):
     assert finding.fill([page]) == []
     assert finding.every()[key]().numbers[name].text in page.read_text(encoding="utf-8")
     assert page.read_text(encoding="utf-8").endswith("it is, and 1 stays.\n")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_link_that_names_a_chapter_leads_to_it(name):
+    named = re.findall(r"\[[Cc]hapter (\d+)\]\((\d+)_|\[(\d+)\]\((\d+)_\w+\.ipynb\)", PAGES[name].read_text("utf-8"))
+    assert [found for found in named if int(found[0] or found[2]) != int(found[1] or found[3])] == []

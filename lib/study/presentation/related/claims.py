@@ -46,12 +46,13 @@ def _band(low: float, high: float) -> str:
     return text.replace("-", "−")
 
 
-def claims_table(claims: pd.DataFrame, system: str = "") -> Styler:
-    """One row a claim: number, 95 % interval over the seeds, what the claim wants, verdict; of one system or of all."""
-    shown = claims[claims["system"] == system] if system else claims
+def claims_table(claims: pd.DataFrame, *systems: str) -> Styler:
+    """One row a claim: number, 95 % interval over the seeds, what the claim wants, verdict; of these systems or of all."""
+    shown = claims[claims["system"].isin(systems)] if systems else claims
+    one = len(systems) == 1
     rows = [
         {
-            **({} if system else {"system": SYSTEMS[row["system"]]}),
+            **({} if one else {"system": SYSTEMS[row["system"]]}),
             "claim": row["claim"],
             "measured": row["measured"],
             "claimed": _band(row["low"], row["high"]),
@@ -62,6 +63,6 @@ def claims_table(claims: pd.DataFrame, system: str = "") -> Styler:
     ]
     styled = table(pd.DataFrame(rows))
     wrap: Any = [
-        {"selector": f".col{k}", "props": "text-align: left; white-space: normal"} for k in range(4 - bool(system))
+        {"selector": f".col{k}", "props": "text-align: left; white-space: normal"} for k in range(4 - one)
     ]
     return styled.set_table_styles(wrap, overwrite=False)
