@@ -8,7 +8,8 @@ from study.attacks.registry import ATTACKS, frozen, perturb
 from study.chapters import check_parameters, load_or_run
 from study.data import DATASETS, Data, Images
 from study.data import load as load_data
-from study.experiments.cells import run_experiment, status
+from study.experiments.cells import run_experiment
+from study.experiments.progress import status
 from study.experiments.published import load_network
 from study.experiments.specification import Experiment
 from study.experiments.tasks import assess

@@ -178,7 +178,7 @@ def _conditioning(options: argparse.Namespace) -> None:
 
     import torch
 
-    from study.experiments.cells import measure_conditioning
+    from study.experiments.conditioning import measure_conditioning
     from study.experiments.specification import Experiment
 
     torch.set_num_threads(1)
@@ -216,7 +216,7 @@ def _assess(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from study.experiments.cells import status
+    from study.experiments.progress import status
     from study.experiments.specification import Experiment
     from study.experiments.tasks import progress
 

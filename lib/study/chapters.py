@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study.experiments.cells import load, measure_conditioning, run_experiment
+from study.experiments.cells import load, run_experiment
+from study.experiments.conditioning import measure_conditioning
 from study.experiments.specification import Experiment
 from study.experiments.tasks import assess
 from study.results.store import Results

@@ -21,11 +21,10 @@ from filelock import Timeout
 from torch import nn
 from tqdm import tqdm
 
-from study import data, paths
+from study import data
 from study.experiments import failures
 from study.experiments.engines.local import carry_out, deadline_of, pick_device
 from study.experiments.failures import noted
-from study.experiments.published import trained_already
 from study.experiments.specification import Cell, Experiment, canonical_hash
 from study.experiments.weights import (
     Trained,
@@ -36,10 +35,9 @@ from study.experiments.weights import (
     trained_together,
 )
 from study.measurement import accuracy as evaluate
-from study.measurement.conditioning import condition_rows
 from study.results import claims, files
 from study.results import store as results
-from study.results.checkpoints import Journal, OutOfTime, in_progress
+from study.results.checkpoints import Journal, OutOfTime
 from study.results.provenance import environment, now
 from study.results.store import Results
 from study.results.tables import Row
@@ -320,82 +318,8 @@ def run_experiment(
     return load(experiment, folder)
 
 
-def measure_conditioning(
-    experiment: Experiment, folder: Path | None = None, *, n_images: int = 500, only: Sequence[str] = ()
-) -> dict[str, str]:
-    """Fill in conditioning.csv: κ_rel at the first n_images test images, and the factors of its bound.
-
-    For the completed cells (matching a pattern of `only`) that have not been measured and whose weights are kept or
-    published; a network is not trained for it.
-    Returns {run_id: "measured", "known", "no weights" or why it was refused}.
-    Raises ValueError for a pattern that matches no cell, or n_images < 1.
-    """
-    if n_images < 1:
-        raise invalid("n_images", n_images, ">= 1")
-    folder = folder or experiment.folder()
-    found = load(experiment, folder)
-    known, done = set(found.conditioning["run_id"]), set(found.runs.loc[found.runs["status"] == "done", "run_id"])
-    outcome = {}
-    for cell in tqdm(selected(experiment, only), unit="cell", disable=not sys.stderr.isatty()):
-        if cell.run_id in known or cell.run_id not in done:
-            outcome[cell.run_id] = "known" if cell.run_id in known else "no weights"
-            continue
-        started = now()
-        try:
-            if (model := trained_already(cell)) is None:
-                outcome[cell.run_id] = "no weights"
-                continue
-            rows = condition_rows(model, cell_data(cell, "cpu").test, n_images)
-        except ValueError as error:
-            outcome[cell.run_id] = str(error)
-            continue
-        command = f"python -m study conditioning {experiment.name} --preset {experiment.preset} --images {n_images}"
-        provenance = {"command": command, "started": started, "finished": now(), **environment("cpu")}
-        results.add(folder, cell.run_id, "conditioning", [{**row, "run_id": cell.run_id} for row in rows], provenance)
-        outcome[cell.run_id] = "measured"
-    results.fold(folder)
-    return outcome
-
-
 def load(experiment: Experiment, folder: Path | None = None) -> Results:
     """The completed cells of an experiment. Raises ValueError if the folder holds another specification of one."""
     specs = {cell.run_id: cell.spec() for cell in experiment.cells()}
     hashes = {run_id: canonical_hash(spec) for run_id, spec in specs.items()}
     return results.load(folder or experiment.folder(), specs, hashes, experiment.attacks())
-
-
-def status() -> list[dict[str, Any]]:
-    """Per experiment of book/experiments: cells done, missing, diverged, failed, how far those are that have been
-    begun, and who is at work on them."""
-    rows, begun, works = [], in_progress(), {False: "cell", True: "assess"}
-    for path in sorted(paths.experiments().glob("*.toml")):
-        spec = Experiment.load(path.stem)
-        folder = spec.folder()
-        cells = spec.cells()
-        hashes = {cell.run_id: cell.spec_hash for cell in cells}
-        complete = results.done(folder, hashes, spec.attacks())
-        runs = results.read_table(folder, "runs")
-        diverged = set(runs.loc[runs["status"] == "diverged", "run_id"]) & complete
-        noted_ones = failures.names(folder)
-        missing = [cell.run_id for cell in cells if cell.run_id not in complete]
-        rows.append(
-            {
-                "experiment": spec.name,
-                "cells": len(cells),
-                "done": len(complete) - len(diverged),
-                "missing": missing,
-                "diverged": sorted(diverged),
-                "failed": [cell.run_id for cell in cells if cell.run_id in noted_ones],
-                "progress": {
-                    run_id: begun[spec_hash]
-                    for run_id, spec_hash in hashes.items()
-                    if spec_hash in begun and run_id not in complete
-                },
-                "workers": {
-                    run_id: worker
-                    for (work, run_id), worker in claims.holders(folder).items()
-                    if run_id in hashes and work == works[run_id in complete]
-                },
-            }
-        )
-    return rows

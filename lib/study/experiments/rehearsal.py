@@ -14,7 +14,8 @@ from typing import Any
 
 from study import data
 from study.attacks.registry import ATTACKS
-from study.experiments.cells import measure_conditioning, run_experiment
+from study.experiments.cells import run_experiment
+from study.experiments.conditioning import measure_conditioning
 from study.experiments.specification import Experiment
 from study.experiments.tasks import assess, progress
 

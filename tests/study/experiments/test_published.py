@@ -10,7 +10,7 @@ from experiments import trained_experiment
 from study import load_network, paths
 from study.__main__ import main
 from study.experiments import weights
-from study.experiments.cells import measure_conditioning
+from study.experiments.conditioning import measure_conditioning
 from study.experiments.published import published
 from study.experiments.publishing import publish
 from study.experiments.tasks import assess

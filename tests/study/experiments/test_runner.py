@@ -21,8 +21,10 @@ from study.chapters import load_or_run
 from study.experiments import cells as runner
 from study.experiments import weights as networks
 from study.experiments.cells import run_experiment
+from study.experiments.conditioning import measure_conditioning
 from study.experiments.engines import local as jobs
 from study.experiments.failures import Failed
+from study.experiments.progress import status
 from study.experiments.specification import Experiment
 from study.presentation import conditioning as conditioning_report
 from study.results import claims, files, provenance
@@ -330,12 +332,12 @@ def test_an_error_in_a_cell_is_noted_and_cleared_by_success(project, monkeypatch
         interrupted_at(patch, networks, "fit_together", 2, RuntimeError("something broke"))
         with pytest.raises(RuntimeError, match="something broke"):
             quiet(spec)
-    (row,) = runner.status()
+    (row,) = status()
     assert (row["done"], row["missing"], row["failed"]) == (1, ["uv-r0.5-s0"], ["uv-r0.5-s0"])
     note = tmp_path / "results" / "local" / "failed" / "tiny" / "uv-r0.5-s0.txt"
     assert "something broke" in note.read_text()
     quiet(spec)
-    (row,) = runner.status()
+    (row,) = status()
     assert (row["done"], row["missing"], row["failed"]) == (2, [], [])
 
 
@@ -354,7 +356,7 @@ def test_divergence_is_recorded_without_numbers(project, capsys):
     assert diverged[["n_correct", "n_test", "kappa_max", "n_params_trained"]].isna().all(axis=None)
     assert set(found.robustness["run_id"]) == set(found.spectra["run_id"]) == {"uv-r0.5-s0"}
     assert "dense-s0: diverged (epoch 1: " in capsys.readouterr().err
-    (row,) = runner.status()
+    (row,) = status()
     assert (row["done"], row["missing"], row["failed"]) == (1, [], [])
     assert row["diverged"] == ["condlr-r0.5-c1.1-s0", "dense-s0", "svd-r0.5-s0"]
 
@@ -401,11 +403,11 @@ def test_a_cell_that_somebody_else_is_running_is_left_to_him(project):
     other.start()
     locked.wait(60)
     found = quiet(spec)
-    (row,) = runner.status()
+    (row,) = status()
     assert {run_id: worker.pid for run_id, worker in row["workers"].items()} == {"dense-s0": other.pid}
     done.set()
     other.join(60)
-    assert runner.status()[0]["workers"] == {}
+    assert status()[0]["workers"] == {}
     assert found.runs["run_id"].tolist() == ["uv-r0.5-s0"]
     assert quiet(spec).missing == ()
 
@@ -539,7 +541,7 @@ def test_an_error_in_a_batch_is_noted_for_each_of_its_cells(project, monkeypatch
     monkeypatch.setattr(networks, "fit_together", breaking)
     with pytest.raises(Failed, match=r"dense-s0 and 2 more: failed \(RuntimeError: something broke\)"):
         quiet(spec, together=2)
-    assert runner.status()[0]["failed"] == ["dense-s0", "dense-s1", "dense-s2"]
+    assert status()[0]["failed"] == ["dense-s0", "dense-s1", "dense-s2"]
     assert batches == [2, 1], "each cell is tried once"
 
 
@@ -552,7 +554,7 @@ def test_results_of_another_protocol_are_refused_until_rerun(project):
     with pytest.raises(ValueError, match=r"dense-s0 is of another specification \(changed: train.lr 0.1 -> 0.05\)"):
         runner.load(edited)
     assert quiet(edited).missing == ()
-    assert runner.status()[0]["done"] == 1
+    assert status()[0]["done"] == 1
 
 
 @pytest.mark.parametrize(
@@ -670,7 +672,7 @@ def test_chapters_may_not_pass_what_nobody_reads(project):
 
 def test_status_of_nothing(project):
     project(DENSE, UV)
-    (row,) = runner.status()
+    (row,) = status()
     assert row == {
         "experiment": "tiny",
         "cells": 2,
@@ -781,12 +783,12 @@ CHAIN = HEAD.replace('model = "helpers:Tiny"', 'model = "helpers:chain"')
 def test_conditioning_is_measured_on_the_kept_networks(project):
     """Once for each network; a network without weights is not trained again; a new run drops the old rows."""
     spec = project(DENSE, UV, FGSM, head=CHAIN)
-    assert set(runner.measure_conditioning(spec, n_images=5).values()) == {"no weights"}  # nothing is trained yet
+    assert set(measure_conditioning(spec, n_images=5).values()) == {"no weights"}  # nothing is trained yet
     quiet(spec)
     dense, uv = spec.cells()
     paths.local().joinpath("weights", f"{uv.spec_hash}.pt").unlink()
-    assert runner.measure_conditioning(spec, n_images=5) == {"dense-s0": "measured", "uv-r0.5-s0": "no weights"}
-    assert runner.measure_conditioning(spec, n_images=5)["dense-s0"] == "known"
+    assert measure_conditioning(spec, n_images=5) == {"dense-s0": "measured", "uv-r0.5-s0": "no weights"}
+    assert measure_conditioning(spec, n_images=5)["dense-s0"] == "known"
     found = runner.load(spec)
     rows = found.conditioning.set_index("quantity")["value"]
     assert set(found.conditioning["run_id"]) == {"dense-s0"}
@@ -809,7 +811,7 @@ def test_conditioning_is_measured_on_the_kept_networks(project):
 def test_networks_without_a_chain_are_refused_one_by_one(project):
     spec = project(DENSE)
     quiet(spec)
-    (outcome,) = runner.measure_conditioning(spec, n_images=5).values()
+    (outcome,) = measure_conditioning(spec, n_images=5).values()
     assert outcome.startswith("model = 'Tiny': must be a chain of layers")
     with pytest.raises(ValueError, match="n_images = 0: must be >= 1"):
-        runner.measure_conditioning(spec, n_images=0)
+        measure_conditioning(spec, n_images=0)

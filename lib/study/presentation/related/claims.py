@@ -47,7 +47,7 @@ def _band(low: float, high: float) -> str:
 
 
 def claims_table(claims: pd.DataFrame, *systems: str) -> Styler:
-    """One row a claim: number, 95 % interval over the seeds, what the claim wants, verdict; of these systems or of all."""
+    """One row a claim of these systems, or of all: number, 95 % interval over the seeds, what it wants, verdict."""
     shown = claims[claims["system"].isin(systems)] if systems else claims
     one = len(systems) == 1
     rows = [
@@ -62,7 +62,5 @@ def claims_table(claims: pd.DataFrame, *systems: str) -> Styler:
         for row in shown.to_dict("records")
     ]
     styled = table(pd.DataFrame(rows))
-    wrap: Any = [
-        {"selector": f".col{k}", "props": "text-align: left; white-space: normal"} for k in range(4 - one)
-    ]
+    wrap: Any = [{"selector": f".col{k}", "props": "text-align: left; white-space: normal"} for k in range(4 - one)]
     return styled.set_table_styles(wrap, overwrite=False)
