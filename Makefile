@@ -1,6 +1,6 @@
 # Everything a reader or contributor runs.  A machine needs Python 3.11 and make beforehand, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf serve test library gpu lint lock clean
+.PHONY: help setup book pdf serve lab test library gpu lint lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +31,11 @@ serve: ## show the built book on localhost (PORT=8000)
 	@test -e $(SITE)/index.html || { echo "error: there is no built book; run 'make book' first" >&2; exit 1; }
 	@echo "The book is at http://127.0.0.1:$(PORT)/ (Ctrl-C stops)"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
+
+lab: $(INSTALLED) ## open the chapters in JupyterLab, which the first call installs
+	@test -x $(BIN)/jupyter-lab || $(BIN)/uv pip install --quiet --python $(BIN)/python \
+		--constraints requirements.lock "jupyterlab>=4.4,<5"
+	$(BIN)/jupyter-lab --notebook-dir=book
 
 # one worker more than CI has processors: some wait, for a browser, a cluster or a process that they have killed
 test: $(INSTALLED) ## run the tests (TESTS=tests/study: only these)

@@ -23,6 +23,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from kernels import ForkedKernelManager
+from myst import to_myst
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = ROOT / "build" / "executed"
@@ -100,7 +101,7 @@ def assemble(chapters: list[Path]) -> None:
         ROOT / "book", SOURCE / "book", ignore=shutil.ignore_patterns("*.ipynb", ".*", "__*", "experiments")
     )
     for chapter in chapters:
-        shutil.copy(EXECUTED / chapter.name, SOURCE / "book")
+        nbformat.write(to_myst(nbformat.read(EXECUTED / chapter.name, 4)), SOURCE / "book" / chapter.name)
     shutil.copy(ROOT / "_toc.yml", SOURCE)
     from card import draw  # here: it imports torch, without which the other uses of this module start at once
 

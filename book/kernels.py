@@ -16,7 +16,7 @@ from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 LOADED = ["__main__", "ipykernel.kernelapp", "seaborn", "study", "torch._dynamo"]
 INLINE = "module://matplotlib_inline.backend_inline"  # the backend that puts figures into the notebook
@@ -45,7 +45,7 @@ class _Process:
     def __init__(self, arguments: list[str], environment: dict[str, str], folder: str) -> None:
         self._process = _SERVER.Process(target=_kernel, args=(arguments, environment, folder))
         self._process.start()
-        self.pid = self._process.pid
+        self.pid = self._process.pid or 0
         self.terminate, self.kill = self._process.terminate, self._process.kill
 
     def poll(self) -> int | None:
@@ -63,8 +63,8 @@ class _Forked(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
         self.cwd = str(kwargs.get("cwd") or Path.cwd())
-        self.process = _Process(arguments, kwargs["env"], self.cwd)
-        self.pid = self.pgid = self.process.pid
+        process: Any = _Process(arguments, kwargs["env"], self.cwd)
+        self.process, self.pid, self.pgid = process, process.pid, process.pid
         return self.connection_info
 
 

@@ -1,8 +1,8 @@
 """The chapters: their parameters are read and checked, and each runs, from any folder, without network or warnings."""
 
 import ast
+import itertools
 import os
-import re
 from pathlib import Path
 
 import nbformat
@@ -11,6 +11,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from kernels import ForkedKernelManager
+from myst import CAPTION, TO_FIGURE
 from study.experiments.specification import Experiment, canonical_hash
 from study.results.store import read_table
 
@@ -27,7 +28,6 @@ ON_MNIST = ("06_acc", "07_", "08_", "09_", "10_", "13_", "b_")  # which share th
 SMALL |= {
     name: {**SMALL.get(name, {}), "model": "helpers:SmallLeNet"} for name in CHAPTERS if name.startswith(ON_MNIST)
 }
-FIGURE = re.compile(r"\{numref\}`(fig-[\w-]+)`")
 
 
 def cells(name, kind="code"):
@@ -52,8 +52,8 @@ def is_dictionary(node):
 
 
 def figures(name):
-    found = (cell.metadata.get("mystnb", {}).get("figure") for cell in cells(name))
-    return {figure["name"]: figure["caption"] for figure in found if figure}
+    found = filter(None, (CAPTION.fullmatch(cell.source) for cell in cells(name, "markdown")))
+    return {caption[1]: caption[2] for caption in found}
 
 
 def execute(name, folder, **parameters):
@@ -118,9 +118,10 @@ def test_every_parameter_reaches_the_specification(name):
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_every_figure_is_named_explained_and_cited(name):
     text = "\n".join(cell.source for kind in ("markdown", "code") for cell in cells(name, kind))
-    cited = set(FIGURE.findall(text.replace("{{numref}}", "{numref}")))
-    assert cited <= {figure for chapter in CHAPTERS for figure in figures(chapter)}
-    assert set(figures(name)) <= cited
+    assert set(figures(name)) == set(TO_FIGURE.findall(text))
+    every = nbformat.read(CHAPTERS[name], 4).cells
+    above = [cell for cell, below in itertools.pairwise(every) if CAPTION.fullmatch(below.source)]
+    assert above == [cell for cell in every if "image" in cell.metadata.get("mystnb", {})]  # a caption follows a figure
     assert all(len(caption) > 20 for caption in figures(name).values())
     assert not any("\\\\" in caption for caption in figures(name).values())  # MyST would drop the commands of TeX
 
@@ -145,7 +146,7 @@ def check(notebook, name):
         outputs = cell.get("outputs", [])
         noise = [output.text for output in outputs if output.get("name") == "stderr"]
         assert noise == [], cell.id
-        if "figure" in cell.metadata.get("mystnb", {}):
+        if "image" in cell.metadata.get("mystnb", {}):
             kinds = {kind for output in outputs for kind in output.get("data", {})}
             assert kinds & {"image/png", "image/svg+xml"}, f"{name}: no figure in cell {cell.id}"
 
