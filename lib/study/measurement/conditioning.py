@@ -100,7 +100,7 @@ def relative_condition(model: nn.Module, x: Tensor) -> Conditioning:
     if not len(x):
         raise invalid("x", tuple(x.shape), "one point at least")
     model = in_double(model)
-    steps = list(_chain(model))
+    steps = list(chain(model))
     parts = [_measure(model, steps, part) for part in _chunks(x)]
     return Conditioning(
         torch.cat([part.kappa_rel for part in parts]),
@@ -148,7 +148,7 @@ def _product(factors: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(factors)).prod(0)
 
 
-class _WeightStep:
+class WeightStep:
     """A linear layer, with the batch normalization after it: z -> W z + b."""
 
     def __init__(self, layer: nn.Module, affine: Affine) -> None:
@@ -176,7 +176,7 @@ class _WeightStep:
         return dict(zip(LINEAR, values, strict=True)), self.norm * patch / output
 
 
-class _ConvolutionStep(_WeightStep):
+class ConvolutionStep(WeightStep):
     """A convolution, applied to patches by torch's own kernels."""
 
     layer: nn.Conv2d | LowRankConv2d | Tucker2Conv2d
@@ -199,11 +199,11 @@ class _ConvolutionStep(_WeightStep):
         return F.conv2d(z, kernel, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
 
 
-def _weight_steps(model: nn.Module) -> dict[str, _WeightStep]:
+def _weight_steps(model: nn.Module) -> dict[str, WeightStep]:
     """By name, with the batch normalization after the layer."""
     layers = weight_layers(model)
     return {
-        name: (_ConvolutionStep if isinstance(layers[name], CONVOLUTIONS) else _WeightStep)(layers[name], affine)
+        name: (ConvolutionStep if isinstance(layers[name], CONVOLUTIONS) else WeightStep)(layers[name], affine)
         for name, affine in affine_layers(model).items()
     }
 
@@ -244,8 +244,8 @@ def _chunks(x: Tensor) -> Iterator[Tensor]:
     return (x[start : start + CHUNK].detach().double() for start in range(0, len(x), CHUNK))
 
 
-def _chain(model: nn.Module) -> Iterator[tuple[str, str, Step]]:
-    """The steps in the order of execution: (the weight layer it goes by, its kind, the step).
+def chain(model: nn.Module) -> Iterator[tuple[str, str, Step]]:
+    """The steps of a float64 model in the order of execution: (the weight layer it goes by, its kind, the step).
 
     The code is traced: networks call their activations as functions, where no hook would see them.
     """
@@ -299,7 +299,7 @@ def _measure(model: nn.Module, steps: Iterable[tuple[str, str, Step]], x: Tensor
     z = x
     for layer, kind, step in steps:
         found: dict[str, Tensor] = {}
-        if isinstance(step, _WeightStep):
+        if isinstance(step, WeightStep):
             found, gain = step.factors(z)
             gains[layer] = gain * gains.get(layer, 1)
             z = step(z)

@@ -195,7 +195,7 @@ class TestBound:
         for model, x in ((network(), points()), (study.build("lenet5"), images().pixels(slice(None)))):
             model = model.double().eval()
             z = x.double()
-            for _, _, step in conditioning._chain(model):
+            for _, _, step in conditioning.chain(model):
                 z = step(z)
             torch.testing.assert_close(z, model(x.double()))
 
