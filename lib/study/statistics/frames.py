@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from study.results.outcomes import unpack_distances
 from study.results.store import Results
 from study.results.tables import framed
 from study.settings import ADVERSARIAL, SETTINGS, label_suffix, name_suffix, parsed
@@ -104,6 +105,17 @@ def with_rates(frame: pd.DataFrame, counts: str = "n_correct", of: str = "n_exam
     bounds = [wilson(k, n) for k, n in zip(frame[counts], frame[of], strict=True)]
     low, high = ([100 * bound[end] for bound in bounds] for end in (0, 1))
     return frame.assign(rate=100 * frame[counts] / frame[of], low=low, high=high)
+
+
+def beyond(results: Results, table: str, radius: float) -> pd.DataFrame:
+    """Of each run of `table` (certified: radii that no attack can undercut; distortions: the smallest perturbations
+    found) the rate of the images at least this far from another decision: `with_rates`, with the settings."""
+    rows = results.select(table)
+    far = [
+        (unpack_distances(text, n) >= radius).sum()
+        for text, n in zip(rows["distances"], rows["n_examples"], strict=True)
+    ]
+    return with_rates(rows.assign(n_correct=np.array(far, dtype=int)))
 
 
 def rate_text(rows: pd.DataFrame, separator: str = "<br>") -> str:

@@ -6,6 +6,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from study.presentation import intervention
+from study.results.outcomes import pack_distances
 from study.results.store import Results
 from study.results.tables import AFTERWARDS, COLUMNS, framed
 
@@ -41,3 +42,18 @@ def test_the_figure_names_each_bound_at_the_end_of_its_line():
     assert [list(line.get_ydata()) for line in fig.axes[1].lines] == [[81.0, 70.0], [79.0]]
     plt.close(fig)
     plt.close(intervention.plot_intervention(results()))
+
+
+def test_the_table_has_what_is_certified_beside_what_stands():
+    found = results((1, 1, 0, 980, 800), (1, 1, 1, 990, 820), (2, math.inf, 0, 985, 700))
+    radii = {"s0": [0.0, 0.1, 0.15, 0.3], "s1": [0.0, 0.0, 0.05, 0.3]}
+    rows = [
+        {"run_id": f"usv_band-r0.8-c1-g1-{seed}", "n_examples": 4, "lipschitz": 1.0, "distances": pack_distances(own)}
+        for seed, own in radii.items()
+    ]
+    found.tables["certified"] = framed("certified", rows)
+    first, second = intervention.certified_table(found, (0.09, 0.2)).data.to_dict("records")
+    assert first["certified at 0.09"] == "50.0 %"  # 3 and 1 of 4
+    assert first["certified at 0.2"] == "25.0 %"
+    assert first["under DDN at 0.2"] == second["certified at 0.2"] == "waiting"
+    assert (second["bound L on ‖W‖₂"], second["bound c"]) == ("2", "κ free")
