@@ -18,7 +18,7 @@ from pybtex.database import Entry, parse_file
 CAPTION = re.compile(r'<a id="(fig-[\w-]+)"></a>\*\*Figure\.\*\* (.+)')
 TO_FIGURE = re.compile(r"\[[Ff]igure\]\(#(fig-[\w-]+)\)")
 LINK = r"\[[^][]+\]\(https?://[^()\s]+\)"
-PAPERS = re.compile(rf"\(({LINK}(?:, {LINK})*)\)|({LINK})")
+IN_PARENTHESES = rf"\({LINK}(?:, {LINK})*\)"
 
 
 @cache
@@ -28,7 +28,7 @@ def bibliography() -> dict[str, Entry]:
 
 
 def address(key: str) -> str:
-    """Where a paper is found."""
+    """Where a paper is found: every entry has a url or a doi."""
     fields = bibliography()[key].fields
     return fields["url"] if "url" in fields else f"https://doi.org/{fields['doi']}"
 
@@ -44,28 +44,25 @@ def link(key: str, *, in_text: bool = False) -> str:
 
 
 @cache
-def _keys() -> dict[str, tuple[str, str]]:
-    """The role and the key that stand for a link to a paper."""
-    found: dict[str, tuple[str, str]] = {}
-    for key, entry in bibliography().items():
-        if {"url", "doi"} & set(entry.fields) and "year" in entry.fields:
-            found |= {link(key): ("p", key), link(key, in_text=True): ("t", key)}
-    return found
+def _keys(in_text: bool) -> dict[str, str]:
+    """The key of the paper that a link of this form leads to."""
+    return {link(key, in_text=in_text): key for key in bibliography()}
 
 
-def _cited(match: re.Match[str]) -> str:
-    links = re.findall(LINK, match[0])
-    roles = [_keys().get(found, ("", "")) for found in links]
-    if match[2] is not None:  # a single link in a sentence
-        return f"{{cite:t}}`{roles[0][1]}`" if roles[0][0] == "t" else match[0]
-    if all(role == "p" for role, _ in roles):
-        return f"{{cite:p}}`{','.join(key for _, key in roles)}`"
-    return f"({re.sub(LINK, lambda one: _cited(PAPERS.fullmatch(one[0]) or one), match[1])})"
+def _in_parentheses(match: re.Match[str]) -> str:
+    keys = [_keys(False).get(found) for found in re.findall(LINK, match[0])]
+    return f"{{cite:p}}`{','.join(map(str, keys))}`" if all(keys) else match[0]
+
+
+def _in_text(match: re.Match[str]) -> str:
+    key = _keys(True).get(match[0])
+    return f"{{cite:t}}`{key}`" if key else match[0]
 
 
 def roles(text: str) -> str:
     """Markdown of a chapter with roles in the place of links to its figures and to papers."""
-    return PAPERS.sub(_cited, TO_FIGURE.sub(r"{numref}`\1`", text))
+    text = re.sub(IN_PARENTHESES, _in_parentheses, TO_FIGURE.sub(r"{numref}`\1`", text))
+    return re.sub(LINK, _in_text, text)
 
 
 def to_myst(chapter: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -75,7 +72,7 @@ def to_myst(chapter: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in done.cells:
         if caption := CAPTION.fullmatch(cell.source):
             figure = {"name": caption[1], "caption": caption[2]}
-            cells[-1].metadata["mystnb"] = {**cells[-1].metadata.get("mystnb", {}), "figure": figure}
+            cells[-1].metadata["mystnb"]["figure"] = figure
             continue
         if cell.cell_type == "markdown":
             cell.source = roles(cell.source)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import wellcond as wc
+from helpers import generator, randn
 from study.attacks.registry import smallest_perturbation
 from study.data import Images
 from study.measurement.certified import certified_radii, convolution_norm
@@ -17,9 +18,9 @@ from study.networks import build
 
 
 def images(n, size, classes=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (n, 1, size, size), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.randint(0, classes, (n,), generator=generator))
+    draws = generator(seed)
+    pixels = torch.randint(0, 256, (n, 1, size, size), generator=draws, dtype=torch.uint8)
+    return Images(pixels, torch.randint(0, classes, (n,), generator=draws))
 
 
 def small(*middle, width=4, classes=3, size=8, seed=0):
@@ -42,7 +43,7 @@ class TestConvolutionNorm:
         spread = (k - 1) * dilation + 1
         if n + 2 * padding < spread:
             return
-        kernel = torch.randn(out, into, k, k, dtype=torch.float64, generator=torch.Generator().manual_seed(k * n))
+        kernel = randn(out, into, k, k, seed=k * n)
         form = {"stride": stride, "padding": padding, "dilation": dilation}
         exact = torch.linalg.matrix_norm(operator(lambda z: F.conv2d(z, kernel, **form), (into, n, n)), ord=2)
         found = convolution_norm(kernel, (n, n), (dilation, dilation))
@@ -51,7 +52,7 @@ class TestConvolutionNorm:
 
     @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 3, 5]), st.integers(0, 4))
     def test_it_is_the_norm_of_the_convolution_on_its_torus(self, out, into, k, more):
-        kernel = torch.randn(out, into, k, k, dtype=torch.float64, generator=torch.Generator().manual_seed(k + more))
+        kernel = randn(out, into, k, k, seed=k + more)
         n = k + more
 
         def circular(z):
