@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,14 @@ LEFT_OUT = (
 )
 """Selects what is of use on a screen alone, and code that the pages fold; folded tables are printed."""
 FOOTER = '<p class="pageNumber" style="width: 100%; text-align: center; font: 8pt sans-serif; color: #444"></p>'
+MARGIN = 17  # mm, left and right
+WIDTH = round((210 - 2 * MARGIN) / 25.4 * 96)  # pixels of a line on A4
+FIT = """
+for (const wide of document.querySelectorAll(".cell_output table, .cell_output pre"))
+  if (wide.scrollWidth > wide.parentElement.clientWidth)
+    wide.style.zoom = wide.parentElement.clientWidth / wide.scrollWidth;
+"""
+"""Tables and output wider than a page become as wide as it is: Chromium would print the whole book smaller for them."""
 SECONDS = 600
 
 
@@ -50,7 +59,11 @@ def section(page: str, pages: list[str]) -> Tag:
     for useless in article.select(LEFT_OUT):
         useless.decompose()
     for folded in article.select("details"):
+        if "hide" in folded.get_attribute_list("class"):  # a cell, whose summary is left out: a browser would add one
+            folded.name, folded["class"] = "div", "hide"
         folded["open"] = ""
+    for style in article.select("style"):  # of tables, by identifier
+        style.string = re.sub(r"#(T_\w+)", rf'[id="{page}/\1"]', style.get_text())
     for element in article.select("[id]"):
         element["id"] = f"{page}/{element['id']}"
     for link in article.select("a[href]"):
@@ -107,11 +120,13 @@ def main() -> None:
             # fonts of mathematics are read from files, as the page is
             arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--allow-file-access-from-files"]
             browser = playwright.chromium.launch(executable_path=chromium(), args=arguments)
-            page = browser.new_page()
+            page = browser.new_page(viewport={"width": WIDTH, "height": WIDTH})
+            page.emulate_media(media="print")
             page.set_default_timeout(1000 * SECONDS)
             page.goto(path.as_uri(), wait_until="load")
             page.wait_for_function("MathJax.startup.promise.then(() => document.fonts.ready).then(() => true)")
-            margin = {"top": "18mm", "bottom": "18mm", "left": "17mm", "right": "17mm"}
+            page.evaluate(FIT)
+            margin = {"top": "18mm", "bottom": "18mm", "left": f"{MARGIN}mm", "right": f"{MARGIN}mm"}
             page.pdf(
                 path=PDF, format="A4", margin=margin, outline=True, tagged=True, print_background=True,
                 display_header_footer=True, header_template="<span></span>", footer_template=FOOTER,

@@ -38,10 +38,17 @@ def test_pictures_and_styles_are_those_of_the_site(document):
     assert [path for path in paths if not (HTML / "book" / path).exists()] == []
 
 
+def test_the_style_of_every_table_finds_it(document):
+    named = [re.findall(r'\[id="([^"]+)"\]', style.get_text()) for style in document.select("section.page style")]
+    tables = {table["id"] for table in document.select("table[id]")}
+    assert len(tables) > 40
+    assert {name for names in named for name in names} == tables
+
+
 def test_folded_results_are_printed_and_folded_code_is_not(document):
-    chapters = {table.find_parent("section")["id"].split("/")[1][:2] for table in document.select("details.hide table")}
+    chapters = {table.find_parent("section")["id"].split("/")[1][:2] for table in document.select("div.hide table")}
     assert chapters >= {"08", "11", "14", "15"}
-    assert document.select("details.hide .cell_input") == []
+    assert document.select("details.hide, .hide .cell_input") == []
 
 
 def outline(printed):

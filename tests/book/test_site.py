@@ -12,6 +12,14 @@ from built_book import CONFIG, HTML, NEEDED, PAGES, ROOT, TOC
 
 pytestmark = NEEDED
 
+UNFOLDED = """
+const tables = article => {
+  article.querySelectorAll("details").forEach(folded => folded.open = true);
+  return [...article.querySelectorAll("table")];
+};
+"""
+"""Before a function of JavaScript: the tables of an article, folded ones too."""
+
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page_shows_its_figures_and_mathematics(page, name):
@@ -26,6 +34,8 @@ def test_page_shows_its_figures_and_mathematics(page, name):
         assert article.locator("mjx-container").count() >= formulas
         assert article.locator("mjx-merror").count() == 0
     assert article.locator(".problematic, .system-message, .docutils.error").count() == 0
+    widest = article.evaluate(UNFOLDED + "article => Math.max(0, ...tables(article).map(t => t.scrollWidth))")
+    assert widest <= 1.1 * article.evaluate("article => article.clientWidth")  # some scroll a little
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -60,6 +70,9 @@ def test_no_page_is_wider_than_a_phone(page, name):
     if page.locator("article .math").count():
         page.wait_for_function("MathJax.startup.promise.then(() => true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # of a table that scrolls, two columns are seen
+    ends = "article => tables(article).map(t => (t.rows[0].cells[1] ?? t.rows[0].cells[0]).getBoundingClientRect().right)"
+    assert max(page.locator("article").evaluate(UNFOLDED + ends), default=0) <= 390
 
 
 def test_front_page_is_reached_from_the_top_and_has_its_table(page):

@@ -27,6 +27,7 @@ from study.statistics.looks import look as look
 ATTACKS = TITLES
 """What an attack or corruption is called in the book."""
 WIDTH = 7.5  # inches, the width of a page of the book
+PROSE = 32  # characters: a cell of a table whose line is longer is broken into several
 STYLE: Any = {
     "figure.dpi": 160, "figure.facecolor": "white", "figure.figsize": (WIDTH, 3.6), "font.size": 10.5,
     "figure.constrained_layout.use": True, "figure.constrained_layout.wspace": 0.04, "legend.fontsize": 10,
@@ -78,14 +79,19 @@ def _safe(text: object) -> str:
 
 
 def table(frame: pd.DataFrame) -> Styler:
-    """A frame of text as a table: first column left, the others right; of many columns, in smaller type."""
+    """A frame of text as a table: first column and prose left, in lines, the others right; of many columns, in smaller
+    type."""
     size, padding = ("0.8em", "0.25em") if len(frame.columns) > 7 else ("0.85em", "0.4em")
     cell = f"text-align: right; padding: 0.2em {padding}; vertical-align"
     styles: Any = [
         {"selector": "", "props": f"font-size: {size}"},
         {"selector": "th", "props": f"{cell}: bottom"},
         {"selector": "td", "props": f"{cell}: top; white-space: nowrap"},
-        {"selector": "th.col0, td.col0", "props": "text-align: left; white-space: normal; min-width: 11em"},
+        *(
+            {"selector": f"th.col{k}, td.col{k}", "props": "text-align: left; white-space: normal; min-width: 11em"}
+            for k, column in enumerate(frame)
+            if k == 0 or any(len(line) > PROSE for text in frame[column] for line in str(text).split("<br>"))
+        ),
     ]
     text: dict[Any, Any] = {column: _safe for column in frame if not is_numeric_dtype(frame[column])}
     shown = frame.style.hide(axis="index").set_table_styles(styles)

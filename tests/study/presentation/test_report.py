@@ -253,6 +253,12 @@ def test_formulas_of_a_table_stay_on_one_line():
     assert (report.signed(-0.916), report.signed(0.33, 1)) == ("−0.92", "+0.3")
 
 
+def test_prose_in_a_table_is_broken_into_lines():
+    rates = "98.9 ± 0.1<br>98.8 ± 0.2<br>97.1"
+    html = report.table(pd.DataFrame({"claim": ["a"], "numbers": ["of this, " * 5], "rates": [rates]})).to_html()
+    assert re.findall(r" td\.col(\d) {\s*text-align: left;\s*white-space: normal", html) == ["0", "1"]
+
+
 def test_a_table_of_many_columns_is_set_in_smaller_type():
     few, many = (pd.DataFrame({str(i): ["x"] for i in range(n)}) for n in (7, 8))
     assert "font-size: 0.85em" in report.table(few).to_html()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -49,10 +48,9 @@ def _band(low: float, high: float) -> str:
 def claims_table(claims: pd.DataFrame, *systems: str) -> Styler:
     """One row a claim of these systems, or of all: number, 95 % interval over the seeds, what it wants, verdict."""
     shown = claims[claims["system"].isin(systems)] if systems else claims
-    one = len(systems) == 1
     rows = [
         {
-            **({} if one else {"system": SYSTEMS[row["system"]]}),
+            **({} if len(systems) == 1 else {"system": SYSTEMS[row["system"]]}),
             "claim": row["claim"],
             "measured": row["measured"],
             "claimed": _band(row["low"], row["high"]),
@@ -61,6 +59,4 @@ def claims_table(claims: pd.DataFrame, *systems: str) -> Styler:
         }
         for row in shown.to_dict("records")
     ]
-    styled = table(pd.DataFrame(rows))
-    wrap: Any = [{"selector": f".col{k}", "props": "text-align: left; white-space: normal"} for k in range(4 - one)]
-    return styled.set_table_styles(wrap, overwrite=False)
+    return table(pd.DataFrame(rows))
