@@ -16,12 +16,12 @@ def results(*cells):
     """Cells (method, strength as in its run_id, seed, right of 1,000 clean, right under PGD, κ)."""
     rows = {"runs": [], "robustness": [], "spectra": []}
     for method, strength, seed, clean, robust, kappa in cells:
-        settings = {name: strength for name in SETTINGS[method]}
+        settings = dict.fromkeys(SETTINGS[method], strength)
         part = "".join(f"-{letter}{strength:g}" for letter in SETTINGS[method].values())
         run_id = f"{method}-r0.8{part}-s{seed}"
-        about = {"run_id": run_id, "method": method, "label": f"{method} {strength}", "ratio": 0.8, "seed": seed, **settings}
+        about = {"run_id": run_id, "method": method, "label": f"{method} {strength}", "ratio": 0.8, "seed": seed}
         counts = {"status": "done", "n_test": 1000, "n_params_dense": 1, "n_correct": clean}
-        rows["runs"].append({**about, **counts})
+        rows["runs"].append({**about, **settings, **counts})
         attacked = {"run_id": run_id, "attack": "pgd_linf", "n_examples": 1000}
         rows["robustness"] += [{**attacked, "eps": 0.1, "n_correct": robust}, {**attacked, "eps": 0.2, "n_correct": 1}]
         values = enumerate((kappa, 1.0))
