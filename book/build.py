@@ -8,6 +8,7 @@ uses the network.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from kernels import ForkedKernelManager
 from myst import to_myst
+from panels import cut_file
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = ROOT / "build" / "executed"
@@ -122,6 +124,17 @@ def mend() -> None:
         path.write_text(page, encoding="utf-8")
 
 
+def mark_panels() -> None:
+    """Write at every picture of panels side by side its size and the views that it can be cut into, for stack.js."""
+    found = {path.name: cut_file(path) for path in (HTML / "_images").glob("*.png")}
+    told = {name: json.dumps([size, views], separators=(",", ":")) for name, (size, views) in found.items() if views}
+    picture = re.compile(r'<img\b(?=[^>]*src="\.\./_images/([^"]+)")')
+    for path in (HTML / "book").glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        marked = picture.sub(lambda tag: f'<img data-views="{told[tag[1]]}"' if tag[1] in told else tag[0], page)
+        path.write_text(marked, encoding="utf-8")
+
+
 def prune() -> None:
     """Remove what no page loads: the other builds of MathJax, and maps that debuggers of scripts would want."""
     static = HTML / "_static"
@@ -143,6 +156,7 @@ def render() -> None:
         raise SystemExit(f"error: {front.relative_to(ROOT)} lacks the headline table")
     prune()
     mend()
+    mark_panels()
     for old, new in MOVED.items():
         target = f'<meta http-equiv="refresh" content="0; url={new}.html"><a href="{new}.html">{new}</a>'
         head = f'<!doctype html><html lang="en"><link rel="icon" href="data:,"><title>{new}</title>'

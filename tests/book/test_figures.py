@@ -1,10 +1,12 @@
 """Figures enlarge, and those with a slider draw what the library computes, by keyboard and on a phone."""
 
+import itertools
 import json
 
 import pytest
 import torch
 
+import panels
 from built_book import HTML, NEEDED
 from wellcond.spectrum import nearest_rule
 
@@ -55,6 +57,24 @@ def test_without_scripts_every_figure_is_a_picture(browser, site):
             page.goto(f"/{name}.html", wait_until="load")
             assert page.locator(f"#{figure} img").is_visible()
             assert page.locator(f"#{figure} .slider, .enlarge").count() == 0
+
+
+def test_panels_stand_below_each_other_on_a_phone_and_side_by_side_on_a_screen(page):
+    cut = [path for path in (HTML / "_images").glob("*.png") if panels.cut_file(path)[1]]
+    assert len(cut) > 30  # of some fifty pictures
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto("/book/08_is_it_kappa.html", wait_until="load")
+    stack, picture = page.locator("#fig-intervention .panels"), page.locator("#fig-intervention img")
+    boxes = [view.bounding_box() for view in stack.locator("> span").all()]
+    assert len(boxes) == 3
+    assert all(upper["y"] + upper["height"] <= lower["y"] for upper, lower in itertools.pairwise(boxes))
+    assert min(box["width"] for box in boxes) > 200
+    assert max(box["x"] + box["width"] for box in boxes) <= 390
+    assert picture.bounding_box()["width"] <= 1
+    assert picture.get_attribute("alt")
+    page.set_viewport_size({"width": 1280, "height": 844})
+    assert not stack.is_visible()
+    assert picture.bounding_box()["width"] > 500
 
 
 SPECTRA = [

@@ -90,4 +90,4 @@ def plot_intervention(results: Results, attacks: Sequence[str] = ("clean", "pgd_
 
 def colors(n: int) -> list[str]:
     """n colours from dark to light, for an ordered quantity."""
-    return [to_hex(color) for color in plt.colormaps["viridis"](np.linspace(0, 0.8, n))]
+    return [to_hex(color) for color in plt.colormaps["viridis"](np.linspace(0, 0.65, n))]
