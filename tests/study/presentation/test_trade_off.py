@@ -45,17 +45,18 @@ def test_a_strength_is_beta_or_tau_and_rates_are_means_over_seeds():
     rows = trade_off.strengths(FOUND, "pgd_linf", 0.1).set_index(["method", "strength"])
     penalty = rows.loc["soft_orthogonal_uv", 0.01]
     assert (penalty["clean"], penalty["robust"], penalty["kappa"]) == pytest.approx((98.2, 71.0, 4.0))
+    assert penalty["gain"] == pytest.approx(math.sqrt(12))
     assert penalty["robust_std"] == pytest.approx(math.sqrt(2))
     assert rows.loc["condlr", 0.5]["robust"] == pytest.approx(78.0)
     assert math.isnan(rows.loc["uv"].index[0])
 
 
-def test_a_curve_follows_its_strengths_whose_ends_are_written():
+def test_a_curve_follows_its_strengths_whose_strongest_is_written():
     fig = trade_off.plot_trade_off(FOUND, "pgd_linf", 0.1)
     curves = [curve.lines[0].get_data() for curve in fig.axes[0].containers]
     (clean, robust) = next(curve for curve in curves if len(curve[0]) == 2)
     assert (list(clean), list(robust)) == (pytest.approx([98.2, 97.0]), pytest.approx([71.0, 80.0]))
-    assert {text.get_text() for text in fig.axes[0].texts} == {"β = 0.01", "β = 0.1"}
+    assert {text.get_text() for text in fig.axes[0].texts} == {"β = 0.1"}
     plt.close(fig)
 
 
