@@ -68,7 +68,7 @@ def _mean(rates: Sequence[float] | None) -> str:
 
 def plot_intervention(results: Results, attacks: Sequence[str] = ("clean", "pgd_linf", "pgd_l2")) -> Figure:
     """Accuracy over L, a panel for each attack, all of one span, and a line for each c, named at its end."""
-    fig, axes = panels([ATTACKS.get(attack, attack) for attack in attacks], 3, 2.6, "none")
+    fig, axes = panels([ATTACKS.get(attack, attack) for attack in attacks], 3, 2.3, "none")
     for ax, attack in zip(axes, attacks, strict=True):
         means = {key: fmean(values) for key, values in by_bounds(results, attack).items()}
         conds = sorted({cond for _, cond in means})

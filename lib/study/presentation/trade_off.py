@@ -52,7 +52,7 @@ def plot_trade_off(results: Results, attack: str, eps: float, least: float = 50.
     is right on at most `least` percent of the clean images."""
     found = strengths(results, attack, eps).dropna(subset=["clean", "robust"])
     curves = found[found["clean"] > least].sort_values("strength").groupby("method", sort=False)
-    fig, (left, *others) = panels(["over accuracy", "over condition numbers", "over norms"], 3, 3.0, "row")
+    fig, (left, *others) = panels(["over accuracy", "over condition numbers", "over norms"], 3, 2.6, "row")
     for method, rows in curves:
         label, color, marker, *_ = look(str(method))
         style: Any = {"color": color, "marker": marker, "elinewidth": 0.8}
@@ -60,7 +60,7 @@ def plot_trade_off(results: Results, attack: str, eps: float, least: float = 50.
         for ax, quantity in zip(others, ("kappa", "gain"), strict=True):
             ax.errorbar(rows[quantity], rows["robust"], rows["robust_std"], **style)
     left.set(xlabel="clean images, %", ylabel=f"withstood, %\n{ATTACKS.get(attack, attack)}, ε = {eps:g}")
-    left.margins(x=0.36, y=0.1)
+    left.margins(x=0.42, y=0.1)
     for ax, name in zip(others, ("largest κ(W) of a layer", "product of all ‖W‖₂"), strict=True):
         ax.set(xlabel=name, xscale="log")
         tick_logarithms(ax)
