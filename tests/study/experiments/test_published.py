@@ -1,6 +1,7 @@
 """Weights beside the tables: published where they are those of the results, and found by all that measures."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -132,3 +133,15 @@ def test_committed_weights_load_and_are_those_of_the_record(path):
     experiment, run_id = path.parts[-3], path.stem
     model = load_network(experiment, run_id)
     assert weights.digest(model) == results.read_provenance(path.parents[1])[run_id]["weights"]
+
+
+def test_every_network_that_the_text_names_is_committed():
+    root = paths.results().parent
+    texts = [
+        path.read_text(encoding="utf-8") for path in (root / "README.md", *sorted((root / "book").glob("*.ipynb")))
+    ]
+    named = {found for text in texts for found in re.findall(r'load_network\(\\?"(\w+)\\?", \\?"([\w.-]+)\\?"\)', text)}
+    assert len(named) > 1
+    kept = {(path.parts[-3], path.stem) for path in PUBLISHED}
+    assert named <= kept
+    assert {name for _, name in kept} <= {name for text in texts for name in re.findall(r"[\w.-]+-s0", text)}
