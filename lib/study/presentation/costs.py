@@ -105,8 +105,8 @@ FORMS = {
 
 
 def peers_table(frame: pd.DataFrame) -> Styler:
-    """Seconds of a training step in several libraries: one row a network and form, one column an optimizer and share
-    removed."""
+    """Seconds of a training step in several libraries: one row a network and form, with a star where its bases are
+    orthonormal, one column an optimizer and share removed."""
     if frame.empty:
         return table(frame)
     steps = frame.set_index(["net", "method", "optimizer", "ratio"])["step_s"]
@@ -118,8 +118,8 @@ def peers_table(frame: pd.DataFrame) -> Styler:
             continue
         ratio = {r: r if form != "dense" else np.nan for _, r in columns}
         cells = {f"{o}, {100 * r:g} % removed": _times(steps.get((net, form, o, ratio[r]), np.nan)) for o, r in columns}
-        orthonormal = "yes" if own["orthonormal"].iloc[0] else ""
-        rows.append({"network and form": f"{NETS[net]}, {FORMS[form]}", "orthonormal": orthonormal, **cells})
+        star = " *" if own["orthonormal"].iloc[0] else ""
+        rows.append({"network and form (*: orthonormal)": f"{NETS[net]}, {FORMS[form]}{star}", **cells})
     return table(pd.DataFrame(rows))
 
 

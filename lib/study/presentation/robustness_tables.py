@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from study.presentation.style import ATTACKS, number, percent, table
+from study.presentation.style import ATTACKS, number, table
 from study.presentation.tables import minus
 from study.results.store import Results
 from study.statistics.flags import FLAGS, felled_only, flags_of, symbols
@@ -39,10 +39,10 @@ def _head(threat: Threat) -> str:
 
 
 def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats: Sequence[Threat] = ()) -> Styler:
-    """Deployed size, and the accuracy in % under each (attack, radius) and threat; after a number the symbols of its
+    """The accuracy in % under each (attack, radius) and threat; after a number the symbols of its
     flags (of any seed). N: the number of images."""
-    frame, raised, sizes = suite_rates(results), flags(results), summary(results)
-    text = pd.DataFrame({"configuration": sizes["name"], "deployed": sizes["n_params_deployed_ratio"].map(percent)})
+    frame, raised, names = suite_rates(results), flags(results), summary(results)["name"]
+    text = pd.DataFrame({"configuration": names})
     for attack, eps in attacks:
         rows = frame[(frame["attack"] == attack) & np.isclose(frame["eps"], eps)]
         n = "/\u200b".join(f"{n:,.0f}" for n in sorted(rows["n_examples"].unique()))
@@ -52,11 +52,11 @@ def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats:
         for name, group in rows.groupby("name"):
             marks = {symbol for run_id in group["run_id"] for symbol in symbols(raised, run_id, attack, eps)}
             cells[name] = rate_text(group) + "".join(f" {mark}" for mark in sorted(marks))
-        text[head] = [cells.get(name, "waiting") for name in sizes["name"]]
+        text[head] = [cells.get(name, "waiting") for name in names]
     for threat in threats:
         rows = strongest(results, threat)
         cells = {name: rate_text(group) for name, group in rows.groupby("name")}
-        text[_head(threat)] = [cells.get(name, "waiting") for name in sizes["name"]]
+        text[_head(threat)] = [cells.get(name, "waiting") for name in names]
     return table(text)
 
 
@@ -90,7 +90,6 @@ def flag_table(results: Results) -> Styler:
 
 CONFIDENCE = {
     "ece": "calibration error, %",
-    "nll": "negative log-likelihood",
     "logit_scale": "logit scale",
     "logit_margin_q50": "median margin",
     "gradient_l1_q50": "median ‖∇L‖₁",
