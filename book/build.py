@@ -114,25 +114,22 @@ def assemble(chapters: list[Path]) -> None:
     (SOURCE / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
+def views() -> dict[str, str]:
+    """By name, of the pictures of panels side by side: their size and the views that they can be cut into."""
+    found = {path.name: cut_file(path) for path in (HTML / "_images").glob("*.png")}
+    return {name: json.dumps([size, cut], separators=(",", ":")) for name, (size, cut) in found.items() if cut}
+
+
 def mend() -> None:
     """What screen readers would stumble over: an empty header of a table becomes a cell, since it names no column; and
-    what docutils calls the entries of a bibliography is no role any more."""
+    what docutils calls the entries of a bibliography is no role any more. Pictures get their `views`, for stack.js."""
+    told, picture = views(), re.compile(r'<img\b(?=[^>]*src="\.\./_images/([^"]+)")')
     empty, role = re.compile(r"<th\b([^>]*)>(?:\s|&#160;|&nbsp;|<p>|</p>)*</th>"), ' role="doc-biblioentry"'
     for path in (HTML / "book").glob("*.html"):
         page = empty.sub(r"<td\1></td>", path.read_text(encoding="utf-8"))
         page = page.replace(role, "").replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        page = picture.sub(lambda tag: f'<img data-views="{told[tag[1]]}"' if tag[1] in told else tag[0], page)
         path.write_text(page, encoding="utf-8")
-
-
-def mark_panels() -> None:
-    """Write at every picture of panels side by side its size and the views that it can be cut into, for stack.js."""
-    found = {path.name: cut_file(path) for path in (HTML / "_images").glob("*.png")}
-    told = {name: json.dumps([size, views], separators=(",", ":")) for name, (size, views) in found.items() if views}
-    picture = re.compile(r'<img\b(?=[^>]*src="\.\./_images/([^"]+)")')
-    for path in (HTML / "book").glob("*.html"):
-        page = path.read_text(encoding="utf-8")
-        marked = picture.sub(lambda tag: f'<img data-views="{told[tag[1]]}"' if tag[1] in told else tag[0], page)
-        path.write_text(marked, encoding="utf-8")
 
 
 def prune() -> None:
@@ -156,7 +153,6 @@ def render() -> None:
         raise SystemExit(f"error: {front.relative_to(ROOT)} lacks the headline table")
     prune()
     mend()
-    mark_panels()
     for old, new in MOVED.items():
         target = f'<meta http-equiv="refresh" content="0; url={new}.html"><a href="{new}.html">{new}</a>'
         head = f'<!doctype html><html lang="en"><link rel="icon" href="data:,"><title>{new}</title>'

@@ -80,13 +80,15 @@ def _panels(axes: NDArray[np.bool_]) -> list[Run]:
     return runs(lined)
 
 
-def _reach(picture: NDArray[np.uint8], panels: list[Run], bands: list[Run], tall: list[Run]) -> dict[Run, list[Run]]:
+def _reach(
+    picture: NDArray[np.uint8], dark: NDArray[np.bool_], panels: list[Run], bands: list[Run], tall: list[Run]
+) -> dict[Run, list[Run]]:
     """By band, from where to where each panel reaches in it; without the bands below that belong to all panels, and
     without any where a title does."""
     found: dict[Run, list[Run]] = {}
     for band in bands:
         rows = picture[slice(*band)]
-        texts = runs((rows.min(axis=2) < WHITE).any(axis=0), WORDS)
+        texts = runs(dark[slice(*band)].any(axis=0), WORDS)
         over = [[panel for panel in panels if _gap(panel, text) < 0] for text in texts]
         common = band not in tall and max(map(len, over)) > 1
         of_some = len({panel for met in over for panel in met}) < len(panels)
@@ -106,7 +108,7 @@ def cut(picture: NDArray[np.uint8]) -> list[View]:
     bands = runs(dark.any(axis=1))
     tall = [band for band in bands if band[1] - band[0] >= TALL * height]
     panels = _panels(np.concatenate([dark[:0], *(dark[slice(*band)] for band in tall)]))
-    reach = _reach(picture, panels, bands, tall) if len(panels) > 1 else {}
+    reach = _reach(picture, dark, panels, bands, tall) if len(panels) > 1 else {}
     if not reach:
         return []
     bottom = next((band[0] for band in bands if band not in reach), height)

@@ -35,7 +35,7 @@ def strongest(method: str) -> str:
     return str(of(method).index[-1])
 
 
-def ahead(first: str, second: str, robust: bool = True) -> Gap:
+def lead(first: str, second: str, robust: bool = True) -> Gap:
     """first - second in points, under the attack or on clean images, over seeds."""
     return frames.compare(committed(EXPERIMENT), first, second, *((ATTACK, EPS) if robust else ("clean", 0.0)))
 
@@ -47,12 +47,12 @@ def as_accurate(method: str) -> str:
 
 @finding("A tighter bound makes the network more robust, for no accuracy, and by more than was expected (not Q5).")
 def bound() -> Mapping[str, Number]:
-    accuracy = ahead(TIGHTEST, LOOSEST, robust=False)
+    accuracy = lead(TIGHTEST, LOOSEST, robust=False)
     return {
-        "robust": clear(ahead(TIGHTEST, LOOSEST)),
+        "robust": clear(lead(TIGHTEST, LOOSEST)),
         "accuracy": Number(accuracy.difference, 0, 0.5, accuracy.margin),
-        "one": Number(ahead(TIGHTEST, WIDER).difference, 5, 9, digits=0),
-        "plain": clear(ahead(TIGHTEST, PLAIN)),
+        "one": Number(lead(TIGHTEST, WIDER).difference, 5, 9, digits=0),
+        "plain": clear(lead(TIGHTEST, PLAIN)),
     }
 
 
@@ -60,28 +60,24 @@ def bound() -> Mapping[str, Number]:
 def strong() -> Mapping[str, Number]:
     soft, robust_dlrt = strongest(SOFT), strongest(ROBUST_DLRT)
     return {
-        "soft": clear(ahead(soft, PLAIN)),
-        "robust_dlrt": clear(ahead(robust_dlrt, PLAIN)),
-        "beyond": unclear(ahead(soft, TIGHTEST)),
-        "soft_price": clear(ahead(TIGHTEST, soft, robust=False)),
-        "robust_dlrt_price": clear(ahead(TIGHTEST, robust_dlrt, robust=False)),
+        "soft": clear(lead(soft, PLAIN)),
+        "robust_dlrt": clear(lead(robust_dlrt, PLAIN)),
+        "beyond": unclear(lead(soft, TIGHTEST)),
+        "soft_price": clear(lead(TIGHTEST, soft, robust=False)),
+        "robust_dlrt_price": clear(lead(TIGHTEST, robust_dlrt, robust=False)),
     }
 
 
 @finding("As accurate as CondLR soft orthogonality is as robust, RobustDLRT not (Q2); none is ahead in both (Q3).")
 def equal() -> Mapping[str, Number]:
     penalties = pd.concat([of(SOFT), of(ROBUST_DLRT)]).index
-    both = [name for name in penalties if all(_clearly(ahead(name, BOUND, robust)) for robust in (True, False))]
+    both = [name for name in penalties if all(lead(name, BOUND, robust).ahead for robust in (True, False))]
     return {
-        "soft": gap(ahead(as_accurate(SOFT), BOUND), -5, 5),
-        "robust_dlrt": gap(ahead(as_accurate(ROBUST_DLRT), BOUND), -math.inf, -5),
+        "soft": gap(lead(as_accurate(SOFT), BOUND), -5, 5),
+        "robust_dlrt": gap(lead(as_accurate(ROBUST_DLRT), BOUND), -math.inf, -5),
         "both": Number(len(both), 0, 0, digits=0),
         "strengths": Number(len(penalties), 9, 9, digits=0),
     }
-
-
-def _clearly(found: Gap) -> bool:
-    return found.clear and found.difference > 0
 
 
 @finding("RobustDLRT shrinks the weights, and its κ rises again (not Q4); norms order the configurations, κ less so.")

@@ -26,11 +26,11 @@ def transformer() -> Mapping[str, Number]:
     return {
         "pairs": Number(len(pairs), 8, 8, digits=0),
         "higher": Number(sum(found.difference > 0 for found in clean), 8, 8, digits=0),
-        "clear": Number(sum(found.clear and found.difference > 0 for found in clean), 1, 4, digits=0),
+        "clear": Number(sum(found.ahead for found in clean), 1, 4, digits=0),
         "uv": size(clean[1]),
         "usv": size(clean[2]),
         "fgsm_higher": Number(sum(found.difference > 0 for found in fgsm), 8, 8, digits=0),
-        "fgsm_clear": Number(sum(found.clear and found.difference > 0 for found in fgsm), 1, 5, digits=0),
+        "fgsm_clear": Number(sum(found.ahead for found in fgsm), 1, 5, digits=0),
     }
 
 

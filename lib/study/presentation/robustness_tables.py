@@ -39,8 +39,8 @@ def _head(threat: Threat) -> str:
 
 
 def trust_table(results: Results, attacks: Sequence[tuple[str, float]], threats: Sequence[Threat] = ()) -> Styler:
-    """The accuracy in % under each (attack, radius) and threat; after a number the symbols of its
-    flags (of any seed). N: the number of images."""
+    """The accuracy in % under each (attack, radius) and threat; after a number the symbols of its flags (of any seed).
+    N: the number of images."""
     frame, raised, names = suite_rates(results), flags(results), summary(results)["name"]
     text = pd.DataFrame({"configuration": names})
     for attack, eps in attacks:

@@ -48,6 +48,11 @@ class Gap:
         """Whether the interval excludes zero; never with fewer than two seeds."""
         return abs(self.difference) > self.margin
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the first is clearly the larger."""
+        return self.clear and self.difference > 0
+
     def __str__(self) -> str:
         """ "+18 ± 6*", "−0.7 ± 0.9": the decimals that the margin bears out, and a star where it excludes zero."""
         if not self.seeds:
