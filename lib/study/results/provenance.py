@@ -52,6 +52,8 @@ def _started(device: str) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "cuda": torch.version.cuda if device == "cuda" else None,
         "device": _device_name(device),
+        # processors of one name differ in it, and with it in the last bits of every sum
+        "instructions": torch.backends.cpu.get_cpu_capability() if device == "cpu" else None,
     }
 
 
