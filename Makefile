@@ -15,6 +15,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # The C library returns large blocks when they are freed and maps them anew in the next training step: have it keep them.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+# Hundreds of processes start here: our modules are compiled once, also where this variable would have each compile them.
+export PYTHONDONTWRITEBYTECODE :=
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-6s %s\n", $$1, $$2 }'
@@ -49,7 +51,7 @@ library: $(INSTALLED) ## build the library's wheel, install it beside torch alon
 	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir $(LIBRARY) lib
 	rm -rf lib/build # copies of the modules, which mypy would find twice
 	$(BIN)/uv venv --quiet --python $(BIN)/python $(LIBRARY)/venv
-	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --constraints requirements.lock torch
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(LIBRARY)/venv/bin/python --constraints requirements.lock torch
 	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --no-deps $(LIBRARY)/*.whl
 	cd $(LIBRARY) && venv/bin/python $(CURDIR)/tests/wellcond/readme_example.py
 	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --constraints requirements.lock \

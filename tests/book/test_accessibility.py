@@ -17,14 +17,36 @@ OF_SPHINX = {
 """Rules that what Sphinx writes into a page breaks."""
 
 
-ROWS = ["tbody tr:nth-child(n + 6)"]
-"""Of the rows of a table, which are made alike, the first ones stand for all."""
-ALIKE = {ROWS[0]: 0, ".highlight": 0, "dl.py": 8}
-"""What has the colours of something else on the page, or on another, and how many of them stand for all."""
-REMOVE = """alike => {
-    for (const [selector, kept] of Object.entries(alike))
-        [...document.querySelectorAll(selector)].slice(kept).forEach(one => one.remove())
+ELSEWHERE = """kept => {
+    const frame = document.querySelectorAll("header, nav, footer, dialog, .bd-sidebar-primary, .bd-sidebar-secondary")
+    const entries = [...document.querySelectorAll("dl.py")].slice(kept)
+    for (const one of [...frame, ...entries]) if (!one.querySelector("article")) one.remove()
 }"""
+"""The frame has its own test, and entries of the reference are made alike. They are taken out, for axe looks also at
+what it is told to leave out."""
+REPEATED = """kept => {
+    for (const code of document.querySelectorAll(".highlight")) code.remove()
+    const seen = new Map()
+    const self = one => one.tagName + "." + one.className
+    const place = one => one.tagName === "ARTICLE" ? "" : place(one.parentElement) + ">" + self(one)
+    const made = one => self(one) + one.style.cssText + [...one.children].map(made).join()
+    for (const one of document.querySelectorAll("article *")) {
+        if (!one.isConnected) continue
+        const key = place(one) + " " + made(one)
+        seen.set(key, 1 + (seen.get(key) ?? 0))
+        if (seen.get(key) > kept) one.remove()
+    }
+}"""
+"""What has the tags, classes and place of something before it has its colours; of two, rows may be striped. Code, whose
+colours are those of one style sheet, has its own test."""
+
+
+@pytest.fixture(scope="module")
+def page(browser, site):
+    """One page for all, with a cache; what fails to load on the way to one is for the tests of the site."""
+    page = browser.new_page(base_url=site, viewport={"width": 1280, "height": 900})
+    yield page
+    page.close()
 
 
 def broken(page, known, context, **chosen):
@@ -61,11 +83,10 @@ def test_the_frame_around_the_pages(page):
 def test_a_page(page, name):
     opened(page, name)
     paint(page, "light")
-    whole = {"include": [["article"]], "exclude": [ROWS]}
+    page.evaluate(ELSEWHERE, 8)
+    whole = {"include": [["article"]]}
     assert broken(page, OF_SPHINX, whole, rules={"color-contrast": {"enabled": False}}) == {}
-    # code has the colours of one style sheet, looked at once, below; and entries of the reference are alike. They are
-    # taken out, for axe looks also at what it is told to leave out
-    page.evaluate(REMOVE, ALIKE)
+    page.evaluate(REPEATED, 2)
     for theme in ("light", "dark"):
         paint(page, theme)
         assert broken(page, {}, {"include": [["article"]]}, runOnly=["color-contrast"]) == {}, theme

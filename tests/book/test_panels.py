@@ -46,9 +46,9 @@ def own():
     return drawn(fig)
 
 
-@pytest.mark.parametrize(("picture", "n", "below"), [(shared(2), 2, 1), (shared(3, legend=False), 3, 0), (own(), 2, 0)])
-def test_every_pixel_is_in_one_piece_and_stays_in_its_row(picture, n, below):
-    views = panels.cut(picture)
+@pytest.mark.parametrize(("draw", "n", "below"), [(shared, 2, 1), (lambda: shared(3, legend=False), 3, 0), (own, 2, 0)])
+def test_every_pixel_is_in_one_piece_and_stays_in_its_row(draw, n, below):
+    views = panels.cut(picture := draw())
     assert [view.top == 0 for view in views] == [True] * n + [False] * below
     times = np.zeros(picture.shape[:2], dtype=int)
     for view in views:
