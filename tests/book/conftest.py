@@ -33,11 +33,18 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, site):
-    """A fresh page; afterwards, nothing may have failed, left the site, or reached the console."""
+@pytest.fixture(scope="module")
+def cache(browser, site):
+    """What the pages of a module share: the files of the theme, read once."""
     context = browser.new_context(base_url=site, viewport={"width": 1280, "height": 900})
-    page = context.new_page()
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(cache, site):
+    """A fresh page; afterwards, nothing may have failed, left the site, or reached the console."""
+    page = cache.new_page()
     complaints = []
     page.on(
         "console",  # the theme logs its mode
@@ -51,5 +58,6 @@ def page(browser, site):
         lambda request: request.url.startswith((site, "data:", "blob:")) or complaints.append(f"left: {request.url}"),
     )
     yield page
-    context.close()
+    page.evaluate("localStorage.clear()")  # of a theme that was chosen
+    page.close()
     assert complaints == []

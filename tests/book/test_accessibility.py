@@ -42,11 +42,9 @@ colours are those of one style sheet, has its own test."""
 
 
 @pytest.fixture(scope="module")
-def page(browser, site):
-    """One page for all, with a cache; what fails to load on the way to one is for the tests of the site."""
-    page = browser.new_page(base_url=site, viewport={"width": 1280, "height": 900})
-    yield page
-    page.close()
+def page(cache):
+    """One page for all; what fails to load on the way to one is for the tests of the site."""
+    return cache.new_page()
 
 
 def broken(page, known, context, **chosen):
