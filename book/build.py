@@ -33,6 +33,7 @@ SOURCE = ROOT / "build" / "book"
 SITE = ROOT / "build" / "site"
 HTML = SITE / "_build" / "html"
 SECONDS_PER_CELL = 900
+ICONS = "fontawesome.js"
 MOVED = {
     "06_mnist_compression": "06_accuracy_and_spectra",
     "07_mnist_spectra": "06_accuracy_and_spectra",
@@ -122,20 +123,22 @@ def views() -> dict[str, str]:
 
 def mend() -> None:
     """What screen readers would stumble over: an empty header of a table becomes a cell, since it names no column; and
-    what docutils calls the entries of a bibliography is no role any more. Pictures get their `views`, for stack.js."""
+    what docutils calls the entries of a bibliography is no role any more. Pictures get their `views`, for stack.js. The
+    script of the icons goes: 1.5 MB before the first word, for icons that stand in a font, too."""
     told, picture = views(), re.compile(r'<img\b(?=[^>]*src="\.\./_images/([^"]+)")')
     empty, role = re.compile(r"<th\b([^>]*)>(?:\s|&#160;|&nbsp;|<p>|</p>)*</th>"), ' role="doc-biblioentry"'
-    for path in (HTML / "book").glob("*.html"):
-        page = empty.sub(r"<td\1></td>", path.read_text(encoding="utf-8"))
+    script = re.compile(rf'<script src="[^"]*/{ICONS}[^"]*"></script>\n?')
+    for path in HTML.rglob("*.html"):
+        page = empty.sub(r"<td\1></td>", script.sub("", path.read_text(encoding="utf-8")))
         page = page.replace(role, "").replace('<div role="list" class="citation-list">', '<div class="citation-list">')
         page = picture.sub(lambda tag: f'<img data-views="{told[tag[1]]}"' if tag[1] in told else tag[0], page)
         path.write_text(page, encoding="utf-8")
 
 
 def prune() -> None:
-    """Remove what no page loads: the other builds of MathJax, and maps that debuggers of scripts would want."""
+    """Remove what no page loads: the other builds of MathJax, icons as a script, and maps for debuggers of scripts."""
     static = HTML / "_static"
-    for path in [*(static / "mathjax").glob("*-*.js"), *static.rglob("*.map")]:
+    for path in [*(static / "mathjax").glob("*-*.js"), *static.rglob("*.map"), static / "scripts" / ICONS]:
         if path.name != "tex-chtml.js":
             path.unlink()
 

@@ -90,6 +90,18 @@ def test_search_finds_a_word(page):
     page.locator("#search-results li").first.wait_for()
 
 
+def test_icons_are_letters_of_a_font_and_need_no_script(page):
+    page.goto("/search.html", wait_until="load")
+    page.evaluate("document.fonts.ready")
+    icons = page.locator("i[class*=fa-]:visible")
+    assert min(icons.evaluate_all("icons => icons.map(icon => icon.getBoundingClientRect().width)")) > 10
+    letter = "icon => [getComputedStyle(icon, '::before').content, getComputedStyle(icon).fontFamily]"
+    content, family = icons.first.evaluate(letter)
+    assert len(content.strip('"')) == 1
+    assert page.evaluate("font => document.fonts.check(font)", f"900 16px {family}")
+    assert page.evaluate("performance.getEntriesByType('resource').filter(one => /fontawesome.js/.test(one.name))") == []
+
+
 def test_dark_mode_toggles(page):
     page.goto(f"/{TOC['root']}.html", wait_until="load")
     button = page.locator(".theme-switch-button:visible").first
