@@ -100,7 +100,7 @@ def test_icons_are_letters_of_a_font_and_need_no_script(page):
     assert len(content.strip('"')) == 1
     assert page.evaluate("font => document.fonts.check(font)", f"900 16px {family}")
     loaded = page.evaluate("performance.getEntriesByType('resource').map(one => one.name)")
-    assert [name for name in loaded if "fontawesome" in name] == []
+    assert [name for name in loaded if "fontawesome.js" in name] == []
 
 
 def test_dark_mode_toggles(page):
