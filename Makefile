@@ -51,7 +51,7 @@ library: $(INSTALLED) ## build the library's wheel, install it beside torch alon
 	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir $(LIBRARY) lib
 	rm -rf lib/build # copies of the modules, which mypy would find twice
 	$(BIN)/uv venv --quiet --python $(BIN)/python $(LIBRARY)/venv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(LIBRARY)/venv/bin/python --constraints requirements.lock torch
+	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --constraints requirements.lock torch
 	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --no-deps $(LIBRARY)/*.whl
 	cd $(LIBRARY) && venv/bin/python $(CURDIR)/tests/wellcond/readme_example.py
 	$(BIN)/uv pip install --quiet --python $(LIBRARY)/venv/bin/python --constraints requirements.lock \

@@ -43,8 +43,11 @@ colours are those of one style sheet, has its own test."""
 
 @pytest.fixture(scope="module")
 def page(cache):
-    """One page for all; what fails to load on the way to one is for the tests of the site."""
-    return cache.new_page()
+    """One page for all; what fails to load on the way to one is for the tests of the site. Formulas are left as TeX,
+    since what MathJax makes of them is not ours."""
+    page = cache.new_page()
+    page.route("**/mathjax/**", lambda route: route.fulfill(body="", content_type="text/javascript"))
+    return page
 
 
 def broken(page, known, context, **chosen):
@@ -59,8 +62,7 @@ def broken(page, known, context, **chosen):
 
 
 def opened(page, name):
-    """The page with axe; its formulas are left as TeX, since what MathJax makes of them is not ours."""
-    page.route("**/mathjax/**", lambda route: route.fulfill(body="", content_type="text/javascript"))
+    """The page with axe."""
     page.goto(f"/{name}.html", wait_until="load")
     page.add_style_tag(content="*, ::before, ::after { transition: none !important }")  # no colours on their way
     page.evaluate(AXE_SCRIPT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pandas as pd
+
 from study.findings.finding import Number, committed, finding
 from study.statistics import frames
 
@@ -21,19 +23,23 @@ NAMES = {
 """run_id by the name of its number."""
 
 
+def counted(counts: pd.Series, low: int, high: int) -> Mapping[str, Number]:
+    """Images that are right, by network; counts: by run_id."""
+    return {key: Number(float(counts[run_id]), low, high, digits=0) for key, run_id in NAMES.items()}
+
+
 @finding("Of 10,000 test images each of the networks to attack has 9,780 right or more.")
 def right() -> Mapping[str, Number]:
-    counts = committed(EXPERIMENT).runs.set_index("run_id")["n_correct"]
-    return {key: Number(float(counts[run_id]), 9780, 9920, digits=0) for key, run_id in NAMES.items()}
+    return counted(committed(EXPERIMENT).runs.set_index("run_id")["n_correct"], 9780, 9920)
 
 
 @finding("Of 1,000 images forty steps of PGD leave between 670 and 820.")
 def pgd() -> Mapping[str, Number]:
-    rows = frames.rates(committed(EXPERIMENT)).query("attack == 'pgd_linf'").set_index("run_id")["n_correct"]
-    return {key: Number(float(rows[run_id]), 670, 820, digits=0) for key, run_id in NAMES.items()}
+    rows = frames.rates(committed(EXPERIMENT)).query("attack == 'pgd_linf'")
+    return counted(rows.set_index("run_id")["n_correct"], 670, 820)
 
 
 @finding("Of 200 images AutoAttack leaves between 130 and 170.")
 def auto() -> Mapping[str, Number]:
-    rows = frames.suite_rates(committed(EXPERIMENT)).query("attack == 'autoattack_linf'").set_index("run_id")
-    return {key: Number(float(rows["n_correct"][run_id]), 130, 170, digits=0) for key, run_id in NAMES.items()}
+    rows = frames.suite_rates(committed(EXPERIMENT)).query("attack == 'autoattack_linf'")
+    return counted(rows.set_index("run_id")["n_correct"], 130, 170)
