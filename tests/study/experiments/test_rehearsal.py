@@ -1,5 +1,6 @@
 """Every experiment of the book, rehearsed: its paper preset with everything in it, and only the numbers small."""
 
+import functools
 from functools import partial
 
 import numpy as np
@@ -76,15 +77,45 @@ def test_a_rehearsal_cuts_numbers_and_nothing_else(name):
         assert bool(mine.train.milestones) == bool(theirs.train.milestones)
 
 
-def covering(cells):
-    """Cells in which every method stands at least once, with each of its settings; values are for their own tests."""
-    met, chosen = set(), []
+def trained(experiment, cell):
+    """What training can tell from other cells: the narrow network, the shape of its images, the method, which settings
+    it has and which options its protocol. Their values are for their own tests."""
+    network = (experiment.dataset, models.MODELS[experiment.model])
+    options = frozenset(key for key, value in cell.train.model_dump().items() if value)
+    return {(network, cell.method, key, options) for key in ("", *cell.settings)}
+
+
+def measured(experiment, cell):
+    """What is measured afterwards, and on what."""
+    network = (experiment.dataset, models.MODELS[experiment.model])
+    grids = [(name, grid) for name, grids in experiment.model_dump()["measurements"].items() for grid in grids]
+    return {
+        (network, cell.method, name, grid.get("name"), *grid.get("options", ()), grid.get("compressor"))
+        for name, grid in grids
+    }
+
+
+def unmet(cells, of, met):
+    """The cells of which `met` has not all of of(cell), and at least one of them; `met` has it afterwards."""
+    chosen = []
     for cell in cells:
-        here = {(cell.method, key) for key in ("seed", *cell.settings)}
-        if not here <= met:
-            chosen.append(cell.run_id)
-            met |= here
+        if not chosen or not of(cell) <= met:
+            chosen.append(cell)
+            met |= of(cell)
     return chosen
+
+
+@functools.cache
+def rehearsed():
+    """The cells of each experiment to train, and those of them to measure: what one experiment has rehearsed is left
+    out in the next, but each has a cell that goes all the way."""
+    met_in_training, met_in_measuring, found = set(), set(), {}
+    for name in EXPERIMENTS:
+        experiment = Experiment.load(name)
+        every = [cell for cell in experiment.cells() if cell.seed == experiment.seeds[0]]
+        cells = unmet(every, partial(trained, experiment), met_in_training)
+        found[name] = cells, unmet(cells, partial(measured, experiment), met_in_measuring)
+    return found
 
 
 def of_each_form(cells):
@@ -97,14 +128,19 @@ def of_each_form(cells):
     return [*forms.values()]
 
 
+def test_together_they_train_everything():
+    experiments = [Experiment.load(name) for name in EXPERIMENTS]
+    every = set().union(*(trained(experiment, cell) for experiment in experiments for cell in experiment.cells()))
+    here = set().union(*(trained(e, cell) for e in experiments for cell in rehearsed()[e.name][0]))
+    assert here == every
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_can_be_run_to_its_end(name, tmp_path, monkeypatch):
     monkeypatch.setenv("WELLCOND_RESULTS", str(tmp_path / "results"))
-    experiment = Experiment.load(name)
-    short = rehearsal(experiment)
-    cells = covering(short.cells())
-    assessed = of_each_form(cell for cell in short.cells() if cell.run_id in cells)
-    counts = rehearse(experiment, device="cpu", only=cells, assessed=assessed, bar=False)
+    cells, measured = rehearsed()[name]
+    only = [cell.run_id for cell in cells]
+    counts = rehearse(Experiment.load(name), device="cpu", only=only, assessed=of_each_form(measured), bar=False)
     assert counts["cells"] == len(cells)
     assert counts["diverged"] == 0
     assert not (tmp_path / "results").exists()  # nothing stays
