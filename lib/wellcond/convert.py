@@ -11,6 +11,7 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 def rank_for_ratio(ratio: float, full: int) -> int:
     """ceil((1 - ratio)·full), at least 1; ratio in [0, 1). Raises ValueError outside it."""
-    if not 0 <= ratio < 1:
+    if not (isinstance(ratio, Real) and 0 <= ratio < 1):
         raise invalid("ratio", ratio, "in [0, 1), the fraction of the rank that is removed")
     # 1e-9 absorbs the rounding of 1 - ratio: (1 - 0.7)·10 is 3.0000000000000004 in floating point
     return max(1, math.ceil((1 - ratio) * full - 1e-9))
@@ -48,8 +49,7 @@ def assigned(values: Mapping[str, T], names: Iterable[str], field: str) -> dict[
 
 def matching(patterns: str | Iterable[str], names: Iterable[str], field: str) -> set[str]:
     """The names that match a pattern; raises ValueError, naming `field`, for a pattern that matches none."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    return set(assigned(dict.fromkeys(patterns), names, field))
+    return set(assigned(dict.fromkeys([patterns] if isinstance(patterns, str) else patterns), names, field))
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -76,13 +76,19 @@ def check_finite(layers: Mapping[str, nn.Module]) -> None:
             raise invalid(f"{name}.weight".lstrip("."), "one with nan or inf", "finite")
 
 
+def check_merged(model: nn.Module) -> None:
+    """Raise ValueError, naming them, for modules with `unmerged`: only the sum of their layers is a weight matrix."""
+    if found := [name or "itself" for name, module in model.named_modules() if hasattr(module, "unmerged")]:
+        raise invalid("model", f"one with adapters ({_few(found)})", "merged, wc.adaptation.merge(model)")
+
+
 def convertible(
     model: nn.Module, kinds: Mapping[Any, type[LowRankLayer]] | None = None, skip: str | Iterable[str] = ()
 ) -> dict[str, Any]:
     """The layers whose weight is one plain matrix of their own, or a stack of them, by name; warns once of what stays
     dense, see `sorted_out`. skip: patterns of what is not told.
 
-    Raises ValueError, naming the layer, for weights that are not finite.
+    Raises ValueError, naming the layer, for weights that are not finite, and for adapters that are not merged.
     """
     plain, dense = sorted_out(model, kinds or {})
     patterns = [skip] if isinstance(skip, str) else list(skip)
@@ -100,6 +106,7 @@ def convertible(
 def sorted_out(model: nn.Module, kinds: Mapping[Any, type[LowRankLayer]]) -> tuple[dict[str, Any], dict[str, str]]:
     """{name: layer} of the layers that can be factorized, and {name: why not} of those that cannot, and of all else
     that holds more than a hundredth of the parameters. kinds: used before those of KINDS."""
+    check_merged(model)
     shared, much = tied(model), MUCH * sum(p.numel() for p in model.parameters())
     plain: dict[str, Any] = {}
     dense: dict[str, str] = {}
@@ -128,8 +135,7 @@ def _unknown(name: str, layer: nn.Module, much: float) -> dict[str, str]:
     if not large or isinstance(layer, LowRankLayer):
         return {}
     own: Any = getattr(layer, "closed", type(layer))
-    base = next((parent.__name__ for parent in own.__mro__[1:] if parent in KINDS), "")
-    if base:
+    if base := next((parent.__name__ for parent in own.__mro__[1:] if parent in KINDS), ""):
         return {name: f"{own.__name__}, a {base} that may use its weight in another way"}
     return {f"{name}.{key}".lstrip("."): f"a parameter of {own.__name__}, of no known kind" for key in large}
 
@@ -165,7 +171,7 @@ def factorize(
     several modules share, and what holds a hundredth of all parameters and is of no known kind, are left dense, with
     one warning that names them and is silent about what `skip` matches. `summary` tells what became of each layer.
     Raises ValueError for ratio or rank out of range, both or neither given, a pattern that matches no layer, weights
-    that are not finite, or a scripted module.
+    that are not finite, a scripted module, or one with adapters.
     """
     if (ratio is None) == (rank is None):
         raise ValueError(f"ratio = {ratio}, rank = {rank}: give exactly one of them")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from wellcond.convert import check_merged
 from wellcond.layers import LowRankLayer, full_rank, weight_layers
 
 
@@ -27,28 +28,25 @@ class ParameterCount:
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """The counts of `model`; needs no copy of it."""
+    """The counts of `model`; needs no copy of it. Raises ValueError for one with adapters, which are merged before."""
+    check_merged(model)
     trained = sum(p.numel() for p in model.parameters())
     dense = deployed = trained
     kept = full = 0
     seen: set[Tensor] = set()
     for layer in weight_layers(model).values():
-        own = layer.U if isinstance(layer, LowRankLayer) else layer.weight
-        assert isinstance(own, Tensor)
+        factorized = isinstance(layer, LowRankLayer)
+        own = layer.U if factorized else layer.weight
         if own in seen:  # tied: one matrix
             continue
         seen.add(own)
-        if isinstance(layer, LowRankLayer):
-            factors = sum(p.numel() for p in (layer.U, layer.S, layer.V) if p is not None)
-            dense += layer.n_dense - factors
-            deployed += layer.n_deployed - factors
-            kept += layer.rank
-        else:
-            if is_parametrized(layer, "weight"):  # a product of factors is deployed multiplied
-                stored = sum(p.numel() for p in layer.get_submodule("parametrizations.weight").parameters())
-                dense += layer.weight.numel() - stored
-                deployed += layer.weight.numel() - stored
-            kept += full_rank(layer)
+        parts = [layer.U, layer.S, layer.V] if factorized else [own]
+        if is_parametrized(layer, "weight"):  # a product of factors is deployed multiplied
+            parts = [*layer.get_submodule("parametrizations.weight").parameters()]
+        stored = sum(p.numel() for p in parts if p is not None)
+        dense += (layer.n_dense if factorized else own.numel()) - stored
+        deployed += (layer.n_deployed if factorized else own.numel()) - stored
+        kept += layer.rank if factorized else full_rank(layer)
         full += full_rank(layer)
     return ParameterCount(dense, trained, deployed, kept / full if full else 1.0)
 
@@ -61,8 +59,7 @@ def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports compilers
 
-    parameter = next(model.parameters())
-    x = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    x = next(model.parameters()).new_zeros(1, *input_shape)
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

@@ -29,10 +29,11 @@ def deploy(model: nn.Module, example: Any = None, *, measure: bool = True) -> nn
     outputs on. Without one, only what tracing has proved is changed; with one, also what is likely, as that code which
     cannot be traced calls the blocks inside it and does not reach into them, where the outputs stay the same.
 
-    A factorized layer becomes an ``nn.Sequential`` of plain layers, Vᵀ and then U S with the bias, or one dense
-    layer where that takes no more multiply-adds. Both factors of a convolution act at the output's resolution (Vᵀ has
-    the stride), so that is where r(n + m) >= nm, for a convolution as for a linear layer. Where forward code reads the
-    weight itself, or cannot be traced, the layer stays what it is, with U S merged.
+    A factorized layer becomes an ``nn.Sequential`` of plain layers, Vᵀ and then U S with the bias, or one dense layer
+    where that takes no more multiply-adds (an embedding, which is looked up: where it holds no more numbers). Both
+    factors of a convolution act at the output's resolution (Vᵀ has the stride), so that is where r(n + m) >= nm, for a
+    convolution as for a linear layer. Where forward code reads the weight itself, or cannot be traced, the layer stays
+    what it is, with U S merged.
 
     measure: with an example, a layer becomes one dense layer also where its factors take longer on this machine, in the
     median and at best of interleaved calls on what the example gives that layer. Where both forms take as long, the
@@ -51,6 +52,8 @@ def deploy(model: nn.Module, example: Any = None, *, measure: bool = True) -> nn
         return _deployed(model, dataflow(model), set())
     if not (expected := outputs_of(model, example)):
         raise invalid("example", type(example).__name__, "one for which the network returns tensors")
+    if not all(y.isfinite().all() for y in expected if y.is_floating_point()):
+        raise invalid("example", type(example).__name__, "one for which the network returns finite numbers")
     slower = _slower_by_factors(model, example) if measure else set()
     for assume in (True, False):
         new = _deployed(copy.deepcopy(model), dataflow(model, assume=assume), slower)

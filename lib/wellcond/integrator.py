@@ -71,7 +71,7 @@ def lowrank_step(
     is inactive and β = 0, the new U S Vᵀ is W - h P_W(G) + O(h²); the constants do not depend on small singular
     values once κ(S) is bounded. Where S is 0, or negligible against h m_S, the bases stay for that step.
 
-    W, grad, momentum: factors and autograd gradients; returns new W and momentum. lr: step h > 0; beta in [0, 1).
+    W, grad, momentum: factors and autograd gradients; returns new W and momentum. lr: step h >= 0; beta in [0, 1).
     Source: Koch and Lubich, SIAM J. Matrix Anal. Appl. 29 (2007), for the flow; Savostianova et al., NeurIPS 2023,
     for the constraint; the preconditioner here is that of the flow, not of their code.
     """

@@ -60,9 +60,8 @@ class Summary:
     @property
     def total(self) -> LayerSummary:
         """The sums over all rows."""
-        sums = {
-            key: sum(getattr(row, key) for row in self.rows) for key in ("parameters", "deployed", "flops", "flops_now")
-        }
+        keys = ("parameters", "deployed", "flops", "flops_now")
+        sums = {key: sum(getattr(row, key) for row in self.rows) for key in keys}
         return LayerSummary("total", "", 1, 0, 0, None, math.nan, **sums)
 
     def __repr__(self) -> str:
@@ -82,7 +81,7 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
 
     example: an input, or a tuple of the arguments of the forward code, or a mapping of them by name, to count
     floating-point operations on; a multiply-add counts as 2. κ is that of the core S, of W where there is none, and
-    the largest of a stack. Parameters are those of the matrices alone, without biases and normalization.
+    the largest of a stack. Parameters are those of the matrices alone. Raises ValueError for adapters not yet merged.
     """
     now, dense = opened(model), opened(densify(model))
     reports = layer_reports(now)
@@ -120,8 +119,7 @@ def _flops(model: nn.Module, example: Any) -> dict[str, int]:
     """By name of the module."""
     from torch.utils.flop_counter import FlopCounterMode  # imports compilers
 
-    model = model.eval()
     with FlopCounterMode(display=False) as counter:
-        evaluate(model, example)
+        evaluate(model.eval(), example)
     prefix = f"{type(model).__name__}."
     return {path.removeprefix(prefix): sum(counts.values()) for path, counts in counter.get_flop_counts().items()}

@@ -4,8 +4,8 @@
 
 UᵀU = VᵀV = I while the manifold integrator trains them; S is full. Without a core (``core=False``) the layer is
 W = U Vᵀ. A layer may hold a stack of g matrices of one rank: U (g, n, r), S (g, r, r), V (g, m, r). At a rank so high
-that the factors cost more than W, W is formed and applied instead: a factorized layer never does more work than the
-dense one and its own merging.
+that the factors cost more than W, W is formed and applied instead: a linear layer or convolution never does more work
+than the dense one and its own merging.
 
 What can be factorized is the table KINDS, {type of a layer: its factorized form}. A kind says what the matrix of a
 layer is (`matrix_of`), and how its factors act (`forward`); a file of `kinds/`, or of a user, adds one.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -97,12 +98,12 @@ class LowRankLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= rank <= min(n, m):
-            raise invalid("rank", rank, f"in 1..{min(n, m)} for a {n} x {m} weight matrix")
-        like: dict[str, Any] = {"device": device or "cpu", "dtype": dtype or torch.get_default_dtype()}
-        kwargs = {**like, "batch": (groups,) if groups > 1 else ()}
-        # Haar frames; every singular value 1/sqrt(m), so that a unit-variance input gives outputs of variance r/m
-        scale = m**-0.5
+        if not isinstance(rank, Integral) or isinstance(rank, bool) or not 1 <= rank <= min(n, m):
+            raise invalid("rank", rank, f"a whole number in 1..{min(n, m)} for a {n} x {m} weight matrix")
+        like = {"device": device or torch.get_default_device(), "dtype": dtype or torch.get_default_dtype()}
+        kwargs: dict[str, Any] = {**like, "batch": (groups,) if groups > 1 else ()}
+        # Haar frames; every singular value (n/m)^½, so that an input of unit variance gives outputs of variance r/m
+        scale = (n / m) ** 0.5
         if core:
             self.U = nn.Parameter(random_stiefel(n, rank, **kwargs))
             self.S = nn.Parameter((scale * torch.eye(rank, **like)).repeat(*kwargs["batch"], 1, 1))
@@ -315,7 +316,7 @@ def inherit(new: nn.Module, old: nn.Module) -> nn.Module:
 
 def in_sequence(layer: LowRankLayer, factors: Mapping[Any, Tensor], attributes: Iterable[str]) -> nn.Sequential:
     """Plain layers filled with these factors, in the place of `layer`: with its bias at the end, and its attributes."""
-    whole = nn.Sequential(*factors)
+    whole = nn.Sequential(*factors).to_empty(device=layer.U.device)
     for part, factor in factors.items():
         part.weight.data.copy_(factor.reshape(part.weight.shape))
         _copy_bias(part, layer)
@@ -325,10 +326,12 @@ def in_sequence(layer: LowRankLayer, factors: Mapping[Any, Tensor], attributes: 
 
 
 def stored(layer: nn.Module) -> dict[str, Any]:
-    """Where and how the weights of a layer are stored."""
-    weight = layer.U if isinstance(layer, LowRankLayer) else layer.weight
-    assert isinstance(weight, Tensor)
-    return {"device": weight.device, "dtype": weight.dtype}
+    """Where and how the weights of a layer are stored. A layer that is made in the place of a factorized one is filled
+    at once, by `restored` or `in_sequence`: until then it is nowhere, lest its start moves torch's random numbers."""
+    if isinstance(layer, LowRankLayer):
+        return {"device": "meta", "dtype": layer.U.dtype}
+    assert isinstance(layer.weight, Tensor)
+    return {"device": layer.weight.device, "dtype": layer.weight.dtype}
 
 
 def as_stored(layer: nn.Module) -> dict[str, Any]:
@@ -346,6 +349,7 @@ def filled(new: L, dense: nn.Module) -> L:
 @torch.no_grad()
 def restored(dense: D, layer: LowRankLayer) -> D:
     """A dense layer with the weight of a factorized one, its bias and mode."""
+    dense.to_empty(device=layer.U.device)
     assert isinstance(dense.weight, Tensor)
     dense.weight.copy_(layer.weight)
     _copy_bias(dense, layer)

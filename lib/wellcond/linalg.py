@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wellcond.errors import invalid
 
+MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 GRAM_CONDITION = 4.0  # below it AᵀA loses at most a digit: its relative error in σ is about eps κ²
 
 
@@ -24,18 +25,21 @@ def upcast(A: Tensor) -> Tensor:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 products in float32, whatever torch.set_float32_matmul_precision allows the network (TF32, bfloat16), and
-    whatever region of torch.autocast is open."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Float32 products in float32, whatever torch's precision settings allow the network (TF32, bfloat16), and whatever
+    region of torch.autocast is open."""
+    reduced = [m for m in MATMULS if m.fp32_precision not in ("none", "ieee")]
+    allowed = [m.fp32_precision for m in reduced]
     try:
+        for matmul in reduced:
+            matmul.fp32_precision = "ieee"
         with ExitStack() as stack:
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
+        for matmul, precision in zip(reduced, allowed, strict=True):
+            matmul.fp32_precision = precision
 
 
 def svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +94,8 @@ def leading_triplets(A: Tensor, k: int) -> Triplets:
 
 def _random_columns(m: int, count: int, like: Tensor) -> Tensor:
     # the same draw at every call: a step is a function of its arguments
-    return torch.randn(m, count, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(m, count, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
 
 
 def block_power_iteration(

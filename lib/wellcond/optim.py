@@ -212,12 +212,12 @@ class CheckedOptimizer(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, **self.options, **options})
 
     def check(self, group: Group) -> None:
-        """Raise ValueError, naming the option, unless there is a rule for kind, lr > 0, momentum is in [0, 1) and
-        weight_decay >= 0."""
+        """Raise ValueError, naming the option, unless there is a rule for kind, lr is in [0, inf), momentum in [0, 1)
+        and weight_decay >= 0."""
         if self.updates and group["kind"] not in self.updates:
             raise unknown("kind", group["kind"], self.updates)
-        if not group["lr"] > 0:
-            raise invalid("lr", group["lr"], "> 0")
+        if not 0 <= group["lr"] < math.inf:
+            raise invalid("lr", group["lr"], "in [0, inf)")
         if not 0 <= group["momentum"] < 1:
             raise invalid("momentum", group["momentum"], "in [0, 1)")
         if not group["weight_decay"] >= 0:
@@ -234,12 +234,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         except ValueError:
             del self.param_groups[-1]
             raise
-        if group["kind"] == "euclidean" and _has_factors(group["params"]):
-            warnings.warn(
-                "U, S and V of a factorized layer in a Euclidean group: its steps leave the manifold, and bound no "
-                "condition number; wc.param_groups(model) makes the groups of a factorized network",
-                stacklevel=2,
-            )
+        warn_of_factors(group)
 
     def check_gradients(self) -> None:
         check_gradients(self.param_groups)
@@ -259,26 +254,32 @@ class CheckedOptimizer(torch.optim.Optimizer):
             move(self.updates[group["kind"]], group, self.state)
 
 
-def _has_factors(params: Sequence[Tensor]) -> bool:
-    """Whether three successive parameters are a core between two frames, one of them at least not square."""
-    return any(
+def warn_of_factors(group: Group) -> None:
+    """Warn of three successive parameters in a Euclidean group that are a core between two frames, not both square."""
+    params = group["params"]
+    if group["kind"] == "euclidean" and any(
         U.ndim == V.ndim == 2 <= S.ndim
         and S.shape[:2] == (U.shape[1], V.shape[1]) != (len(U), len(V))
-        and all(_is_frame(X.detach()) for X in (U, V))
+        and all(not X.is_meta and _is_frame(X) for X in (U, V))
         for U, S, V in zip(params, params[1:], params[2:], strict=False)
-    )
+    ):
+        warnings.warn(
+            "U, S and V of a factorized layer in a Euclidean group: its steps leave the manifold, and bound no "
+            "condition number; wc.param_groups(model) makes the groups of a factorized network",
+            stacklevel=3,
+        )
 
 
 def _is_frame(X: Tensor) -> bool:
-    X = upcast(X)
-    return len(X) >= X.shape[1] and not X.is_meta and bool((X.mT @ X - torch.eye(X.shape[1]).to(X)).norm() < 0.1)
+    X = upcast(X.detach())
+    return X.shape[-2] >= X.shape[-1] and bool((X.mT @ X - torch.eye(X.shape[-1]).to(X)).norm(dim=(-2, -1)).max() < 0.1)
 
 
 class LowRankSGD(CheckedOptimizer):
     """Momentum SGD whose groups say on which manifold their parameters live; see the table of this module.
 
     params: tensors, or groups as `param_groups` makes them. Options, of all groups or of one, with the defaults below:
-        lr > 0; momentum in [0, 1); weight_decay >= 0 (on W); kind: a key of UPDATES; max_cond >= 1: bound on κ(S);
+        lr >= 0; momentum in [0, 1); weight_decay >= 0 (on W); kind: a key of UPDATES; max_cond >= 1: bound on κ(S);
         rule: a key of spectrum.CLIP_RULES; retraction: a key of stiefel.RETRACTIONS; stacked: whether the first
         dimension of the parameters counts networks (the low-rank and Euclidean rules see it without being told).
     Raises ValueError, naming the option, for anything else.
@@ -319,6 +320,10 @@ def check_group(group: Group) -> None:
         U, S, V = (tuple(p.shape) for p in group["params"])
         if U[-1:] != V[-1:] or (*U[:-2], *U[-1:], *V[-1:]) != S:
             raise invalid("params", [U, S, V], "U (n, r), S (r, r), V (m, r); methods.BUG trains Tucker cores")
+        for X, factor in zip(group["params"][::2], "UV", strict=True):
+            if not X.is_meta and not _is_frame(X):  # the first step would make it one, and W another matrix
+                expected = "orthonormal columns; layer.set_matrix(layer.matrix()) gives a layer them"
+                raise invalid("params", f"{factor} of {group.get('name', '')!r}", expected)
 
 
 def param_groups(model: nn.Module, **lowrank: Any) -> list[Group]:

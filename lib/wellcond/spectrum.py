@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -63,36 +64,13 @@ def nearest_rule(sigma: Tensor, max_cond: float) -> Tensor:
     return torch.where(feasible, sigma, clipped)
 
 
-def _band(sigma: Tensor, centre: Tensor, max_cond: float) -> Tensor:
-    # centre (1 ± η) with η = (c-1)/(c+1): the end points have ratio c
-    eta = (max_cond - 1) / (max_cond + 1)
-    return torch.minimum(torch.maximum(sigma, centre * (1 - eta)), centre * (1 + eta))
-
-
-def mean_rule(sigma: Tensor, max_cond: float) -> Tensor:
-    """Clip to mean(σ) (1 ± (c-1)/(c+1)): the rule of the published CondLR code.
-
-    It guarantees max <= c min but is not a projection: it moves feasible spectra and is not idempotent.
-    """
-    return _band(sigma, sigma.mean(-1, keepdim=True), max_cond)
-
-
-def rms_rule(sigma: Tensor, max_cond: float) -> Tensor:
-    """Clip to rms(σ) (1 ± (c-1)/(c+1)): the rule found, unused, in the published RobustDLRT code."""
-    return _band(sigma, sigma.square().mean(-1, keepdim=True).sqrt(), max_cond)
-
-
-CLIP_RULES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "nearest": nearest_rule,
-    "mean": mean_rule,
-    "rms": rms_rule,
-}
-"""Maps (σ, max_cond) -> σ with max <= max_cond * min."""
+CLIP_RULES: dict[str, Callable[[Tensor, float], Tensor]] = {"nearest": nearest_rule}
+"""Maps (σ, max_cond) -> σ with max <= max_cond * min; a file of methods/ may add its own."""
 
 
 def check_max_cond(max_cond: float) -> None:
     """Raise ValueError unless max_cond >= 1 (1 + τ with τ >= 0; inf means no constraint)."""
-    if not max_cond >= 1:
+    if not (isinstance(max_cond, Real) and max_cond >= 1):
         raise invalid("max_cond", max_cond, "a number >= 1 (the papers' 1 + tau, tau >= 0), or inf for no constraint")
 
 

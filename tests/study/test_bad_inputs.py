@@ -544,6 +544,9 @@ FACTORIZE = [
     {"ratio": 1},
     {"ratio": -0.1},
     {"ratio": math.nan},
+    {"ratio": "0.5"},
+    {"rank": 2.5},
+    {"rank": True},
     {"rank": 0},
     {"rank": -2},
     {"rank": {"9": 2}},
@@ -560,10 +563,10 @@ def test_arguments_of_factorize(arguments):
 
 GROUPS = list(
     itertools.chain(
-        (("lr", value) for value in (0, -1, math.nan)),
+        (("lr", value) for value in (math.inf, -1, math.nan)),
         (("momentum", value) for value in (1, -0.1, math.nan)),
         (("weight_decay", value) for value in (-1, math.nan)),
-        (("max_cond", value) for value in (0, 0.5, -1, math.nan)),
+        (("max_cond", value) for value in (0, 0.5, -1, math.nan, "2")),
         (("rule", value) for value in ("neaerst", "")),
         (("retraction", value) for value in ("qrr", "")),
         (("kind", value) for value in ("adamw", "low_rank")),

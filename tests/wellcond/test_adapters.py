@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import wellcond as wc
 from helpers import DOUBLE, Tiny, convolutional, randn
 from wellcond.adaptation import AdaptedLayer, adapt, adapter_state, load_adapter, merge, save_adapter, unmerge
 from wellcond.adaptation.adapters import adapted_layers
+from wellcond.compression import COMPRESSORS, compress
 
 X = randn(8, 1, 28, 28)
 Y = torch.arange(8)
@@ -154,8 +156,8 @@ def test_names_patterns_and_what_is_trained():
     [
         ({"rank": {"clasifier": 2}}, "rank = 'clasifier': unknown; did you mean 'classifier'"),
         ({"rank": {"x*": 2}}, "rank = 'x*': unknown"),
-        ({"rank": 0}, "rank = 0: must be in 1.."),
-        ({"rank": {"conv": 7}}, "rank = 7: must be in 1..6"),
+        ({"rank": 0}, "rank = 0: must be a whole number in 1.."),
+        ({"rank": {"conv": 7}}, "rank = 7: must be a whole number in 1..6"),
         ({"train": "clasifier"}, "train = 'clasifier': unknown; did you mean 'classifier'"),
     ],
 )
@@ -175,8 +177,10 @@ def test_bad_input(arguments, message):
     ],
 )
 def test_the_adapter_of_another_network_is_refused(base, change):
-    with pytest.raises(ValueError, match="adapter = "):
+    with pytest.raises(ValueError, match="adapter = ") as error:
         load_adapter(base().double(), change(adapter_state(adapted())))
+    assert len(str(error.value)) < 150
+    assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="model = 'Tiny': must be a network with adapters"):
         adapter_state(Tiny())
 
@@ -209,6 +213,119 @@ def test_an_adapted_network_is_deployed(kind):
     for small in (wc.deploy(model), wc.deploy(merge(model))):
         assert not wc.low_rank_layers(small)
         torch.testing.assert_close(small(X), model(X), rtol=1e-10, atol=1e-11)
+
+
+class First(nn.Module):
+    """The first of what a recurrent layer, or attention, returns for x."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(*([x] * (3 if isinstance(self.layer, nn.MultiheadAttention) else 1)))[0]
+
+
+KINDS = {
+    "line": (lambda: nn.Conv1d(6, 9, 3, padding=1), randn(2, 6, 5)),
+    "volume": (lambda: nn.Conv3d(6, 4, 2, bias=False), randn(2, 6, 3, 4, 5)),
+    "groups": (lambda: nn.Conv2d(6, 8, 3, groups=2, padding_mode="reflect", padding=1), randn(2, 6, 5, 5)),
+    "transposed": (lambda: nn.ConvTranspose2d(6, 4, 3, stride=2, output_padding=1), randn(2, 6, 5, 5)),
+    "transposed 1d": (lambda: nn.ConvTranspose1d(4, 6, 2, bias=False), randn(2, 4, 5)),
+    "embedding": (lambda: nn.Embedding(9, 5), torch.tensor([[1, 0], [8, 3]])),
+    "square embedding": (lambda: nn.Embedding(6, 6, padding_idx=2), torch.tensor([[1, 2], [5, 3]])),
+    "attention": (lambda: First(nn.MultiheadAttention(6, 2)), randn(2, 5, 6)),
+    "recurrent": (lambda: First(nn.GRU(6, 5)), randn(2, 5, 6)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_layer(kind):
+    """The start is the function; trained on the manifold; merged, saved and deployed, it stays the same function."""
+    make, x = KINDS[kind]
+    torch.manual_seed(3)
+    base = nn.Sequential(make().double())
+    model = adapt(base, 2)
+    assert adapted_layers(model).keys() == wc.low_rank_layers(wc.factorize(base, rank=2)).keys()
+    torch.testing.assert_close(model(x), base(x), rtol=1e-13, atol=1e-13)
+    optimizer = wc.LowRankAdamW(wc.param_groups(model, max_cond=2), lr=1e-2, weight_decay=0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(x) - 1).square().sum().backward()
+        optimizer.step()
+    assert (model(x) - 1).square().sum() < (base(x) - 1).square().sum()
+    plain = merge(model)
+    assert [type(module) for module in plain.modules()] == [type(module) for module in base.modules()]
+    for other in (plain, load_adapter(base, adapter_state(model)), unmerge(plain, adapter_state(model))):
+        torch.testing.assert_close(other(x), model(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(wc.deploy(model.eval())(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_what_forward_code_reads_of_a_layer():
+    for make, _ in (KINDS["groups"], KINDS["transposed"], KINDS["embedding"]):
+        layer = make()
+        new, public = adapt(layer, 2), {name for name in vars(layer) if not name.startswith("_")}
+        assert {name: getattr(new, name) for name in public} == {name: getattr(layer, name) for name in public}
+        assert new.weight.shape == layer.weight.shape
+
+
+def test_the_matrices_of_a_stack_have_their_own_scale():
+    layer = nn.Conv2d(4, 4, 1, groups=2, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([3 * torch.eye(2), torch.zeros(2, 2)])[..., None, None])
+    S = adapt(layer, 1).update.S
+    torch.testing.assert_close(S.flatten(), torch.tensor([3, 2**-0.5], dtype=DOUBLE))
+
+
+def test_the_row_of_padding_stays():
+    layer = nn.Embedding(6, 8, padding_idx=2).double()
+    model = adapt(layer, 8)
+    assert model.update.rank == 5
+    optimizer = wc.LowRankSGD(wc.param_groups(model), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(torch.arange(6)) - 1).square().sum().backward()
+        optimizer.step()
+    assert model(torch.tensor(2)).norm() < 1e-11
+    assert merge(model).weight[2].norm() < 1e-11
+    assert not torch.allclose(merge(model).weight, layer.weight)
+    with pytest.raises(ValueError, match=re.escape("rank = 6: must be in 1..5, beside the row of padding")):
+        adapt(nn.Sequential(layer), {"0": 6})
+
+
+def test_a_transposed_convolution_is_told_the_size_of_its_output():
+    layer = nn.ConvTranspose2d(3, 4, 3, stride=2)
+    model, x = adapt(layer, 2), torch.rand(2, 3, 5, 5)
+    torch.testing.assert_close(model(x, output_size=[12, 12]), layer(x, output_size=[12, 12]))
+
+
+def test_what_is_left_out_is_told():
+    depthwise = nn.Conv2d(4, 4, 3, groups=4)
+    with pytest.warns(UserWarning, match=r"left dense: 0 \(a depthwise convolution"):
+        model = adapt(nn.Sequential(depthwise, nn.Conv2d(4, 3, 1)))
+    assert adapted_layers(model).keys() == {"1"}
+    with pytest.raises(ValueError, match="model = 'ReLU': must be one with layers to adapt"):
+        adapt(nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        wc.count_parameters,
+        wc.summary,
+        adapt,
+        lambda model: wc.factorize(model, rank=2),
+        lambda model: wc.ranks(model, {"parameters": 0.5}),
+        *(partial(compress, compressor=name, amount=0.5) for name in COMPRESSORS),
+    ],
+)
+def test_adapters_are_merged_before(use):
+    """An adapter is three layers and one matrix: whoever counts or cuts them one by one is told so."""
+    message = r"model = 'one with adapters \(.*\)': must be merged, wc.adaptation.merge\(model\)"
+    for model in (adapted(), adapt(nn.Conv2d(4, 6, 3), 2)):
+        with pytest.raises(ValueError, match=message):
+            use(model)
+    assert wc.count_parameters(merge(adapted())) == wc.count_parameters(trained_elsewhere())
 
 
 def test_half_precision_keeps_every_bit_of_the_weights():

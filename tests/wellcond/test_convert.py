@@ -151,8 +151,8 @@ def test_choice_of_layers_and_ranks(arguments, expected):
     [
         ({}, "ratio = None, rank = None: give exactly one"),
         ({"ratio": 0.5, "rank": 2}, "ratio = 0.5, rank = 2: give exactly one"),
-        ({"rank": 0}, r"rank = 0: must be in 1\.\.6"),
-        ({"rank": {"hidden": 25}}, r"rank = 25: must be in 1\.\.24 for a 24 x 24"),
+        ({"rank": 0}, r"rank = 0: must be a whole number in 1\.\.6"),
+        ({"rank": {"hidden": 25}}, r"rank = 25: must be a whole number in 1\.\.24 for a 24 x 24"),
         ({"rank": {"hiden": 3}}, "rank = 'hiden': unknown; did you mean 'hidden'"),
         ({"ratio": 0.5, "skip": ["clasifier"]}, "skip = 'clasifier': unknown; did you mean 'classifier'"),
         ({"ratio": 0.5, "keep_full_rank": ["fc*"]}, r"keep_full_rank = 'fc\*': unknown; .*accepted: classifier, conv"),

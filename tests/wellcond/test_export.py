@@ -13,6 +13,7 @@ import wellcond as wc
 from helpers import Tiny, convolutional
 from wellcond.adaptation import FORMATS, adapt, quantize
 from wellcond.adaptation.files import replacing
+from wellcond.methods import Tucker2Conv2d
 
 X = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "safetensors": ("safetensors",)}
@@ -85,6 +86,92 @@ def test_a_dense_network_gets_the_ranks_of_the_file(kind, core, deployed, tmp_pa
         ranks = json.loads(file.metadata()["ranks"])
     assert set(ranks.values()) == {3}
     assert ranks.keys() == ({"conv", "hidden", "classifier"} if kind is Tiny else {"0", "5"})
+
+
+def normalized(*layers):
+    """Layers, of which batch normalization has statistics of its own."""
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d):
+            for value in (layer.weight, layer.running_var, layer.running_mean):
+                nn.init.uniform_(value.data, 0.5, 2)
+    return nn.Sequential(*layers)
+
+
+KINDS = {
+    "linear": (lambda: nn.Linear(6, 5), torch.rand(3, 6)),
+    "line": (lambda: normalized(nn.Conv1d(6, 9, 3)), torch.rand(2, 6, 5)),
+    "volume": (lambda: normalized(nn.Conv3d(6, 8, 2, bias=False), nn.BatchNorm3d(8)), torch.rand(2, 6, 3, 4, 5)),
+    "groups": (lambda: normalized(nn.Conv2d(8, 8, 3, groups=2), nn.BatchNorm2d(8)), torch.rand(2, 8, 5, 5)),
+    "transposed": (lambda: normalized(nn.ConvTranspose2d(8, 6, 3)), torch.rand(2, 8, 5, 5)),
+    "embedding": (lambda: normalized(nn.Embedding(40, 8)), torch.tensor([[1, 0], [39, 3]])),
+    "transformer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True), torch.rand(2, 5, 8)),
+    "recurrent": (lambda: nn.LSTM(8, 6), torch.rand(2, 5, 8)),
+}
+FORMS = {
+    "factors": lambda model: wc.factorize(model, rank=2),
+    "two factors": lambda model: wc.factorize(model, rank=2, core=False),
+    "deployed": lambda model: wc.deploy(wc.factorize(model, rank=2)),
+    "deployed dense": lambda model: wc.deploy(wc.factorize(model, ratio=0)),
+    "dense": lambda model: model,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_layer_is_read_again(kind, form, tmp_path):
+    need("safetensors")
+    from safetensors import safe_open
+
+    make, x = KINDS[kind]
+    torch.manual_seed(0)
+    model = FORMS[form](make().eval()).eval()
+    path = wc.export(model, tmp_path / "network.safetensors", format="safetensors")
+    again = wc.load_factors(path, make())
+    found, expected = ((y[0] if isinstance(y, tuple) else y for y in [net(x)]) for net in (again, model))
+    torch.testing.assert_close(next(found), next(expected))
+    assert [type(module) for module in again.modules()] == [type(module) for module in model.modules()]
+    with safe_open(path, "pt") as file:
+        ranks = json.loads(file.metadata()["ranks"])
+    if form not in ("deployed dense", "dense"):
+        assert set(ranks.values()) == {2}
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_tucker_convolutions_are_read_again(deployed, tmp_path):
+    need("safetensors")
+    make, x = (lambda: normalized(nn.Conv2d(8, 6, 3, bias=False), nn.BatchNorm2d(6))), torch.rand(2, 8, 5, 5)
+    model = wc.factorize(make(), ratio=0.7, convolution=Tucker2Conv2d).eval()
+    model = wc.deploy(model) if deployed else model
+    path = wc.export(model, tmp_path / "network.safetensors", format="safetensors")
+    torch.testing.assert_close(wc.load_factors(path, make())(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (lambda: nn.Sequential(nn.Conv1d(6, 8, 3)), "there 0.U is (9, 2), not (8, 2)"),
+        (lambda: nn.Sequential(nn.Linear(6, 1)), "there 0.U is (9, 2), not (1, 1)"),
+        (lambda: nn.Linear(2, 3), "there weight is absent, not (3, 2)"),
+    ],
+)
+def test_the_file_of_another_network_is_told_in_a_line(other, difference, tmp_path):
+    need("safetensors")
+    path = tmp_path / "network.safetensors"
+    wc.export(wc.factorize(normalized(nn.Conv1d(6, 9, 3)), rank=2), path, format="safetensors")
+    with pytest.raises(ValueError, match=re.escape(difference)) as error:
+        wc.load_factors(path, other())
+    assert str(error.value) == f"path = '{path}': must be the file of this network; {difference}"
+
+
+def test_normalization_without_numbers_stays(tmp_path):
+    """It has no tensor in any file, whether or not it is folded."""
+    need("safetensors")
+
+    def make():
+        return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False, track_running_stats=False))
+
+    path = wc.export(wc.factorize(make(), rank=2), tmp_path / "network.safetensors", format="safetensors")
+    assert isinstance(wc.load_factors(path, make())[1], nn.BatchNorm1d)
 
 
 def test_dense_layers_between_factorized_ones(tmp_path):

@@ -389,7 +389,7 @@ def test_a_network_learns_inside_its_sets(constraint):
         ("radius", {"radius": None}),
         ("radius", {"radius": -1.0}),
         ("k", {"constraint": "k_sparse"}),
-        ("lr", {"lr": 0.0}),
+        ("lr", {"lr": -0.1}),
         ("momentum", {"momentum": 1.0}),
         ("weight_decay", {"weight_decay": -1.0}),
         ("iterations", {"iterations": 0}),

@@ -14,6 +14,7 @@ from helpers import DOUBLE, randn
 from points import N, R, clone, gradient, matrix, start, zeros
 from wellcond import integrator, optim, spectrum, stiefel
 from wellcond.integrator import Factors, lowrank_step, lowrank_step_
+from wellcond.methods import riemannian
 
 
 @pytest.mark.parametrize("max_cond", [1.0, 1.1, math.inf])
@@ -126,19 +127,42 @@ def test_a_factorized_network_compiles_to_one_graph(recomputes):
         torch.testing.assert_close(by_graph, plain)
 
 
-def test_the_step_is_in_float32_whatever_the_network_may_use(monkeypatch):
-    seen = []
-    monkeypatch.setitem(optim.UPDATES, "lowrank", lambda *_: seen.append(torch.get_float32_matmul_precision()))
-    layer = wc.factorize(nn.Linear(4, 3), rank=2)
-    optimizer = wc.LowRankSGD(wc.param_groups(layer))
-    layer(torch.ones(1, 4)).sum().backward()
+MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+
+
+@pytest.fixture
+def precisions():
+    """What products in float32 may be, put back afterwards."""
+    before = [matmul.fp32_precision for matmul in MATMULS]
+    yield lambda: [matmul.fp32_precision for matmul in MATMULS]
+    for matmul, precision in zip(MATMULS, before, strict=True):
+        matmul.fp32_precision = precision
+
+
+def reduced_by_name():
     torch.set_float32_matmul_precision("medium")
-    try:
-        optimizer.step()
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert seen == ["highest"]
+
+
+def reduced_by_backend():
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize("optimizer", [wc.LowRankSGD, wc.LowRankAdamW])
+@pytest.mark.parametrize("reduce", [reduced_by_name, reduced_by_backend])
+def test_the_step_is_in_float32_whatever_the_network_may_use(monkeypatch, precisions, reduce, optimizer):
+    seen = []
+    whole = integrator.precondition
+    for module in (integrator, riemannian):
+        monkeypatch.setattr(module, "precondition", lambda *args: seen.append(precisions()) or whole(*args))
+    layer = wc.factorize(nn.Linear(4, 3), rank=2)
+    steps = optimizer(wc.param_groups(layer), lr=0.1)
+    layer(torch.ones(1, 4)).sum().backward()
+    reduce()
+    allowed = precisions()
+    steps.step()
+    assert precisions() == allowed
+    assert {*seen[0]} <= {"ieee", "none"}
+    assert not {*allowed} <= {"ieee", "none"}
 
 
 @pytest.mark.parametrize("max_cond", [1.1, math.inf])

@@ -274,7 +274,7 @@ def test_what_is_refused_stays_dense():
     with pytest.warns(UserWarning, match=told):
         new = wc.factorize(nn.Sequential(*layers), rank=1)
     assert list(wc.low_rank_layers(new)) == ["2"]
-    with pytest.raises(ValueError, match=r"rank = 3: must be in 1\.\.2 for a 2 x 9 weight matrix"):
+    with pytest.raises(ValueError, match=r"rank = 3: must be a whole number in 1\.\.2 for a 2 x 9 weight matrix"):
         wc.LowRankConv2d(4, 8, 3, 3, groups=4)
 
 
@@ -334,3 +334,10 @@ def test_kinds_of_a_user(monkeypatch):
         wc.register_kind(Scaled, nn.Linear)
     with pytest.raises(ValueError, match="kind = 3: must be a class of modules"):
         wc.register_matrices(3, dict)
+
+
+def test_attention_that_is_called_causal_without_a_mask_is_refused_as_torch_does():
+    x = torch.ones(2, 5, 8, dtype=F64)
+    for model in (attention(batch_first=True), wc.factorize(nn.Sequential(attention(batch_first=True)), rank=3)[0]):
+        with pytest.raises(RuntimeError, match="Need attn_mask"):
+            model(x, x, x, need_weights=False, is_causal=True)

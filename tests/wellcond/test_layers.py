@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import wellcond as wc
 from architectures import clocks
 from helpers import DOUBLE, matrix_with, randn
 from wellcond import layers
@@ -177,13 +178,52 @@ def test_half_precision(dtype):
     torch.testing.assert_close(layer(x).double(), dense(x).double(), rtol=0, atol=12 * torch.finfo(dtype).eps)
 
 
-def test_initial_layer_has_orthonormal_factors_and_unit_condition():
+@pytest.mark.parametrize("core", [True, False])
+def test_a_layer_starts_well_conditioned_and_passes_the_variance_of_its_input_on(core):
     torch.manual_seed(0)
-    for layer in (LowRankLinear(50, 30, 7, dtype=DOUBLE), LowRankConv2d(5, 8, 3, 7, dtype=DOUBLE)):
-        sigma = layer.singular_values()
-        m = layer.V.shape[0]
-        torch.testing.assert_close(sigma, torch.full((7,), m**-0.5, dtype=DOUBLE))
+    made = [LowRankLinear(50, 30, 7, dtype=DOUBLE, core=core), LowRankConv2d(5, 8, 3, 7, dtype=DOUBLE, core=core)]
+    for layer, shape in zip(made, ((20_000, 50), (400, 5, 9, 9)), strict=True):
+        n, m = layer.matrix_shape
+        torch.testing.assert_close(layer.singular_values(), torch.full((7,), (n / m) ** 0.5, dtype=DOUBLE))
         assert layer.bias.abs().max() == 0
+        assert layer(torch.randn(shape, dtype=DOUBLE)).var().item() == pytest.approx(7 / m, rel=0.05)
+
+
+def test_a_layer_is_made_on_the_default_device():
+    with torch.device("meta"):
+        assert LowRankLinear(6, 5, 3).U.is_meta
+        assert LowRankConv2d(2, 4, 3, 2, core=False).bias.is_meta
+
+
+@pytest.mark.parametrize("rank", [2.5, "2", True, 0, 6])
+def test_a_rank_that_is_none_is_refused_in_one_line(rank):
+    with pytest.raises(ValueError, match=r"^rank = .*: must be a whole number in 1\.\.5 for a 5 x 6 weight matrix$"):
+        LowRankLinear(6, 5, rank)
+
+
+class OfManyKinds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.attention = nn.Embedding(9, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.images = nn.Sequential(nn.Conv1d(6, 6, 3, groups=3), nn.BatchNorm1d(6), nn.ConvTranspose1d(6, 5, 3))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, index):
+        x = self.words(index)
+        return self.head(self.images(self.attention(x, x, x, need_weights=False)[0]))
+
+
+@pytest.mark.parametrize("form", [{"rank": 2}, {"ratio": 0.0}])
+def test_to_look_at_a_network_draws_no_random_number(form):
+    """What is drawn between two epochs, of dropout and the order of images, is not to depend on a summary there."""
+    model = wc.factorize(OfManyKinds(), **form).eval()
+    x = torch.arange(6)[None]
+    before = torch.get_rng_state()
+    wc.summary(model, x)
+    forms = (wc.densify(model), wc.deploy(model), wc.deploy(model, x, measure=False))
+    assert torch.equal(torch.get_rng_state(), before)
+    for form in forms:
+        torch.testing.assert_close(form(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_repr_tells_shape_rank_form_and_condition():
@@ -227,7 +267,7 @@ def test_repr_of_a_broken_layer_does_not_raise(value):
 @pytest.mark.parametrize("rank", [0, -1, 5])
 @pytest.mark.parametrize("make", [lambda r: LowRankLinear(7, 4, r), lambda r: LowRankConv2d(3, 4, 3, r)])
 def test_rank_out_of_range(make, rank):
-    with pytest.raises(ValueError, match=rf"rank = {rank}: must be in 1\.\.4 for a 4 x (7|27) weight matrix"):
+    with pytest.raises(ValueError, match=rf"rank = {rank}: must be a whole number in 1\.\.4 for a 4 x (7|27)"):
         make(rank)
 
 

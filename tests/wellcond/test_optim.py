@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import wellcond as wc
 from helpers import DOUBLE, matrix_with, order, randn
 from wellcond import convert, layers, optim, spectrum, stiefel
 from wellcond.methods import condlr
@@ -545,8 +546,9 @@ BAD_OPTIONS = [
     ({"rule": "nearst"}, "rule = 'nearst': unknown; did you mean 'nearest'"),
     ({"momentum": 1.0}, r"momentum = 1.0: must be in \[0, 1\)"),
     ({"momentum": -0.1}, r"momentum = -0.1: must be in \[0, 1\)"),
-    ({"lr": 0.0}, "lr = 0.0: must be > 0"),
-    ({"lr": math.nan}, "lr = nan: must be > 0"),
+    ({"lr": -0.1}, r"lr = -0.1: must be in \[0, inf\)"),
+    ({"lr": math.inf}, r"lr = inf: must be in \[0, inf\)"),
+    ({"lr": math.nan}, r"lr = nan: must be in \[0, inf\)"),
     ({"weight_decay": -1.0}, "weight_decay = -1.0: must be >= 0"),
     ({"max_cond": 0.9}, "max_cond = 0.9: must be a number >= 1"),
 ]
@@ -567,3 +569,33 @@ def test_bad_options_are_refused_wherever_they_are_given(options, message):
 def test_a_lowrank_group_needs_three_factors():
     with pytest.raises(ValueError, match=r"params = '1 tensors': must be \[U, S, V\]"):
         LowRankSGD([nn.Parameter(torch.ones(3, 3))], kind="lowrank")
+
+
+@pytest.mark.parametrize("optimizer", [LowRankSGD, wc.LowRankAdamW])
+@pytest.mark.parametrize("factor", "UV")
+def test_factors_without_orthonormal_columns_are_refused(optimizer, factor):
+    """The first step would give them such columns, and W another value, however small its length."""
+    layer = wc.factorize(nn.Linear(6, 5), rank=3)
+    with torch.no_grad():
+        getattr(layer, factor).mul_(2)
+    W = layer.matrix().detach()
+    with pytest.raises(ValueError, match=rf"params = \"{factor} of ''\": must be orthonormal columns"):
+        optimizer(wc.param_groups(layer), lr=1e-12)
+    layer.set_matrix(layer.matrix())  # as the message says
+    torch.testing.assert_close(layer.matrix(), W)
+    optimizer(wc.param_groups(layer))
+
+
+@pytest.mark.parametrize("optimizer", [LowRankSGD, wc.LowRankAdamW, wc.on_manifold])
+def test_factors_in_a_euclidean_group_are_warned_of(optimizer):
+    layer, first = wc.factorize(nn.Linear(6, 5), rank=3), [torch.optim.RMSprop] if optimizer is wc.on_manifold else []
+    with pytest.warns(UserWarning, match="leave the manifold"):
+        optimizer(*first, layer.parameters(), lr=0.1)
+
+
+def test_a_learning_rate_of_zero_is_a_step_of_zero():
+    layer = wc.factorize(nn.Linear(6, 5), rank=3)
+    W = layer.matrix().detach()
+    layer(torch.ones(1, 6)).sum().backward()
+    LowRankSGD(wc.param_groups(layer), lr=0.0).step()
+    torch.testing.assert_close(layer.matrix().detach(), W)

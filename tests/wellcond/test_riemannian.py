@@ -250,3 +250,60 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     with pytest.raises(ValueError, match="gradient = nan or inf"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, factors(model), strict=True))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+def test_the_scale_of_the_loss_is_no_matter_to_adam(scale):
+    model, ends = layer(), []
+    optimizer = wc.LowRankAdamW(wc.param_groups(model), lr=0.01, eps=0.0)
+    target = randn(9, 7, seed=1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (scale * distance(model, target)).backward()
+        optimizer.step()
+        ends.append(matrix(factors(model)))
+    plain = layer()
+    plain_optimizer = wc.LowRankAdamW(wc.param_groups(plain), lr=0.01, eps=0.0)
+    for end in ends:
+        stepped(plain, plain_optimizer, target)
+        torch.testing.assert_close(matrix(factors(plain)), end, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_weight_decay_is_that_of_the_core(name, maximize):
+    """The gradient of ||W||² has no component along the bases: they stay, whatever the optimizer does with it."""
+    model = layer()
+    before = factors(model)
+    options = {**OPTIMIZERS[name], "weight_decay": 0.1, **({"maximize": True} if maximize else {})}
+    if name == "Rprop":  # has none
+        with pytest.raises(TypeError, match="weight_decay"):
+            wc.on_manifold(torch.optim.Rprop, wc.param_groups(model), **options)
+        return
+    optimizer = wc.on_manifold(getattr(torch.optim, name), wc.param_groups(model), **options)
+    for _ in range(20):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    after = factors(model)
+    for X, Y in ((before.U, after.U), (before.V, after.V)):
+        torch.testing.assert_close(Y, X, rtol=0, atol=1e-12)
+    assert after.S.norm() < 0.9999 * before.S.norm()
+    assert all(group["weight_decay"] == 0.1 for group in optimizer.param_groups)
+
+
+def test_the_step_that_a_scaler_skips_is_skipped():
+    """GradScaler leaves it to a fused optimizer to skip a step whose gradients have overflowed."""
+    model = layer(dtype=torch.float32)
+    before = factors(model)
+    optimizer = wc.LowRankAdamW(wc.param_groups(model), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    (scaler.scale(distance(model, randn(9, 7, seed=1).float())) * math.inf).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(before, factors(model), strict=True))
+    assert scaler.get_scale() == 2.0**9
+    optimizer.zero_grad()
+    scaler.scale(distance(model, randn(9, 7, seed=1).float())).backward()
+    scaler.step(optimizer)
+    assert not torch.equal(before.S, factors(model).S)

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wellcond.adaptation.adapters import adapted_layers, low_rank_like
-from wellcond.adaptation.files import needed, read_tensors, replacing, write_tensors
-from wellcond.convert import copied, replace_module, unparametrized
+from wellcond.adaptation.adapters import low_rank_like
+from wellcond.adaptation.files import mismatch, needed, read_tensors, replacing, write_tensors
+from wellcond.convert import check_merged, copied, replace_module, unparametrized
 from wellcond.deployment import close, outputs_of
 from wellcond.errors import invalid, unknown
-from wellcond.layers import low_rank_layers
-from wellcond.tracing import call_arguments
+from wellcond.kinds.opening import Opened, close_, open_
+from wellcond.layers import full_rank, kind_of, low_rank_layers, weight_matrix
+from wellcond.methods.tucker import Tucker2Conv2d
+from wellcond.tracing import BATCH_NORMS, call_arguments
 
 
 def _check(found: list[Tensor], expected: list[Tensor], format: str) -> None:
@@ -55,8 +57,7 @@ def _torch(model: nn.Module, path: Path, example: Any) -> None:
 
 
 def _safetensors(model: nn.Module, path: Path, example: Any) -> None:
-    if adapted := adapted_layers(model):
-        raise invalid("model", f"one with adapters ({', '.join(adapted)})", "merged, wc.adaptation.merge(model)")
+    check_merged(model)
     needed("safetensors", "format = 'safetensors'")
     write_tensors(model.state_dict(), path, {"ranks": json.dumps(ranks(model))})
 
@@ -68,12 +69,17 @@ FORMATS: dict[str, Callable[[nn.Module, Path, Any], None]] = {
 }
 
 
+SIZES = ("in_features", "in_channels", "num_embeddings")
+"""What the plain layers in the place of a factorized one have, one of them, and no other sequence."""
+
+
 def ranks(model: nn.Module) -> dict[str, int]:
     """The rank of every layer that is stored by factors, factorized or deployed, by name."""
     found = {name: layer.rank for name, layer in low_rank_layers(model).items()}
     for name, module in model.named_modules():
-        if type(module) is nn.Sequential and (hasattr(module, "in_features") or hasattr(module, "in_channels")):
-            found[name] = len(next(module.parameters()))  # Vᵀ, then U S
+        if type(module) is nn.Sequential and any(hasattr(module, size) for size in SIZES):
+            last: Any = module[-1]
+            found[name] = last.in_features if isinstance(last, nn.Linear) else last.in_channels // last.groups
     return found
 
 
@@ -86,7 +92,7 @@ def export(model: nn.Module, path: str | Path, example: Any = None, *, format: s
     example: as of `deploy`; the shapes of the program are those of its tensors. Safetensors, which hold numbers only,
     need none. format: a key of FORMATS: "onnx" by torch.onnx (needs onnx and onnxscript; run on the example and
     compared where onnxruntime is installed), "torch" by torch.export, read again and compared, or "safetensors" (needs
-    safetensors), with the ranks as JSON in the metadata, for `load_factors`. Nothing half-written stays behind.
+    safetensors; `load_factors` reads them), with the ranks by layer as JSON in the metadata. No half of a file stays.
     Raises ValueError for an unknown format or no example, ImportError, naming the package, where one is absent,
     RuntimeError if the program computes something else, and whatever torch raises for code that it cannot export.
     """
@@ -99,36 +105,43 @@ def export(model: nn.Module, path: str | Path, example: Any = None, *, format: s
     return Path(path)
 
 
-def _like_stored(layer: nn.Linear | nn.Conv2d, name: str, state: Mapping[str, Tensor]) -> nn.Module:
-    """A layer of the shape of `layer` and of the form in which the file holds it."""
-    prefix = f"{name}." if name else ""
-    if f"{prefix}U" in state:
-        core = f"{prefix}S" in state
-        return low_rank_like(layer, state[f"{prefix}U"].shape[1], bias=f"{prefix}bias" in state, core=core)
-    if f"{prefix}1.weight" in state:
-        factors = low_rank_like(layer, len(state[f"{prefix}0.weight"]), bias=f"{prefix}1.bias" in state, core=False)
-        return factors.plain_layers()
-    if layer.bias is None and f"{prefix}bias" in state:  # of the batch normalization that was folded into it
-        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
-    return layer
+def _like_stored(layer: Any, own: Mapping[str, Tensor]) -> nn.Module:
+    """A layer of the shape of `layer` in the form of its tensors in the file, from whose shapes its rank follows."""
+    bias = own.get("bias", own.get("1.bias", own.get("2.bias")))
+    if bias is not None and getattr(layer, "bias", bias) is None:  # of the batch normalization that was folded into it
+        layer.bias = nn.Parameter(layer.weight.new_empty(bias.shape))
+    core = own["1.weight"] if "2.weight" in own else own.get("S")  # of three layers the core is the second
+    if type(layer) is nn.Conv2d and core is not None and core.ndim == 4:
+        new = low_rank_like(layer, tuple(core.shape[:2]), kind=Tucker2Conv2d)
+        return new if "U" in own else new.plain_layers()
+    factors = [own[key] for key in ("U", "V", "0.weight", "1.weight") if key in own]
+    if len(factors) != 2:
+        return layer
+    W = weight_matrix(layer)
+    rank = sum(map(Tensor.numel, factors)) // (W[..., 0].numel() + W[..., 0, :].numel())  # r(n + m), of each of a stack
+    new = low_rank_like(layer, min(max(rank, 1), full_rank(layer)), core="S" in own)  # if not, `mismatch` tells
+    return new if "U" in own else new.plain_layers()
 
 
 def load_factors(path: str | Path, model: nn.Module) -> nn.Module:
     """A copy of the dense network `model`, in evaluation mode, with the ranks and numbers of a safetensors file that
     `export` wrote of its factorized or deployed form; batch normalization that is folded there becomes nn.Identity.
 
-    Raises ValueError for the file of another network.
+    Raises ValueError, naming a tensor, for the file of another network.
     """
-    state, new = read_tensors(path), copied(model)
-    for name, layer in new.named_modules():
-        if type(layer) in (nn.Linear, nn.Conv2d) and (like := _like_stored(layer, name, state)) is not layer:
-            new = replace_module(new, name, like)
-        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not any(k.startswith(f"{name}.") for k in state):
+    state, new = read_tensors(path), open_(copied(model))
+    for name, layer in list(new.named_modules()):
+        prefix = f"{name}." if name else ""
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if isinstance(layer, Opened) and any(parameter in own for parameter in layer.matrices):
+            close_(new.get_submodule(name))  # dense there
+        elif isinstance(layer, BATCH_NORMS) and layer.state_dict() and not own:
             new = replace_module(new, name, nn.Identity())
-    try:
-        new.load_state_dict(state)
-    except RuntimeError as error:
-        raise invalid("path", str(path), f"the file of this network ({' '.join(str(error).split())})") from error
+        elif kind_of(layer) is not None and (like := _like_stored(layer, own)) is not layer:
+            new = replace_module(new, name, like)
+    if difference := mismatch(state, new.state_dict()):
+        raise invalid("path", str(path), f"the file of this network; there {difference}")
+    new.load_state_dict(state)
     return new.eval()
 
 

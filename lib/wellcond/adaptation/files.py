@@ -45,6 +45,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Map
             torch.save(own, part)
 
 
+def mismatch(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """The first tensor whose shape is not the expected one, with both, in words; empty where all fit."""
+    theirs, ours = ({key: tuple(value.shape) for key, value in tensors.items()} for tensors in (found, expected))
+    wrong = (key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
+    return next((f"{key} is {theirs.get(key, 'absent')}, not {ours.get(key, 'absent')}" for key in wrong), "")
+
+
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """What `write_tensors` wrote; nothing in the file is executed."""
     if Path(path).suffix == ".safetensors":

@@ -44,6 +44,7 @@ class OpenedAttention(Opened):
             and not need_weights
             and key_padding_mask is None
             and _shared(attn_mask)
+            and not (is_causal and attn_mask is None)  # which torch refuses
         ):
             return self._self_attention(query, attn_mask), None
         options = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)

@@ -29,7 +29,7 @@ class LowRankConv1D(LowRankLinear):
     def to_dense(self) -> Any:
         """A Conv1D with the weight (U S Vᵀ)ᵀ and the same bias."""
         module, _, name = CONV1D.rpartition(".")
-        with torch.device(self.U.device):
+        with torch.device("meta"):  # as of `stored`
             dense = getattr(sys.modules[module], name)(self.out_features, self.in_features)
         return restored(dense.to(self.U.dtype), self)
 

@@ -7,9 +7,11 @@ With P_X = I - XXᵀ, and Opt the step of the Euclidean optimizer on one factor,
     U <- R_U(P_U (U~ - U)),    V <- R_V(P_V (V~ - V)),    S <- nearest{κ <= c}(S~)
     m_U <- P_U m_U,            m_V <- P_V m_V                    first moments follow to the new horizontal spaces
 
-For SGD without momentum this is `integrator.lowrank_step`. For optimizers that scale each entry by itself, as Adam
-does, it is a method of its own: U, V stay orthonormal and κ bounded for any step; that it decreases the loss, or
-depends on W alone and not on the choice of U, S and V, is not proved. Decoupled weight decay shrinks S, hence W.
+For SGD without momentum this is `integrator.lowrank_step`, but the bases wait only where S is 0: how long a step will
+be is for Opt to say. For optimizers that scale each entry by itself, as Adam does, it is a method of its own: U, V stay
+orthonormal and κ bounded for any step; that it decreases the loss, or depends on W alone and not on the choice of U, S
+and V, is not proved. Weight decay is that of W: it shrinks S, by Opt's own rule where that is decoupled, else as a part
+of g_S; U and V have none, which entrywise scaling would turn into a rotation.
 
 Source: StelLA, NeurIPS 2025, for a Euclidean step between two projections, there without κ or preconditioner.
 """
@@ -26,17 +28,28 @@ from torch import Tensor
 from wellcond.errors import invalid, unknown
 from wellcond.integrator import ORTHONORMALIZE, Factors, precondition
 from wellcond.linalg import full_float32, upcast
-from wellcond.optim import OF_POINT, OF_TORCH, Group, LowRankSGD, alike, check_gradients, check_group, evaluated
+from wellcond.optim import (
+    OF_POINT,
+    OF_TORCH,
+    Group,
+    LowRankSGD,
+    alike,
+    check_gradients,
+    check_group,
+    evaluated,
+    warn_of_factors,
+)
 from wellcond.spectrum import clip_after_step
 from wellcond.stiefel import project_horizontal, retract
 
 OPTIONS = {"name": "", **{key: LowRankSGD.options[key] for key in ("kind", *OF_POINT)}}
 MOMENTS = ("momentum_buffer", "exp_avg")  # what torch calls the average of past gradients, a tangent vector
+DECOUPLED = (torch.optim.Adafactor, torch.optim.Muon)  # those whose decay is, without an option that says so
 
 
 def horizontal_gradient(W: Factors, grad: Factors) -> Factors:
     """(P_U g_U (SSᵀ)^-1, g_S, P_V g_V (SᵀS)^-1): for autograd's gradients of the factors, the velocity of the flow."""
-    left, right = precondition(W, grad.S)
+    left, right = precondition(W, torch.zeros_like(W.S))
     return Factors(project_horizontal(W.U, grad.U) @ left, grad.S, project_horizontal(W.V, grad.V) @ right)
 
 
@@ -104,6 +117,7 @@ class OnManifold(torch.optim.Optimizer):
         group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         check_group(group)
         super().add_param_group(group)
+        warn_of_factors(group)
 
     def _all(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"])
@@ -114,10 +128,34 @@ class OnManifold(torch.optim.Optimizer):
         with in_single_precision(self._all(), self.state):
             super().load_state_dict(state_dict)
 
+    @contextmanager
+    def _decay_of_cores(self) -> Iterator[None]:
+        """Decay that would be added to the gradients of all factors is added to that of S alone."""
+        scale = getattr(self, "grad_scale", None)  # of gradients that GradScaler leaves a fused optimizer to unscale
+        coupled = [
+            (group, group["weight_decay"])
+            for group in self.param_groups
+            if group["kind"] == "lowrank" and group.get("weight_decay")
+            if not group.get("decoupled_weight_decay", isinstance(self, DECOUPLED))
+        ]
+        for group, decay in coupled:
+            S, sign = group["params"][1], -1 if group.get("maximize") else 1
+            if S.grad is not None:
+                S.grad = S.grad + sign * decay * S * (1 if scale is None else scale)
+            group["weight_decay"] = 0
+        try:
+            yield
+        finally:
+            for group, decay in coupled:
+                group["weight_decay"] = decay
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group, layers of equal shapes as one stack. closure: optional, re-evaluates the loss."""
         loss = evaluated(closure)
+        overflow = getattr(self, "found_inf", None)  # GradScaler leaves it to a fused optimizer to skip the step
+        if overflow is not None and not overflow.is_cuda and overflow:
+            return loss
         check_gradients(self.param_groups)
         with full_float32(), in_single_precision(self._all(), self.state):
             stacks = alike((group for group in self.param_groups if group["kind"] == "lowrank"), OF_POINT)
@@ -126,7 +164,8 @@ class OnManifold(torch.optim.Optimizer):
             for groups, W in zip(stacks, points, strict=True):
                 for p, g in _each(groups, self.gradient(W, _stack(groups, lambda p: given[p]))):
                     p.grad = None if p.grad is None else g.to(p.dtype)
-            super().step()
+            with self._decay_of_cores():
+                super().step()
             for groups, W in zip(stacks, points, strict=True):
                 options = {key: groups[0][key] for key in OF_POINT}
                 for p, new in _each(groups, back_on_manifold(W, _stack(groups), **options)):
