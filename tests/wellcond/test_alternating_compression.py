@@ -152,3 +152,29 @@ def test_the_holding_ends():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+def interrupted(total, at):
+    """Weights after `total` steps, all in one process or, from `at` on, in another one."""
+    torch.manual_seed(0)
+    model = Tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    sparse = SparseTraining(optimizer, weights_of(model), alternating(0.8, period=0.2), steps=total)
+    for _ in steps_of(model, optimizer, at):
+        pass
+    states = copy.deepcopy([x.state_dict() for x in (sparse, model, optimizer)])
+    torch.manual_seed(1)
+    model = Tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    sparse = SparseTraining(optimizer, weights_of(model), alternating(0.8, period=0.2), steps=total)
+    for part, state in zip((sparse, model, optimizer), states, strict=True):
+        part.load_state_dict(state)
+    for _ in steps_of(model, optimizer, total - at):
+        pass
+    return weights_of(model)
+
+
+@pytest.mark.parametrize("at", [3, 5, 8])  # dense, compressed, compressed for the second time
+def test_an_interrupted_training_goes_on_with_its_masks(at):
+    for mine, whole in zip(interrupted(10, at), interrupted(10, 0), strict=True):
+        assert torch.equal(mine, whole)

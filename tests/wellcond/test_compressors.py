@@ -334,6 +334,14 @@ def test_reestimated_statistics_are_those_of_the_images():
     assert reestimate_batch_norm(model.train(), images).dropout.training
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
+def test_statistics_are_estimated_again_in_any_dimension(norm):
+    shape = (5,) * (1 + [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d].index(norm))
+    images = 5 + torch.rand(40, 2, *shape, dtype=DOUBLE, generator=generator())
+    new = reestimate_batch_norm(nn.Sequential(norm(2)).double(), images)[0]
+    torch.testing.assert_close(new.running_mean, images.transpose(0, 1).flatten(1).mean(1))
+
+
 def test_reestimation_averages_over_batches():
     model = nn.Sequential(nn.BatchNorm2d(2)).double()
     images = torch.rand(7, 2, 3, 3, dtype=DOUBLE, generator=generator())

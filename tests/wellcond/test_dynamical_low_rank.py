@@ -358,3 +358,9 @@ def test_a_gradient_of_columns_of_any_length():
     grad = Factors(G @ V @ W.S.mT, U.mT @ G @ V, G.mT @ U @ W.S)
     for found, expected in zip(basis_update.basis_gradients(W, grad), (G @ V, G.mT @ U), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_a_convolution_in_groups_is_refused_when_it_is_given():
+    model = wc.factorize(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)), rank=2)
+    with pytest.raises(ValueError, match=r"^params = \"a stack of 2 matrices in '0'\": must be one matrix a group"):
+        BUG(wc.param_groups(model))

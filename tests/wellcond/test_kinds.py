@@ -11,6 +11,7 @@ from torch import nn
 import wellcond as wc
 from wellcond.kinds.opening import OPENED, open_
 from wellcond.layers import KINDS, weight_matrix
+from wellcond.methods import Settings, find
 
 F64 = torch.float64
 
@@ -341,3 +342,14 @@ def test_attention_that_is_called_causal_without_a_mask_is_refused_as_torch_does
     for model in (attention(batch_first=True), wc.factorize(nn.Sequential(attention(batch_first=True)), rank=3)[0]):
         with pytest.raises(RuntimeError, match="Need attn_mask"):
             model(x, x, x, need_weights=False, is_causal=True)
+
+
+@pytest.mark.parametrize("name", ["dense_clipped", "cayley_sgd", "projected_sgd"])
+def test_rules_for_one_matrix_take_a_kernel_of_any_dimension_and_refuse_a_stack(name):
+    method, settings = find(name), Settings(max_cond=1.5)
+    for layer in (nn.Conv1d(4, 6, 3), nn.Conv3d(2, 6, 2), nn.ConvTranspose2d(6, 4, 2), nn.Linear(7, 5)):
+        model = method.prepare(nn.Sequential(layer), settings)
+        method.optimizer(method.groups(model, settings), lr=0.1).step()
+        assert wc.layer_reports(model)["0"].kappa < 1.5 * (1 + 1e-4)
+    with pytest.raises(ValueError, match=r"^0\.weight = 'a stack of 4 matrices': must be one matrix for this method$"):
+        method.prepare(nn.Sequential(nn.Conv2d(16, 16, 1, groups=4)), settings)

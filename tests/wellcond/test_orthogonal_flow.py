@@ -166,3 +166,14 @@ def test_a_field_of_ones_own():
 
     flow = OrthogonalFlow(4, Still(), steps=3)
     assert all(torch.allclose(W, flow.start, atol=1e-6) for W in flow.weights())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 40])
+@pytest.mark.parametrize("activation", [torch.tanh, lambda x: x])
+def test_gradients_are_within_the_bound_of_the_steps_taken(steps, activation):
+    """Of Euler's method it is (1 ± h)^k; the lower end, 0 for one step of length one, is below that of the flow."""
+    torch.manual_seed(0)
+    layer, h = OrthogonalFlow(6, steps=steps, time=1.0, activation=activation).double(), 1 / steps
+    sigma = torch.linalg.svdvals(torch.autograd.functional.jacobian(layer, randn(6, seed=1)))
+    assert sigma.max() <= (1 + h) ** steps * (1 + 1e-9)
+    assert sigma.min() >= (1 - h) ** steps * (1 - 1e-9)

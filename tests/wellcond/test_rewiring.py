@@ -187,3 +187,34 @@ def test_bad_input(call, message):
     W = torch.nn.Parameter(randn(24, 24))
     with pytest.raises(ValueError, match=re.escape(message)):
         call(torch.optim.SGD([W], lr=0.1), [W])
+
+
+def trained(epochs, at):
+    """Weights after so many epochs of two steps, all in one process or, from epoch `at` on, in another one."""
+
+    def new(seed):
+        torch.manual_seed(seed)
+        model = Tiny()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        return Rewiring(optimizer, weights_of(model), 0.3, rho=0.01), model, optimizer
+
+    def train(parts, start, end):
+        rewiring, model, optimizer = parts
+        for epoch in range(start, end):
+            for _ in steps_of(model, optimizer, 2):
+                pass
+            rewiring.rewire(0.5 * (1 - epoch / epochs))
+
+    parts = new(0)
+    train(parts, 0, at)
+    states = copy.deepcopy([part.state_dict() for part in parts])
+    parts = new(1)
+    for part, state in zip(parts, states, strict=True):
+        part.load_state_dict(state)
+    train(parts, at, epochs)
+    return weights_of(parts[1])
+
+
+def test_an_interrupted_training_goes_on_with_its_masks_and_averages():
+    for mine, whole in zip(trained(4, 2), trained(4, 0), strict=True):
+        assert torch.equal(mine, whole)

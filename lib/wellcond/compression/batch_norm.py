@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.errors import invalid
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+from wellcond.tracing import BATCH_NORMS
 
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.Module:
-    """A copy of `model` whose running means and variances are those of `images` (N, C, H, W), N >= 2.
+    """A copy of `model` whose running means and variances are those of `images` (N, C, ...), N >= 2.
 
     They are averages over batches of equal size, batch_size or a little more, with dropout off: compression changes the
     distributions that the statistics of training describe. The variance between the means of batches is left out.
@@ -25,7 +24,7 @@ def reestimate_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 50
     if batch_size < 2:
         raise invalid("batch_size", batch_size, ">= 2")
     new = copy.deepcopy(model).eval()
-    norms = [m for m in new.modules() if isinstance(m, NORMS) and m.running_mean is not None]
+    norms = [m for m in new.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -13,8 +13,8 @@ from wellcond.layers import LowRankLayer, filled, in_sequence, register_kind, re
 class LowRankEmbedding(LowRankLayer):
     """y = W[i] with W = U S Vᵀ, as nn.Embedding.
 
-    Shape: integers (...) -> (..., embedding_dim). A row of zeros at padding_idx stays one. Raises ValueError if rank is
-    not in 1..min(num_embeddings, embedding_dim).
+    Shape: integers (...) -> (..., embedding_dim). A row of zeros at padding_idx, as `from_dense` has it and a layer at
+    its own start has not, stays one. Raises ValueError if rank is not in 1..min(num_embeddings, embedding_dim).
     """
 
     def __init__(

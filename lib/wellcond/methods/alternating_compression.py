@@ -15,7 +15,7 @@ Sources: Peste, Iofinova, Vladu and Alistarh, NeurIPS 2021 (AC/DC); Zhu and Gupt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,7 +94,8 @@ class SparseTraining:
 
     optimizer: any of torch; weights: the tensors that become sparse, parameters of it; steps: how many it will take;
     stacked: as in `magnitude_masks`. `masks` and `sparsity` are those of the moment; `stop` ends the holding. With a
-    schedule that is always 0 the optimizer does what it would alone, bit for bit. Raises ValueError for steps < 1.
+    schedule that is always 0 the optimizer does what it would alone, bit for bit. A training that was interrupted goes
+    on when `load_state_dict` has been called, then that of the network. Raises ValueError for steps < 1.
     """
 
     def __init__(
@@ -134,6 +135,15 @@ class SparseTraining:
         for W, mask in zip(self.weights, self.masks, strict=True):
             if sparsity:
                 W.mul_(mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps taken, the sparsity and the masks."""
+        return {"taken": self.taken, "sparsity": self.sparsity, "masks": self.masks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.taken, self.sparsity = state["taken"], state["sparsity"]
+        self.masks = [mask.to(W.device) for mask, W in zip(state["masks"], self.weights, strict=True)]
 
     def stop(self) -> None:
         """Leave the optimizer alone from now on; the zeros stay until it moves them."""

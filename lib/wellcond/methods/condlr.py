@@ -19,7 +19,7 @@ from wellcond.methods.method import (
     decayed,
     plain_groups,
     register,
-    trained_layers,
+    trained_matrices,
 )
 from wellcond.methods.settings import Settings
 from wellcond.optim import (
@@ -115,14 +115,13 @@ def _published_groups(model: nn.Module, settings: Settings) -> list[Group]:
 def _clipped(model: nn.Module, settings: Settings) -> nn.Module:
     decayed(model, settings)
     with torch.no_grad():
-        for layer in trained_layers(model).values():
-            assert isinstance(layer.weight, Tensor)
-            clip_weight(layer.weight, settings.max_cond)
+        for weight in trained_matrices(model):
+            clip_weight(weight, settings.max_cond)
     return model
 
 
 def _clipped_groups(model: nn.Module, settings: Settings) -> list[Group]:
-    weights = [layer.weight for layer in trained_layers(model).values()]
+    weights = trained_matrices(model)
     return with_rest(model, [{"params": weights, "kind": "clipped", "max_cond": settings.max_cond}])
 
 

@@ -294,6 +294,9 @@ def _check_group(group: Group) -> None:
     if group["kind"] == "lowrank":
         if len(group["params"]) != 3:
             raise invalid("params", f"{len(group['params'])} tensors", "[U, S, V] in a low-rank group")
+        if group["params"][0].ndim != 2:
+            stack = f"a stack of {len(group['params'][0])} matrices in {group.get('name', '')!r}"
+            raise invalid("params", stack, "one matrix a group, as of a convolution without groups")
         if group["basis"] == "fixed" and group["params"][1].ndim != 2:
             raise invalid("basis", "fixed", "'augmented' for a Tucker core")
 

@@ -135,6 +135,16 @@ def trained_layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def trained_matrices(model: nn.Module) -> list[Tensor]:
+    """The weights of `trained_layers`, for rules that take each as one matrix. Raises ValueError, naming the layer, for
+    a stack of them, as that of a convolution in groups."""
+    layers = trained_layers(model)
+    for name, layer in layers.items():
+        if (stack := weight_matrix(layer)).ndim > 2:
+            raise invalid(f"{name}.weight", f"a stack of {len(stack)} matrices", "one matrix for this method")
+    return [layer.weight for layer in layers.values()]
+
+
 def weights_of(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module) -> dict[str, Tensor]:
     """The weights, by parameter name, of all layers of these kinds but the classifier."""
     spared = last_layer(model)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wellcond.methods.method import Method, register, trained_layers
+from wellcond.methods.method import Method, register, trained_matrices
 from wellcond.methods.settings import Settings
 from wellcond.optim import UPDATES, Group, State, momentum_of, set_tall, tall, with_rest
 from wellcond.stiefel import polar, project_tangent, retract
@@ -46,15 +46,14 @@ def orthonormalize(weight: Tensor) -> None:
 
 
 def _orthonormal(model: nn.Module, settings: Settings) -> nn.Module:
-    for layer in trained_layers(model).values():
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        orthonormalize(layer.weight)
+    for weight in trained_matrices(model):
+        orthonormalize(weight)
     return model
 
 
 def _stiefel_groups(retraction: str) -> Callable[[nn.Module, Settings], list[Group]]:
     def groups(model: nn.Module, settings: Settings) -> list[Group]:
-        weights = [layer.weight for layer in trained_layers(model).values()]
+        weights = trained_matrices(model)
         return with_rest(model, [{"params": weights, "kind": "stiefel", "retraction": retraction}])
 
     return groups

@@ -23,7 +23,7 @@ largest remainders in place of rounding are this library's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,7 +108,9 @@ class Rewiring:
         for epoch in range(epochs): ...; rewiring.rewire(0.5 * (1 - epoch / epochs))
 
     density: d; dim: None for single weights, or the dimension of channels; rho: ρ >= 0. `masks` are those of the
-    moment, the first ones drawn from torch's generator. Raises ValueError as `random_masks`, and for ρ out of range.
+    moment, the first ones drawn from torch's generator. A training that was interrupted goes on when `load_state_dict`
+    has been called, then those of the network and the optimizer, whose weights and momenta a new one masks anew.
+    Raises ValueError as `random_masks`, and for ρ out of range.
     """
 
     def __init__(
@@ -131,6 +133,16 @@ class Rewiring:
                 if self.rho:
                     W.grad.add_(W.detach() - Z, alpha=self.rho)
                 W.grad.mul_(mask)
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """The masks M, the averages m and the anchors Z."""
+        return {"masks": self.masks, "momenta": self.momenta, "anchors": self.anchors}
+
+    def load_state_dict(self, state: Mapping[str, Tensors]) -> None:
+        """Go on from a `state_dict`."""
+        for name in ("masks", "momenta", "anchors"):
+            pairs = zip(state[name], self.weights, strict=True)
+            setattr(self, name, [T.to(W.device, copy=True) for T, W in pairs])
 
     def rewire(self, share: float) -> None:
         """Prune this share of the live weights, regrow, renew Z. Raises ValueError unless it is in [0, 1]."""

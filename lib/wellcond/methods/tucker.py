@@ -59,9 +59,12 @@ class Tucker2Conv2d(LowRankLayer):
             if not 1 <= rank <= channels:
                 raise invalid("ranks", ranks, f"(r_o, r_i) in 1..{out_channels}, 1..{in_channels}")
         kh, kw = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-        kwargs: dict[str, Any] = {"device": device or "cpu", "dtype": dtype or torch.get_default_dtype()}
+        kwargs: dict[str, Any] = {
+            "device": device or torch.get_default_device(),
+            "dtype": dtype or torch.get_default_dtype(),
+        }
         self.U = nn.Parameter(random_stiefel(out_channels, ranks[0], **kwargs))
-        # variance 1/(r_i kh kw): a unit-variance input gives outputs of variance about r_i/C_in
+        # variance 1/(r_i kh kw): an input of unit variance gives outputs of variance about r_o/C_out
         self.S = nn.Parameter(torch.randn(*ranks, kh, kw, **kwargs) / math.sqrt(ranks[1] * kh * kw))
         self.V = nn.Parameter(random_stiefel(in_channels, ranks[1], **kwargs))
         self.bias = nn.Parameter(torch.zeros(out_channels, **kwargs)) if bias else None
