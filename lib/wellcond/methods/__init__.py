@@ -1,6 +1,6 @@
 """How a network is trained: one file a method, with its mathematics, its words and its place in the registry."""
 
-from wellcond.methods import centred_clipping, lorita
+from wellcond.methods import lorita
 from wellcond.methods.alternating_compression import SparseTraining
 from wellcond.methods.dynamical_low_rank import BUG
 from wellcond.methods.frank_wolfe import FrankWolfe, frank_wolfe_groups, shift_inside
@@ -29,7 +29,6 @@ __all__ = [
     "SparseTraining",
     "Tucker2Conv2d",
     "aggregate_",
-    "centred_clipping",
     "find",
     "frank_wolfe_groups",
     "lorita",
