@@ -34,7 +34,7 @@ def network() -> Mapping[str, Number]:
 def wide() -> Mapping[str, Number]:
     results = committed(NETWORK)
     names = {"condlr": CONDLR, "uv": "U Vᵀ, ratio 0.8", "usv": "projected U S Vᵀ, ratio 0.8"}
-    fgsm: Any = rates(results).query("attack == 'fgsm'").pivot(index="name", columns="eps", values="rate")
+    fgsm: Any = rates(results).query("attack == 'fgsm'").pivot_table(index="name", columns="eps", values="rate")
     fgsm = fgsm.loc[[*names.values()]].set_axis([*names], axis="index")
     clean = fgsm[0.0]
     kappa: Any = results.select("curves").query("quantity == 'kappa'").groupby(["method", "epoch"])["value"].max()
