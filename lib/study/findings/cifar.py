@@ -149,6 +149,7 @@ def narrow() -> Mapping[str, Number]:
         "least": clear(difference(accuracy, "dense", "condlr")),
         "ahead": clear(difference(accuracy, "condlr", "uv")),
         "free": unclear(difference(accuracy, "condlr", "usv")),
+        "integrator": clear(difference(accuracy, "usv", "uv")),
         "tuned": clear(difference(accuracy, "condlr", "cut")),
         "exact": clear(difference(accuracy, "condlr", "published")),
     }
@@ -227,8 +228,24 @@ def narrow_auto() -> Mapping[str, Number]:
 def narrow_growth() -> Mapping[str, Number]:
     curves = committed(NARROW).select("curves").query("quantity == 'kappa'")
     worst: Any = curves.groupby(["method", "epoch"])["value"].max()
+    last = curves[curves["epoch"] == curves["epoch"].max()]
+    ends = sorted(last.query("method == 'usv'").groupby("seed")["value"].max())
     return {
         "start": Number(float(worst["usv", 0]), 1, 2, digits=1),
+        **{f"usv_{place}": Number(float(end), 500, math.inf, digits=0) for place, end in enumerate(ends)},
         "usv": Number(float(worst["usv"].max()), 500, math.inf, digits=0),
         "uv": Number(float(worst["uv"].max()), 2, 6, digits=1),
+    }
+
+
+@finding("The norms of the weights as stored, without batch normalization, do not order the networks by robustness.")
+def narrow_sizes() -> Mapping[str, Number]:
+    curves = committed(NARROW).select("curves").query("quantity == 'sigma_max'")
+    last = curves[curves["epoch"] == curves["epoch"].max()]
+    last = last[last["ratio"].isna() | (last["ratio"] == 0.8)]
+    mean: Any = last.groupby(["method", "seed"])["value"].prod().groupby("method").mean()
+    return {
+        "dense": Number(float(mean["dense"]), 60, 90, digits=0),
+        "uv": Number(float(mean["uv"]), 1000, 3000, digits=0),
+        "condlr": Number(float(mean["condlr"]), 0.1, 0.3, digits=1),
     }

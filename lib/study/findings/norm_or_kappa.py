@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,21 @@ def usual_starts() -> Mapping[str, Number]:
         "gain": _rho("mnist_lenet5", "gain", -1, -0.85),
         "kappa": _rho("mnist_lenet5", "kappa", -0.5, 0.2),
         "configurations": Number(float(_correlations("mnist_lenet5")["configurations"].iloc[0]), 12, 40, digits=0),
+    }
+
+
+@finding("Over all networks of chapter 7, kept or not, κ goes with robustness, more loosely than the norms.")
+def every_network() -> Mapping[str, Number]:
+    clean: Any = frames.rates(study()).query("attack == 'clean'").set_index("run_id")["rate"]
+    rows = frames.sensitivity(study(), "pgd_linf")
+    rows = rows[rows["run_id"].map(clean) >= 90]
+    found = conditioning.rank_correlations(rows, predictors=("kappa", "gain")).set_index("predictor")
+    return {
+        "gain": Number(float(found["rho"]["gain"]), -1, -0.85, digits=2),
+        "kappa": Number(float(found["rho"]["kappa"]), -0.6, -0.2, digits=2),
+        "kappa_low": Number(float(found["low"]["kappa"]), -1, -0.5, digits=2),
+        "kappa_high": Number(float(found["high"]["kappa"]), -0.3, 0, digits=2),
+        "configurations": Number(float(found["configurations"].iloc[0]), 30, 40, digits=0),
     }
 
 

@@ -88,6 +88,21 @@ def half_rank() -> Mapping[str, Number]:
         "dense": clear(difference(condlr(0.5), DENSE)),
         "cut": clear(difference(condlr(0.5), cut(0.5))),
         "plain": clear(difference(condlr(0.5), plain(0.5))),
+        "free": clear(difference(condlr(0.5), free(0.5))),
+    }
+
+
+@finding("The released step withstands no less than ours of the same size: clearly more in two of four comparisons.")
+def published() -> Mapping[str, Number]:
+    name = "CondLR as published, τ = {:g}, ratio 0.8".format
+    return {
+        "bound": withstood(name(0.1), 75, 83),
+        "equal": withstood(name(0), 75, 85),
+        "bound_ahead": unclear(difference(name(0.1), condlr(0.8))),
+        "equal_ahead": clear(difference(name(0), condlr(0.8, 0))),
+        "bound_ahead_l2": clear(difference(name(0.1), condlr(0.8), GRADIENT_2)),
+        "equal_ahead_l2": unclear(difference(name(0), condlr(0.8, 0), GRADIENT_2)),
+        "dense": unclear(difference(name(0), DENSE)),
     }
 
 

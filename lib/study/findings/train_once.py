@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from study.findings.finding import Number, committed, finding, size
+from study.findings.finding import Number, committed, finding, size, unclear
 from study.presentation import compression
 from study.results.store import Results
 from study.statistics import frames
@@ -130,6 +130,7 @@ def robust() -> Mapping[str, Number]:
         "condlr": Number(rate(results, CONDLR, 1, attack), 60, 72, digits=0),
         "dense": Number(rate(results, DENSE, 1, attack), 65, 82, digits=0),
         "gap": size(between(results, DECAY, CONDLR, 1, attack), 10, 30),
+        "apart": unclear(between(results, DECAY, DENSE, 1, attack)),
         "third": size(between(results, DECAY, CONDLR, 0, attack), 2, 10),
         "clean": size(between(results, CONDLR, DECAY, 1), 0, 0.3),
     }

@@ -6,7 +6,7 @@ From the rows of `conditioning`, joined with those of the other tables of result
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,21 +125,23 @@ def predictors(results: Results, attack: str, least: float = 0.0) -> pd.DataFram
     return found[found["run_id"].isin(measured.index)].join(measured, on="run_id").reset_index(drop=True)
 
 
-def rank_correlations(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
+def rank_correlations(
+    frame: pd.DataFrame, resamples: int = 2000, predictors: Sequence[str] = tuple(PREDICTORS)
+) -> pd.DataFrame:
     """Spearman's ρ of each predictor with the rate, and its 95 % percentile interval; frame as of `predictors`.
 
     The bootstrap resamples configurations with all their seeds, since seeds of one configuration are not independent
     evidence on what makes configurations differ. Columns: predictor, rho, low, high, networks, configurations.
     """
-    values = frame[[*PREDICTORS, "rate"]].to_numpy(dtype=float)
+    values = frame[[*predictors, "rate"]].to_numpy(dtype=float)
     groups = list(frame.groupby("name", sort=False).indices.values())
     rng = np.random.default_rng(0)
     draws = [rng.integers(len(groups), size=len(groups)) for _ in range(resamples)] if len(groups) > 2 else []
     resampled = [_spearman(values[np.concatenate([groups[i] for i in draw])]) for draw in draws]
-    blank = np.full(len(PREDICTORS), math.nan)
+    blank = np.full(len(predictors), math.nan)
     rho = _spearman(values) if draws else blank
     low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0) if draws else (blank, blank)
-    found = pd.DataFrame({"predictor": list(PREDICTORS), "rho": rho, "low": low, "high": high})
+    found = pd.DataFrame({"predictor": list(predictors), "rho": rho, "low": low, "high": high})
     return found.assign(networks=len(frame), configurations=len(groups))
 
 

@@ -35,7 +35,7 @@ def far_by_bounds(results: Results, table: str, radius: float) -> dict[tuple[flo
 
 
 def _gathered(frame: pd.DataFrame) -> dict[tuple[float, float], list[float]]:
-    rows = frame[["max_norm", "max_cond", "rate"]]
+    rows = frame.sort_values("seed", kind="stable")[["max_norm", "max_cond", "rate"]]
     found: dict[tuple[float, float], list[float]] = {}
     for norm, cond, rate in rows.to_numpy(float):
         found.setdefault((float(norm), float(cond)), []).append(float(rate))

@@ -13,7 +13,8 @@ orthonormal and κ bounded for any step; that it decreases the loss, or depends 
 and V, is not proved. Weight decay is that of W: it shrinks S, by Opt's own rule where that is decoupled, else as a part
 of g_S; U and V have none, which entrywise scaling would turn into a rotation.
 
-Source: StelLA, NeurIPS 2025, for a Euclidean step between two projections, there without κ or preconditioner.
+Source: Li et al., NeurIPS 2025 (StelLA), for a Euclidean step between two projections, there without κ or
+preconditioner.
 """
 
 from __future__ import annotations
