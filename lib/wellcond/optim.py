@@ -212,12 +212,12 @@ class CheckedOptimizer(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, **self.options, **options})
 
     def check(self, group: Group) -> None:
-        """Raise ValueError, naming the option, unless there is a rule for kind, lr is in [0, inf), momentum in [0, 1)
-        and weight_decay >= 0."""
+        """Raise ValueError, naming the option, unless there is a rule for kind, lr >= 0, momentum is in [0, 1) and
+        weight_decay >= 0."""
         if self.updates and group["kind"] not in self.updates:
             raise unknown("kind", group["kind"], self.updates)
-        if not 0 <= group["lr"] < math.inf:
-            raise invalid("lr", group["lr"], "in [0, inf)")
+        if not group["lr"] >= 0:
+            raise invalid("lr", group["lr"], ">= 0")
         if not 0 <= group["momentum"] < 1:
             raise invalid("momentum", group["momentum"], "in [0, 1)")
         if not group["weight_decay"] >= 0:
@@ -321,7 +321,8 @@ def check_group(group: Group) -> None:
         if U[-1:] != V[-1:] or (*U[:-2], *U[-1:], *V[-1:]) != S:
             raise invalid("params", [U, S, V], "U (n, r), S (r, r), V (m, r); methods.BUG trains Tucker cores")
         for X, factor in zip(group["params"][::2], "UV", strict=True):
-            if not X.is_meta and not _is_frame(X):  # the first step would make it one, and W another matrix
+            # else the first step would make it one, and W another matrix; of a stack of networks one may have diverged
+            if not (group.get("stacked") or X.is_meta or _is_frame(X)):
                 expected = "orthonormal columns; layer.set_matrix(layer.matrix()) gives a layer them"
                 raise invalid("params", f"{factor} of {group.get('name', '')!r}", expected)
 

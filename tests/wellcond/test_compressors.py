@@ -334,10 +334,11 @@ def test_reestimated_statistics_are_those_of_the_images():
     assert reestimate_batch_norm(model.train(), images).dropout.training
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
-def test_statistics_are_estimated_again_in_any_dimension(norm):
-    shape = (5,) * (1 + [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d].index(norm))
-    images = 5 + torch.rand(40, 2, *shape, dtype=DOUBLE, generator=generator())
+@pytest.mark.parametrize(
+    ("norm", "dims"), [(nn.BatchNorm1d, 1), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3), (nn.SyncBatchNorm, 2)]
+)
+def test_statistics_are_estimated_again_in_any_dimension(norm, dims):
+    images = 5 + torch.rand(40, 2, *(5,) * dims, dtype=DOUBLE, generator=generator())
     new = reestimate_batch_norm(nn.Sequential(norm(2)).double(), images)[0]
     torch.testing.assert_close(new.running_mean, images.transpose(0, 1).flatten(1).mean(1))
 

@@ -325,7 +325,7 @@ def test_state_survives_a_round_trip():
     ("options", "message"),
     [
         ({"basis": "wide"}, "basis = 'wide': unknown"),
-        ({"lr": -0.1}, "lr = -0.1: must be in .0, inf."),
+        ({"lr": -0.1}, "lr = -0.1: must be >= 0"),
         ({"momentum": 1.0}, r"momentum = 1.0: must be in \[0, 1\)"),
         ({"weight_decay": -1.0}, "weight_decay = -1.0: must be >= 0"),
         ({"tolerance": 1.0}, r"tolerance = 1.0: must be in \[0, 1\)"),

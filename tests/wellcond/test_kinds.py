@@ -353,3 +353,20 @@ def test_rules_for_one_matrix_take_a_kernel_of_any_dimension_and_refuse_a_stack(
         assert wc.layer_reports(model)["0"].kappa < 1.5 * (1 + 1e-4)
     with pytest.raises(ValueError, match=r"^0\.weight = 'a stack of 4 matrices': must be one matrix for this method$"):
         method.prepare(nn.Sequential(nn.Conv2d(16, 16, 1, groups=4)), settings)
+
+
+@pytest.mark.parametrize("name", ["spectral_norm", "proximal_sgd", "fw_nuclear", "fw_spectral_k_support"])
+def test_rules_for_the_singular_values_of_one_matrix_refuse_a_stack(name):
+    method, settings = find(name), Settings()
+    for layer in (nn.Conv2d(16, 16, 1, groups=4), nn.Conv1d(16, 16, 1, groups=4)):
+        model = nn.Sequential(layer, nn.Linear(4, 2))
+        with pytest.raises(ValueError, match=r"^0\.weight = 'a stack of 4 matrices': must be one matrix for this meth"):
+            method.groups(method.prepare(model, settings), settings)
+
+
+def test_the_spectral_norm_is_that_of_the_matrix_of_the_layer():
+    for layer in (nn.Linear(7, 5), nn.Conv2d(3, 6, 2), nn.ConvTranspose2d(6, 4, 2), nn.Embedding(9, 4)):
+        model = find("spectral_norm").prepare(nn.Sequential(layer), Settings())
+        for _ in range(200):  # steps of the power iteration
+            W = model[0].weight
+        assert torch.linalg.matrix_norm(W.detach().flatten(1), 2) == pytest.approx(1, abs=1e-4)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from architectures import networks
 from helpers import DOUBLE, Tiny, matrix_with, randn
 from wellcond.counts import count_parameters
+from wellcond.layers import weight_matrix
 from wellcond.methods.lorita import balanced_factors, collapse, factors, overparametrize, param_groups
 
 LeNet5 = networks.LeNet5
@@ -100,6 +101,19 @@ def test_shapes_of_the_factors():
         [(500, 800), (800, 800), (800, 800)],
         [(10, 500), (500, 500), (500, 500)],
     ]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_a_convolution_in_groups_is_a_stack_of_products(depth):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)).double()
+    sigma, x = torch.linalg.svdvals(weight_matrix(model[0])), randn(2, 8, 5, 5)
+    trained = overparametrize(model, depth)
+    (parts,) = factors(trained)
+    assert [tuple(part.shape) for part in parts] == [*[(2, 4, 4)] * (depth - 1), (2, 4, 36)]
+    torch.testing.assert_close(squares(parts), depth * (sigma ** (2 / depth)).sum())
+    for new in (trained, collapse(trained)):
+        torch.testing.assert_close(new(x), model(x))
 
 
 def test_the_given_network_is_unchanged_and_the_collapsed_one_has_its_size():

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from architectures import networks
 from helpers import DOUBLE, matrix_with, randn
+from wellcond.layers import weight_matrix
 from wellcond.methods.penalties import robustness_regularizer, soft_orthogonality
 from wellcond.methods.registry import METHODS
 from wellcond.methods.settings import Settings
@@ -100,3 +102,18 @@ def test_penalty_of_soft_orthogonality_acts_on_every_factor():
     factors = [X for layer in (model.conv1, model.conv2, model.fc1) for X in (layer.U, layer.V)]
     expected = 0.5 * sum(soft_orthogonality(X) for X in (*factors, model.fc2.weight))
     torch.testing.assert_close(penalty(model), expected)
+
+
+def test_penalties_on_a_convolution_in_groups_are_those_of_its_matrices():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(8, 2)).double()
+    W = weight_matrix(model[0])
+    assert W.shape == (2, 4, 36)
+    for name, norm in (("nuclear_norm", torch.linalg.svdvals(W).sum()), ("group_lasso", W.norm(dim=-1).sum())):
+        torch.testing.assert_close(METHODS[name].penalty(Settings(beta=0.3))(model), 0.3 * norm)
+
+
+def test_a_network_without_a_layer_to_penalize_is_refused():
+    penalty = METHODS["group_lasso"].penalty(Settings(beta=0.3))
+    with pytest.raises(ValueError, match=r"^model = 'Sequential': must be a network with a Conv2d before its last"):
+        penalty(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))

@@ -57,7 +57,7 @@ def test_a_kernel_is_one_matrix_and_other_parameters_are_left_to_sgd():
         ({"threshold": -1.0}, "threshold = -1.0: must be >= 0"),
         ({"every": 0}, "every = 0: must be a whole number >= 1"),
         ({"kind": "thresholded"}, r"params = .a tensor of shape \(3,\).: must be matrices or kernels"),
-        ({"lr": -0.1}, "lr = -0.1: must be in .0, inf."),
+        ({"lr": -0.1}, "lr = -0.1: must be >= 0"),
     ],
 )
 def test_bad_input(group, message):

@@ -6,9 +6,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wellcond.errors import invalid
-from wellcond.tracing import BATCH_NORMS
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def reestimate_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 50
     if batch_size < 2:
         raise invalid("batch_size", batch_size, ">= 2")
     new = copy.deepcopy(model).eval()
-    norms = [m for m in new.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
+    norms = [m for m in new.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -6,14 +6,24 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from wellcond.methods.method import Method, decayed, dense, factors, plain_groups, register, trained_layers
+from wellcond.methods.method import (
+    Method,
+    decayed,
+    dense,
+    factors,
+    plain_groups,
+    register,
+    single_matrices,
+    trained_layers,
+)
 from wellcond.methods.settings import Settings
 
 
 def _spectrally_normalized(model: nn.Module, settings: Settings) -> nn.Module:
-    decayed(model, settings)
-    for layer in trained_layers(model).values():
-        spectral_norm(layer)
+    layers = trained_layers(decayed(model, settings))
+    single_matrices(layers)  # raises for a stack, whose norms are not that of the kernel
+    for layer in layers.values():
+        spectral_norm(layer, dim=0)  # by itself torch takes another matrix of a transposed convolution
     return model
 
 

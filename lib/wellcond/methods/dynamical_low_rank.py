@@ -158,7 +158,7 @@ class BUG(CheckedOptimizer):
 
     params: groups as `param_groups` makes them: kind "lowrank" with [U, S, V], S (r, r) or a Tucker core
     (r_o, r_i, kh, kw), and kind "euclidean". Options, of all groups or of one, with the defaults below:
-        lr > 0; momentum in [0, 1); weight_decay >= 0; basis: a key of BASES ("fixed" for matrices only);
+        lr >= 0; momentum in [0, 1); weight_decay >= 0; basis: a key of BASES ("fixed" for matrices only);
         tolerance in [0, 1): relative truncation error a cycle; max_rank >= 1, or None: the ranks at the start;
         coefficient_steps >= 1: steps of the core in each pair of bases.
     `step` needs a closure that clears the gradients, evaluates the loss, and calls backward; it is called twice in the

@@ -44,7 +44,7 @@ from wellcond.methods.constraint_sets import (
     split_triplets,
     unit_scale,
 )
-from wellcond.methods.method import Method, register, weights_of
+from wellcond.methods.method import Method, inner_layers, register, single_matrices
 from wellcond.methods.settings import Settings
 from wellcond.optim import CheckedOptimizer, Group, State, euclidean, momentum_of
 
@@ -156,7 +156,7 @@ class FrankWolfe(CheckedOptimizer):
     """Stochastic Frank-Wolfe with momentum; see this module.
 
     params: groups as `frank_wolfe_groups` makes them. Options, of all groups or of one, with the defaults below:
-        lr > 0; momentum in [0, 1); kind: a key of UPDATES, "euclidean" being plain momentum SGD;
+        lr >= 0; momentum in [0, 1); kind: a key of UPDATES, "euclidean" being plain momentum SGD;
         weight_decay >= 0, of Euclidean groups only: a set bounds the weights by itself;
         constraint: a key of constraint_sets.FAMILIES, with its radius and its k or p;
         rescale: a key of RESCALINGS; engine: a key of ENGINES; iterations >= 1: of "power", a step.
@@ -298,17 +298,20 @@ def frank_wolfe_groups(
 
 def _groups_of(constraint: str, rescale: str) -> Callable[[nn.Module, Settings], list[Group]]:
     has_k = FAMILIES[constraint].parameter == "k"
-    engine = "power" if FAMILIES[constraint].coordinates is SINGULAR_VALUES else "exact"
+    spectral = FAMILIES[constraint].coordinates is SINGULAR_VALUES
 
     def groups(model: nn.Module, settings: Settings) -> list[Group]:
+        layers = inner_layers(model)
+        if spectral:
+            single_matrices(layers)  # raises for a stack, whose singular values are not those of the kernel
         return frank_wolfe_groups(
             model,
             constraint,
             scale=settings.scale,
             fraction=settings.fraction if has_k else None,
             rescale=rescale,
-            engine=engine,
-            constrained=weights_of(model),
+            engine="power" if spectral else "exact",
+            constrained=[f"{name}.weight" for name in layers],
             rest="l2",
         )
 

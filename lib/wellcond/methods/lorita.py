@@ -7,8 +7,9 @@ plain weight decay for N = 1. The minimum is at balanced factors, W_{i+1}ᵀ W_{
 singular values σ^(1/N). After training the factors are multiplied and what is left is the network one began with.
 
 A linear layer m -> n has the factors (n, m), (m, m), ..., (m, m); a convolution, matricized to n = C_out rows and
-m = C_in·kh·kw columns, (n, n), ..., (n, n), (n, m). The layers stay what they were, and their ``weight`` is a
-parametrization: forward code may read it, and the factors are multiplied once a pass, not applied at every position.
+m = C_in·kh·kw columns, (n, n), ..., (n, n), (n, m), and one in g groups a stack of g such products. The layers stay
+what they were, and their ``weight`` is a parametrization: forward code may read it, and the factors are multiplied once
+a pass, not applied at every position.
 
 Source: Zhang, Alkhouri, Wang, arXiv:2405.03089; Shang, Liu, Cheng, AAAI 2016, for the identity.
 """
@@ -16,6 +17,7 @@ Source: Zhang, Alkhouri, Wang, arXiv:2405.03089; Shang, Liu, Cheng, AAAI 2016, f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from wellcond.convert import convertible, copied, matching, unparametrized
 from wellcond.errors import invalid
 from wellcond.kinds.opening import close_, open_
-from wellcond.layers import matricize
+from wellcond.layers import matricize, weight_matrix
 from wellcond.linalg import upcast
 from wellcond.methods.method import Method, last_layer, register
 from wellcond.methods.settings import Settings
@@ -42,12 +44,12 @@ def check_depth(depth: int) -> None:
 def balanced_factors(W: Tensor, depth: int, *, squares: str = "left") -> list[Tensor]:
     """W_N, ..., W_1 with W = W_N ··· W_1 and Σ ||W_i||_F² = N Σ σ^(2/N), the least possible; N = depth.
 
-    W (n, m) = P diag(σ) Qᵀ. squares: "left" for P σ^(1/N) Pᵀ (n, n), N - 1 times, and P σ^(1/N) Qᵀ; "right" for
+    W (..., n, m) = P diag(σ) Qᵀ. squares: "left" for P σ^(1/N) Pᵀ (n, n), N - 1 times, and P σ^(1/N) Qᵀ; "right" for
     P σ^(1/N) Qᵀ and Q σ^(1/N) Qᵀ (m, m), N - 1 times. Raises ValueError if depth < 1.
     """
     check_depth(depth)
     P, sigma, Qt = torch.linalg.svd(upcast(W.detach()), full_matrices=False)
-    root = sigma ** (1 / depth)
+    root = sigma[..., None, :] ** (1 / depth)
     whole = (P * root) @ Qt
     square = {"left": (P * root) @ P.mT, "right": (Qt.mT * root) @ Qt}[squares]
     factors = {"left": [*[square] * (depth - 1), whole], "right": [whole, *[square] * (depth - 1)]}[squares]
@@ -55,20 +57,26 @@ def balanced_factors(W: Tensor, depth: int, *, squares: str = "left") -> list[Te
 
 
 class FactorProduct(nn.Module):
-    """The parametrization weight = W_N ··· W_1, reshaped; its right inverse are the balanced factors of a weight."""
+    """The parametrization weight = W_N ··· W_1, reshaped; its right inverse are the balanced factors of a weight.
 
-    def __init__(self, shape: Sequence[int], depth: int) -> None:
+    groups: g > 1 for a stack of g matrices, each of as many rows of the weight.
+    """
+
+    def __init__(self, shape: Sequence[int], depth: int, groups: int = 1) -> None:
         super().__init__()
         check_depth(depth)
-        self.shape, self.depth = tuple(shape), depth
+        self.shape, self.depth, self.groups = tuple(shape), depth, groups
 
     def forward(self, *factors: Tensor) -> Tensor:
+        if self.groups > 1:  # multi_dot takes no stacks
+            return reduce(torch.matmul, factors).reshape(self.shape)
         W = torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0]
         return W.reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> list[Tensor]:
-        squares = "right" if weight.ndim == 2 else "left"
-        return balanced_factors(matricize(weight), self.depth, squares=squares)
+        squares, W = "right" if weight.ndim == 2 else "left", matricize(weight)
+        stack = W if self.groups == 1 else W.reshape(self.groups, -1, W.shape[1])
+        return balanced_factors(stack, self.depth, squares=squares)
 
     def extra_repr(self) -> str:
         return f"depth={self.depth}"
@@ -86,8 +94,9 @@ def overparametrize(model: nn.Module, depth: int = 2, *, skip: str | Iterable[st
     new = open_(copied(model))
     layers = convertible(new)
     for name in layers.keys() - matching(skip, layers, "skip"):
-        weight = layers[name].weight
-        register_parametrization(layers[name], "weight", FactorProduct(weight.shape, depth))
+        weight, matrix = layers[name].weight, weight_matrix(layers[name])
+        groups = len(matrix) if matrix.ndim > 2 else 1
+        register_parametrization(layers[name], "weight", FactorProduct(weight.shape, depth, groups))
         layers[name].get_submodule("parametrizations.weight").requires_grad_(weight.requires_grad)
     return new
 

@@ -136,23 +136,23 @@ def trained_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def trained_matrices(model: nn.Module) -> list[Tensor]:
-    """The weights of `trained_layers`, for rules that take each as one matrix. Raises ValueError, naming the layer, for
-    a stack of them, as that of a convolution in groups."""
-    layers = trained_layers(model)
+    """The weights of `trained_layers`, as `single_matrices`."""
+    return single_matrices(trained_layers(model))
+
+
+def single_matrices(layers: Mapping[str, Any]) -> list[Tensor]:
+    """The weights of layers, for rules that take each as one matrix. Raises ValueError, naming the layer, for a stack
+    of them, as that of a convolution in groups."""
     for name, layer in layers.items():
         if (stack := weight_matrix(layer)).ndim > 2:
             raise invalid(f"{name}.weight", f"a stack of {len(stack)} matrices", "one matrix for this method")
     return [layer.weight for layer in layers.values()]
 
 
-def weights_of(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module) -> dict[str, Tensor]:
-    """The weights, by parameter name, of all layers of these kinds but the classifier."""
+def inner_layers(model: nn.Module) -> dict[str, Any]:
+    """Those of `weight_layers` but the classifier."""
     spared = last_layer(model)
-    return {
-        f"{name}.weight": layer.weight
-        for name, layer in weight_layers(model).items()
-        if name not in spared and isinstance(layer, kinds) and isinstance(layer.weight, Tensor)
-    }
+    return {name: layer for name, layer in weight_layers(model).items() if name not in spared}
 
 
 def last_layer(model: nn.Module) -> list[str]:

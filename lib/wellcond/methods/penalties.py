@@ -6,14 +6,15 @@ singular values, or whole filters, small enough to be removed afterwards (`proxi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.layers import LowRankLayer, matricize, weight_layers, weight_matrix
+from wellcond.errors import invalid
+from wellcond.layers import LowRankLayer, weight_layers, weight_matrix
 from wellcond.linalg import svd
-from wellcond.methods.method import Method, Penalty, dense, factors, plain_groups, register, weights_of
+from wellcond.methods.method import Method, Penalty, dense, factors, inner_layers, plain_groups, register
 from wellcond.methods.settings import Settings
 
 
@@ -106,14 +107,18 @@ def _soft_orthogonality(settings: Settings) -> Penalty | None:
 
 
 def _penalized(
-    norm: Callable[[Tensor], Tensor], kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module
+    norm: Callable[[Tensor], Tensor], kind: type[nn.Module] = nn.Module
 ) -> Callable[[Settings], Penalty | None]:
-    """β Σ norm(W) over the weight matrices of these kinds of layers."""
+    """β Σ norm(W) over the weight matrices of all layers of this kind but the classifier. Raises ValueError if there
+    is none."""
 
     def of(settings: Settings) -> Penalty | None:
         def penalty(model: nn.Module) -> Tensor:
-            norms: Iterable[Tensor] = (norm(matricize(weight)) for weight in weights_of(model, kinds).values())
-            return settings.beta * torch.stack(list(norms)).sum()
+            layers = [layer for layer in inner_layers(model).values() if isinstance(layer, kind)]
+            if not layers:
+                expected = f"a network with a {kind.__name__} before its last layer"
+                raise invalid("model", type(model).__name__, expected)
+            return settings.beta * torch.stack([norm(weight_matrix(layer)).sum() for layer in layers]).sum()
 
         return penalty if settings.beta else None
 

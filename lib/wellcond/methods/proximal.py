@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wellcond.errors import invalid
 from wellcond.layers import matricize
 from wellcond.linalg import svd
-from wellcond.methods.method import Method, dense, register, weights_of
+from wellcond.methods.method import Method, dense, inner_layers, register, single_matrices
 from wellcond.methods.settings import Settings
 from wellcond.optim import CheckedOptimizer, Group, State, euclidean, with_rest
 
@@ -56,8 +56,9 @@ class ProximalSGD(CheckedOptimizer):
     """Momentum SGD with the proximal map of the nuclear norm; see this module.
 
     params: groups. Options, of all groups or of one, with the defaults below:
-        lr > 0; momentum in [0, 1); weight_decay >= 0;
-    kind: a key of UPDATES, "thresholded" for weights of two or more dimensions; threshold: λ >= 0; every >= 1.
+        lr >= 0; momentum in [0, 1); weight_decay >= 0;
+    kind: a key of UPDATES, "thresholded" for weights of two or more dimensions, each matricized to one matrix;
+    threshold: λ >= 0; every >= 1.
     Raises ValueError, naming the option, for anything else.
     """
 
@@ -76,7 +77,7 @@ class ProximalSGD(CheckedOptimizer):
 
 
 def _thresholded_groups(model: nn.Module, settings: Settings) -> list[Group]:
-    weights = list(weights_of(model).values())
+    weights = single_matrices(inner_layers(model))
     return with_rest(model, [{"params": weights, "kind": "thresholded", "threshold": settings.beta}])
 
 
