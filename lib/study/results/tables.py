@@ -63,6 +63,8 @@ COLUMNS: dict[str, Table] = {
 AFTERWARDS: dict[str, Table] = {}
 
 FLOAT_FORMAT = "%.9g"
+INTERRUPTED = "Calling read(nbytes) on source failed"
+"""What pandas makes of Ctrl-C while it reads: a text in memory cannot fail otherwise."""
 
 
 def columns(table: str) -> Table:
@@ -76,6 +78,8 @@ def parsed(text: str, table: str, path: Path) -> pd.DataFrame:
         texts = {column: str for column, kind in columns(table).items() if kind is str}
         frame = pd.read_csv(io.StringIO(text), dtype=texts)
     except ValueError as error:
+        if INTERRUPTED in str(error):
+            raise KeyboardInterrupt from error
         raise invalid("file", str(path), f"a readable CSV ({error})") from error
     # a setting that came later than the file: no run of it has it
     frame = frame.reindex(columns=[*frame, *(c for c in columns(table) if c in SETTINGS and c not in frame)])

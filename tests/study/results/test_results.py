@@ -1,5 +1,6 @@
 """The results folder: what is written is read back, whole or not at all, also by two writers at once."""
 
+import io
 import json
 import math
 import multiprocessing
@@ -364,3 +365,15 @@ def test_columns_have_their_types(experiment):
         for column, kind in schema.columns(table).items():
             expected = float if kind is int and frame[column].isna().any() else kind
             assert KINDS[expected](frame[column].dtype), (table, column, frame[column].dtype)
+
+
+def test_an_interruption_while_a_table_is_read_is_no_damage(monkeypatch):
+    """pandas loses the exception that a signal raises while it reads, and says that the reading failed."""
+
+    class Interrupted(io.StringIO):
+        def read(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(schema.io, "StringIO", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        schema.parsed("run_id\n", "runs", Path("runs.csv"))
