@@ -1,6 +1,5 @@
 """The results folder: what is written is read back, whole or not at all, also by two writers at once."""
 
-import io
 import json
 import math
 import multiprocessing
@@ -368,12 +367,13 @@ def test_columns_have_their_types(experiment):
 
 
 def test_an_interruption_while_a_table_is_read_is_no_damage(monkeypatch):
-    """pandas loses the exception that a signal raises while it reads, and says that the reading failed."""
+    """Seen when a process was told to stop while it read: the exception was lost, and pandas said this."""
 
-    class Interrupted(io.StringIO):
-        def read(self, *_):
-            raise KeyboardInterrupt
+    def interrupted(*_, **__):
+        raise pd.errors.ParserError(
+            "Error tokenizing data. C error: Calling read(nbytes) on source failed. Try engine='python'."
+        )
 
-    monkeypatch.setattr(schema.io, "StringIO", Interrupted)
+    monkeypatch.setattr(schema.pd, "read_csv", interrupted)
     with pytest.raises(KeyboardInterrupt):
         schema.parsed("run_id\n", "runs", Path("runs.csv"))
