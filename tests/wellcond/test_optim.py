@@ -585,13 +585,6 @@ def test_factors_without_orthonormal_columns_are_refused(optimizer, factor):
     optimizer(wc.param_groups(layer))
 
 
-@pytest.mark.parametrize("optimizer", [LowRankSGD, wc.LowRankAdamW, wc.on_manifold])
-def test_factors_in_a_euclidean_group_are_warned_of(optimizer):
-    layer, first = wc.factorize(nn.Linear(6, 5), rank=3), [torch.optim.RMSprop] if optimizer is wc.on_manifold else []
-    with pytest.warns(UserWarning, match="leave the manifold"):
-        optimizer(*first, layer.parameters(), lr=0.1)
-
-
 def test_a_learning_rate_of_zero_is_a_step_of_zero():
     layer = wc.factorize(nn.Linear(6, 5), rank=3)
     W = layer.matrix().detach()

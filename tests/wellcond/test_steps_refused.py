@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -160,7 +161,8 @@ def test_what_schedulers_and_optimizers_write_into_a_group_is_accepted(name):
 def test_factors_in_a_euclidean_group_are_warned_of():
     low = wc.factorize(network(), rank=3)
     tucker = wc.factorize(nn.Conv2d(4, 6, 3), rank=2, convolution=Tucker2Conv2d)
-    for kind in (wc.LowRankSGD, BUG, FrankWolfe, ProximalSGD):
+    on_manifold = partial(wc.on_manifold, torch.optim.RMSprop)
+    for kind in (wc.LowRankSGD, BUG, FrankWolfe, ProximalSGD, wc.LowRankAdamW, on_manifold):
         for model in (low, tucker):
             with pytest.warns(UserWarning, match=r"wc\.param_groups"):
                 kind(model.parameters())

@@ -11,7 +11,7 @@ import pandas as pd
 
 from study.findings.finding import Number, clear, committed, finding, unclear
 from study.presentation.compression import compressed, references
-from study.statistics.frames import by_seed, difference, rates, suite_rates, summary
+from study.statistics.frames import by_seed, difference, final, rates, suite_rates, summary
 
 NETWORK = "cifar10_vgg16_short"
 CONDLR = "CondLR, τ = 0.1, ratio 0.8"
@@ -33,7 +33,7 @@ def network() -> Mapping[str, Number]:
 @finding("Of three networks of one size and seed CondLR is the most accurate; without its bound κ grows by thousands.")
 def wide() -> Mapping[str, Number]:
     results = committed(NETWORK)
-    names = {"condlr": CONDLR, "uv": "U Vᵀ, ratio 0.8", "usv": "projected U S Vᵀ, ratio 0.8"}
+    names = {key: NAMES[key] for key in ("condlr", "uv", "usv")}
     fgsm: Any = rates(results).query("attack == 'fgsm'").pivot_table(index="name", columns="eps", values="rate")
     fgsm = fgsm.loc[[*names.values()]].set_axis([*names], axis="index")
     clean = fgsm[0.0]
@@ -130,7 +130,7 @@ NAMES = {
     "cut": "SVD of dense, fine-tuned, ratio 0.8",
     "published": "CondLR as published, τ = 0.1, ratio 0.8",
 }
-"""The configurations of the narrow network that the text compares, by the names of their numbers."""
+"""The configurations that the text compares, by the names of their numbers."""
 
 
 def under_fgsm(eps: float) -> pd.DataFrame:
@@ -228,8 +228,7 @@ def narrow_auto() -> Mapping[str, Number]:
 def narrow_growth() -> Mapping[str, Number]:
     curves = committed(NARROW).select("curves").query("quantity == 'kappa'")
     worst: Any = curves.groupby(["method", "epoch"])["value"].max()
-    last = curves[curves["epoch"] == curves["epoch"].max()]
-    ends = sorted(last.query("method == 'usv'").groupby("seed")["value"].max())
+    ends = sorted(final(curves).query("method == 'usv'").groupby("seed")["value"].max())
     return {
         "start": Number(float(worst["usv", 0]), 1, 2, digits=1),
         **{f"usv_{place}": Number(float(end), 500, math.inf, digits=0) for place, end in enumerate(ends)},
@@ -241,7 +240,7 @@ def narrow_growth() -> Mapping[str, Number]:
 @finding("The norms of the weights as stored, without batch normalization, do not order the networks by robustness.")
 def narrow_sizes() -> Mapping[str, Number]:
     curves = committed(NARROW).select("curves").query("quantity == 'sigma_max'")
-    last = curves[curves["epoch"] == curves["epoch"].max()]
+    last = final(curves)
     last = last[last["ratio"].isna() | (last["ratio"] == 0.8)]
     mean: Any = last.groupby(["method", "seed"])["value"].prod().groupby("method").mean()
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,9 +62,7 @@ def usual_starts() -> Mapping[str, Number]:
 
 @finding("Over all networks of chapter 7, kept or not, κ goes with robustness, more loosely than the norms.")
 def every_network() -> Mapping[str, Number]:
-    clean: Any = frames.rates(study()).query("attack == 'clean'").set_index("run_id")["rate"]
-    rows = frames.sensitivity(study(), "pgd_linf")
-    rows = rows[rows["run_id"].map(clean) >= 90]
+    rows = conditioning.learned(study(), "pgd_linf", least=90)
     found = conditioning.rank_correlations(rows, predictors=("kappa", "gain")).set_index("predictor")
     return {
         "gain": Number(float(found["rho"]["gain"]), -1, -0.85, digits=2),

@@ -108,20 +108,23 @@ PREDICTORS = {
 """What might predict accuracy under attack; geometric means over the images where it depends on them."""
 
 
-def predictors(results: Results, attack: str, least: float = 0.0) -> pd.DataFrame:
-    """One row a network whose conditioning was measured: name, run_id, PREDICTORS, and the rate (%) under an attack at
-    its largest radius.
+def learned(results: Results, attack: str, least: float) -> pd.DataFrame:
+    """`frames.sensitivity` of the networks with `least` % of clean accuracy: one that has not learned has nothing to
+    lose."""
+    clean = analysis.rates(results).query("attack == 'clean'").set_index("run_id")["rate"]
+    found = analysis.sensitivity(results, attack)
+    return found[found["run_id"].map(clean) >= least]
 
-    Networks with less than `least` % of clean accuracy are left out: one that has not learned has nothing to lose.
-    """
+
+def predictors(results: Results, attack: str, least: float = 0.0) -> pd.DataFrame:
+    """One row a network that has `learned` and whose conditioning was measured: name, run_id, PREDICTORS, and the rate
+    (%) under an attack at its largest radius."""
     rows = results.conditioning
     kappas = rows[rows["quantity"] == "kappa"].groupby("run_id")["value"].prod().rename("kappas")
     whole = rows[rows["layer"].isna() | (rows["layer"] == "")].pivot_table("value", "run_id", "quantity")
     measured = whole.reindex(columns=["bound", "gain_bound", "kappa_rel"]).join(kappas)
-    clean = analysis.rates(results).query("attack == 'clean'").set_index("run_id")["rate"]
     about = ["run_id", "name", "method", "label", *SETTINGS, "rate", "kappa", "gain"]
-    found = analysis.sensitivity(results, attack)[about]
-    found = found[found["run_id"].map(clean) >= least]
+    found = learned(results, attack, least)[about]
     return found[found["run_id"].isin(measured.index)].join(measured, on="run_id").reset_index(drop=True)
 
 

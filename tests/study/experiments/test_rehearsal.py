@@ -1,7 +1,6 @@
 """Every experiment of the book, rehearsed: its paper preset with everything in it, and only the numbers small."""
 
-import functools
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -105,7 +104,7 @@ def unmet(cells, of, met):
     return chosen
 
 
-@functools.cache
+@cache
 def rehearsed():
     """The cells of each experiment to train, and those of them to measure: what one experiment has rehearsed is left
     out in the next, but each has a cell that goes all the way."""
