@@ -57,6 +57,13 @@ def test_no_number_is_parted_from_its_per_cent(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_panels_are_counted(name):
+    """On a phone they stand below each other: there is no left and no right."""
+    text = "\n".join(cell.source for cell in cells(name, "markdown"))
+    assert re.findall(r"[(,] ?(?:left|middle|right)\)|\b(?:left|middle|right) panel", text) == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_code_writes_no_sentences(name):
     assert [cell.id for cell in cells(name, "code") if re.search(r"\bMarkdown\b", cell.source)] == []
 
